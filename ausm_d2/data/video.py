@@ -1,0 +1,71 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""What a video is to this project: a record that is cheap to hold and reads pixels and masks only when asked.
+
+Shape shorthand:
+    H, W: frame size in pixels, as stored
+    T: frames of the video
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+# A mask as it is stored: COCO RLE ({"size": [H, W], "counts": bytes | str | list}), COCO polygons
+# (list of flat x, y lists) or a decoded bool array (H, W).
+StoredMask = dict | list | np.ndarray
+
+
+@runtime_checkable
+class FrameSource(Protocol):
+    """Random access to the frames of one video. Cheap to pickle: it opens files when it is asked, not before."""
+
+    @property
+    def names(self) -> list[str]:
+        """Frame names without extension (T), as result files use them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Frame ``index`` as uint8 (H, W, 3), RGB."""
+
+
+@runtime_checkable
+class MaskSource(Protocol):
+    """Random access to the instance masks of one video. Cheap to pickle."""
+
+    def read(self, index: int) -> dict[int, StoredMask]:
+        """Masks of frame ``index`` by instance id. An instance that is not visible there has no entry."""
+
+
+@dataclass
+class Instance:
+    """One annotated object of a video."""
+
+    instance_id: int  # unique within the video; for VOS data the palette value / folder number
+    category_id: int  # contiguous, 0-based, in the label set of the data set's head
+    is_crowd: bool = False
+
+
+@dataclass
+class VideoRecord:
+    """One video of a registered data set (what ``DatasetCatalog.get(name)`` returns a list of)."""
+
+    video_id: int | str  # the data set's own id, as result files use it
+    name: str  # folder or file stem
+    height: int
+    width: int
+    frames: FrameSource
+    instances: list[Instance] = field(default_factory=list)
+    masks: MaskSource | None = None  # None: no labels (test sets)
+    labelled: list[bool] | None = None  # per frame: carries labels. None: every frame does
+    # VOS: frame at which an object's mask is given (its prompt), by instance id
+    prompt_frames: dict[int, int] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """Number of frames T."""
+        return len(self.frames)
