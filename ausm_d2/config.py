@@ -1,0 +1,144 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Every configuration key of the project, with its unit and its source, in one place.
+
+"paper" is arXiv 2508.19242; keys that exist in Mask2Former or the VIS projects keep their names and meanings.
+"""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+
+def add_ausm_config(cfg: CfgNode) -> None:
+    """Add the keys of AUSM to a Detectron2 config (in place)."""
+    _add_backbone_keys(cfg)
+    _add_model_keys(cfg)
+    _add_training_keys(cfg)
+    _add_input_keys(cfg)
+    _add_test_keys(cfg)
+
+
+def _add_backbone_keys(cfg: CfgNode) -> None:
+    # Swin, with Mask2Former's names. Values: Swin-T.
+    cfg.MODEL.SWIN = CfgNode()
+    cfg.MODEL.SWIN.PRETRAIN_IMG_SIZE = 224  # pixels; only used with APE
+    cfg.MODEL.SWIN.PATCH_SIZE = 4  # pixels
+    cfg.MODEL.SWIN.EMBED_DIM = 96
+    cfg.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
+    cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
+    cfg.MODEL.SWIN.WINDOW_SIZE = 7  # tokens
+    cfg.MODEL.SWIN.MLP_RATIO = 4.0
+    cfg.MODEL.SWIN.QKV_BIAS = True
+    cfg.MODEL.SWIN.QK_SCALE = None
+    cfg.MODEL.SWIN.DROP_RATE = 0.0
+    cfg.MODEL.SWIN.ATTN_DROP_RATE = 0.0
+    cfg.MODEL.SWIN.DROP_PATH_RATE = 0.3
+    cfg.MODEL.SWIN.APE = False
+    cfg.MODEL.SWIN.PATCH_NORM = True
+    cfg.MODEL.SWIN.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.SWIN.USE_CHECKPOINT = False
+    # Any `features_only` model of timm (MODEL.BACKBONE.NAME: build_timm_backbone).
+    cfg.MODEL.TIMM = CfgNode()
+    cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # strides 4, 8, 16, 32
+
+
+def _add_model_keys(cfg: CfgNode) -> None:
+    cfg.MODEL.AUSM = ausm = CfgNode()
+    ausm.HIDDEN_DIM = 256  # D (paper, Sec. 3)
+    ausm.NUM_ID = 100  # N_id: ID vectors in the pool B (paper)
+    # One classification head per label set: [[name, number of classes], ...] (paper, Sec. 3 "Classification").
+    ausm.HEADS = [["object", 1]]
+    # Head that scores prompted rows (docs/deviations.md, 5).
+    ausm.PROMPT_HEAD = "object"
+    # "frame": a mask given at frame k enters M_k and is tracked from k + 1. "zero": Alg. 1's letter, a mask given at
+    # the first frame is M_0, marked on X_0, and the first frame itself is predicted (docs/deviations.md, 2).
+    ausm.PROMPT_INDEX = "frame"
+    ausm.MARKER_EPS = 1e-6  # eps of the History Marker (Sec. 3)
+    # False: the masks are not marked on the features, only the object vectors A are propagated (an ablation).
+    ausm.HISTORY_MARKER = True
+    # Keys and values of the spatial attentions of Compressor and Decoder are pooled r x r; 1 = the paper.
+    ausm.SPATIAL_REDUCTION = 1
+
+    ausm.FRAME_ENCODER = CfgNode()
+    ausm.FRAME_ENCODER.IN_FEATURES = ["res2", "res3", "res4", "res5"]  # strides 4, 8, 16, 32
+    ausm.FRAME_ENCODER.ENC_LAYERS = 6  # deformable encoder layers; 0: top-down sums instead (light models)
+    ausm.FRAME_ENCODER.NUM_HEADS = 8
+    ausm.FRAME_ENCODER.NUM_POINTS = 4
+    ausm.FRAME_ENCODER.DIM_FEEDFORWARD = 1024
+    ausm.FRAME_ENCODER.FREEZE = False  # stage 3 of the paper's recipe
+
+    ausm.COMPRESSOR = CfgNode()
+    ausm.COMPRESSOR.LAYERS = 6  # paper
+    ausm.COMPRESSOR.HEAD_DIM = 64  # width of an attention head
+    ausm.COMPRESSOR.DIM_FEEDFORWARD = 1024
+    ausm.COMPRESSOR.D_STATE = 16  # Mamba
+    ausm.COMPRESSOR.D_CONV = 4
+    ausm.COMPRESSOR.EXPAND = 2
+
+    ausm.DECODER = CfgNode()
+    ausm.DECODER.LAYERS = 6  # paper
+    ausm.DECODER.HEAD_DIM = 64
+    ausm.DECODER.DIM_FEEDFORWARD = 1024
+    ausm.DECODER.SELF_ATTENTION = True  # over X_t; off in light models
+
+    ausm.PIXEL_DECODER = CfgNode()
+    ausm.PIXEL_DECODER.LAYERS = 9  # Mask2Former
+    ausm.PIXEL_DECODER.HEAD_DIM = 32
+    ausm.PIXEL_DECODER.DIM_FEEDFORWARD = 2048
+    ausm.PIXEL_DECODER.MEMORY_STRIDES = [32, 16, 8]  # G_t pooled to these, cycled through by the layers
+    ausm.PIXEL_DECODER.NUM_DET = 100  # N_det: detection queries V (paper)
+
+
+def _add_training_keys(cfg: CfgNode) -> None:
+    # The loss of Mask2Former, with its names.
+    cfg.MODEL.MASK_FORMER = CfgNode()
+    cfg.MODEL.MASK_FORMER.CLASS_WEIGHT = 2.0
+    cfg.MODEL.MASK_FORMER.MASK_WEIGHT = 5.0
+    cfg.MODEL.MASK_FORMER.DICE_WEIGHT = 5.0
+    cfg.MODEL.MASK_FORMER.NO_OBJECT_WEIGHT = 0.1  # rows of V only; rows of A have 1 (docs/deviations.md, 4)
+    cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION = True
+    cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 12544
+    cfg.MODEL.MASK_FORMER.OVERSAMPLE_RATIO = 3.0
+    cfg.MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO = 0.75
+
+    cfg.MODEL.AUSM.TRAIN = train = CfgNode()
+    # "parallel": all frames of a clip at once, teacher forced (Alg. 2). "iterative": the same function frame by frame
+    # (Fig. 4's baseline). "rollout": frame by frame on the model's own masks.
+    train.MODE = "parallel"
+    train.PROMPT_PROB = 0.5  # probability that a clip's objects switch at their first visible frame
+    train.CHECKPOINTING = False  # recompute the activations of every block in the backward pass
+    # History noise: probabilities per row and frame of M (docs/deviations.md, 10).
+    train.HISTORY_NOISE = CfgNode()
+    train.HISTORY_NOISE.ENABLED = True
+    train.HISTORY_NOISE.MORPHOLOGY = 0.3  # erode or dilate by one cell of stride 4
+    train.HISTORY_NOISE.SHIFT = 0.2
+    train.HISTORY_NOISE.MAX_SHIFT = 2  # cells of stride 4
+    train.HISTORY_NOISE.DROP = 0.1
+    train.HISTORY_NOISE.SWAP = 0.02  # with another row of the same frame
+    # Loss weights of classification and masks where several data sets are mixed are those above for all of them.
+
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone, times BASE_LR
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
+
+
+def _add_input_keys(cfg: CfgNode) -> None:
+    cfg.INPUT.SAMPLING_FRAME_NUM = 5  # frames T of a training clip
+    cfg.INPUT.SAMPLING_FRAME_RANGE = 20  # frames to either side of the first one drawn
+
+
+def _add_test_keys(cfg: CfgNode) -> None:
+    cfg.TEST.AUSM = test = CfgNode()
+    test.FG_THRESHOLD = 0.5  # foreground probability from which a row of V becomes a track (paper, Sec. 4)
+    test.TOPK = 10  # predictions kept; 10 for YouTube-VIS, 20 for OVIS (paper)
+    # "video": the best (track, class) pairs of a video; "frame": the paper's instances per frame (deviations, 12).
+    test.TOPK_SCOPE = "video"
+    test.AMP = False  # bfloat16 autocast in streaming
+    test.RESUME = False  # keep the videos that OUTPUT_DIR already holds results of
+    # Times the input is repeated (Table 3): images as a still video, videos forward, backward, forward. Odd for videos.
+    test.REPEAT = 1
+    test.SPATIAL_TRAVERSAL = False  # images: the image, four 90 % crops around it, the image again (Appendix A)
+    test.SEED = 0  # of the Sampler of ID vectors
+    # Also score the references (first mask copied, optical flow, per-frame detection with IoU linking).
+    test.BASELINES = False

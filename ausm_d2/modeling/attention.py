@@ -1,0 +1,82 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Attention and feed-forward blocks shared by History Compressor, History Decoder and Pixel Decoder.
+
+Shape shorthand:
+    B: batch (clips, frames or clips * frames)
+    Q: queries
+    K: keys
+    D: channels
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head attention on ``scaled_dot_product_attention``.
+
+    Parameter names and shapes are those of ``nn.MultiheadAttention``, so that checkpoints of models built on it fit.
+    """
+
+    def __init__(self, dim: int, *, head_dim: int) -> None:
+        """
+        Args:
+            dim: channels D of queries, keys and values.
+            head_dim: width of one head; has to divide D.
+
+        Raises:
+            ValueError: if ``head_dim`` does not divide ``dim``.
+        """
+        super().__init__()
+        if dim % head_dim:
+            raise ValueError(f"head width {head_dim} does not divide the {dim} channels")
+        self.head_dim = head_dim
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            query: (B, Q, D).
+            key: (B, K, D). May be the tensor ``query`` itself.
+            value: (B, K, D). May be the tensor ``key`` itself.
+            mask: bool, broadcastable to (B, heads, Q, K); True where a query may look.
+
+        Returns:
+            (B, Q, D).
+        """
+        weights = self.in_proj_weight.chunk(3)
+        biases = self.in_proj_bias.chunk(3)
+        if query is key:
+            q, k = F.linear(query, self.in_proj_weight[: -len(weights[2])], self.in_proj_bias[: -len(biases[2])]).chunk(
+                2, dim=-1
+            )
+        else:
+            q, k = F.linear(query, weights[0], biases[0]), F.linear(key, weights[1], biases[1])
+        v = F.linear(value, weights[2], biases[2])
+        out = F.scaled_dot_product_attention(self._heads(q), self._heads(k), self._heads(v), attn_mask=mask)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a ReLU between them, as in the Transformer layers of Mask2Former."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(dim, hidden_dim)
+        self.linear2 = nn.Linear(hidden_dim, dim)
+        for layer in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.linear2(F.relu(self.linear1(x)))

@@ -1,0 +1,270 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""History Marker, History Compressor and History Decoder (paper, Sec. 3): how the past reaches the present frame.
+
+Shape shorthand:
+    B: clips
+    T: frames of a clip
+    N: rows of A (padded with rows that are not in use)
+    D: channels
+    h, w: feature size at stride 8
+    P: h * w pixels
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .attention import Attention, FeedForward
+from .position import sine_position
+from .ssm import Mamba, SSMState
+
+
+class HistoryMarker(nn.Module):
+    """Token Mark: writes the ID vectors of A where the masks M are (Sec. 3).
+
+    ``S[h, w] = sum_i M^i[h, w] A^i / (eps + sum_i M^i[h, w])``
+    """
+
+    def __init__(self, *, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, ids: Tensor, masks: Tensor) -> Tensor:
+        """
+        Args:
+            ids: (..., N, D) ID vectors A.
+            masks: (..., N, 2h, 2w) masks M at stride 4, in [0, 1]; all zero for rows that are not in use.
+
+        Returns:
+            (..., D, h, w) marked history S.
+        """
+        lead = masks.shape[:-3]
+        coverage = F.avg_pool2d(masks.flatten(0, -4).to(ids.dtype), 2)  # (prod(lead), N, h, w)
+        weight = coverage / (self.eps + coverage.sum(dim=1, keepdim=True))
+        ids = ids.expand(*lead, *ids.shape[-2:]).flatten(0, -3)
+        marked = torch.einsum("bnd,bnhw->bdhw", ids, weight)
+        return marked.unflatten(0, lead)
+
+
+def _reduce(x: Tensor, size: tuple[int, int], reduction: int) -> Tensor:
+    """Average (B, P, D) tokens of a (h, w) grid over r x r squares (squares at the border may be smaller)."""
+    if reduction == 1:
+        return x
+    grid = x.transpose(1, 2).unflatten(2, size)
+    return F.avg_pool2d(grid, reduction, ceil_mode=True).flatten(2).transpose(1, 2)
+
+
+class CompressorLayer(nn.Module):
+    """Mamba over time at every pixel, self-attention over the pixels of each frame, feed-forward; all pre-norm."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        head_dim: int,
+        dim_feedforward: int,
+        d_state: int,
+        d_conv: int,
+        expand: int,
+        spatial_reduction: int,
+    ) -> None:
+        super().__init__()
+        self.spatial_reduction = spatial_reduction
+        self.norm_time = nn.LayerNorm(dim)
+        self.mamba = Mamba(dim, d_state=d_state, d_conv=d_conv, expand=expand)
+        self.norm_space = nn.LayerNorm(dim)
+        self.self_attn = Attention(dim, head_dim=head_dim)
+        self.norm_ffn = nn.LayerNorm(dim)
+        self.ffn = FeedForward(dim, dim_feedforward)
+
+    def _space_and_ffn(self, x: Tensor, position: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B * T, P, D) -> (B * T, P, D); no information between frames."""
+        normed = self.norm_space(x)
+        query = normed + position
+        if self.spatial_reduction == 1:
+            x = x + self.self_attn(query, query, normed)
+        else:
+            key = _reduce(query, size, self.spatial_reduction)
+            x = x + self.self_attn(query, key, _reduce(normed, size, self.spatial_reduction))
+        return x + self.ffn(self.norm_ffn(x))
+
+    def forward(
+        self, x: Tensor, position: Tensor, size: tuple[int, int], state: SSMState | None
+    ) -> tuple[Tensor, SSMState]:
+        """
+        Args:
+            x: (B, P, T, D) tokens.
+            position: (P, D) positions.
+            size: (h, w).
+            state: memory of the frames before, for B * P sequences; None at the start of a stream.
+
+        Returns:
+            (B, P, T, D) tokens and the memory after the last frame.
+        """
+        batch, pixels, frames, dim = x.shape
+        mixed, state = self.mamba(self.norm_time(x).flatten(0, 1), state)
+        x = x + mixed.view(batch, pixels, frames, dim)
+        tokens = x.transpose(1, 2).flatten(0, 1)
+        tokens = self._space_and_ffn(tokens, position, size)
+        return tokens.view(batch, frames, pixels, dim).transpose(1, 2), state
+
+
+class HistoryCompressor(nn.Module):
+    """E -> F: compresses all marked history up to a frame into features of the frame's size (Sec. 3).
+
+    A clip at once and frame by frame through the returned states are the same function.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_layers: int,
+        head_dim: int,
+        dim_feedforward: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        spatial_reduction: int = 1,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.checkpointing = checkpointing
+        self.layers = nn.ModuleList(
+            CompressorLayer(
+                dim,
+                head_dim=head_dim,
+                dim_feedforward=dim_feedforward,
+                d_state=d_state,
+                d_conv=d_conv,
+                expand=expand,
+                spatial_reduction=spatial_reduction,
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, e: Tensor, states: list[SSMState] | None = None) -> tuple[Tensor, list[SSMState]]:
+        """
+        Args:
+            e: (B, T, D, h, w) features E of T consecutive frames.
+            states: the Mamba state of every layer after the frame before; None at the start of a stream.
+
+        Returns:
+            (B, T, D, h, w) compressed history F, and the states after the last frame.
+        """
+        batch, frames, dim, height, width = e.shape
+        position = sine_position(height, width, dim, device=e.device, dtype=e.dtype).flatten(1).T
+        x = e.flatten(3).permute(0, 3, 1, 2)  # (B, P, T, D)
+        new_states = []
+        for i, layer in enumerate(self.layers):
+            args = (x, position, (height, width), states[i] if states is not None else None)
+            if self.checkpointing and self.training:
+                x, state = checkpoint(layer, *args, use_reentrant=False)
+            else:
+                x, state = layer(*args)
+            new_states.append(state)
+        x = self.norm(x)
+        return x.permute(0, 2, 3, 1).unflatten(3, (height, width)), new_states
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention over X_t (optional), cross-attention to F_t, feed-forward; all pre-norm."""
+
+    def __init__(
+        self, dim: int, *, head_dim: int, dim_feedforward: int, self_attention: bool, spatial_reduction: int
+    ) -> None:
+        super().__init__()
+        self.spatial_reduction = spatial_reduction
+        if self_attention:
+            self.norm_self = nn.LayerNorm(dim)
+            self.self_attn = Attention(dim, head_dim=head_dim)
+        else:
+            self.norm_self, self.self_attn = None, None
+        self.norm_cross = nn.LayerNorm(dim)
+        self.cross_attn = Attention(dim, head_dim=head_dim)
+        self.norm_ffn = nn.LayerNorm(dim)
+        self.ffn = FeedForward(dim, dim_feedforward)
+
+    def forward(
+        self, x: Tensor, position: Tensor, size: tuple[int, int], key: Tensor, value: Tensor
+    ) -> Tensor:
+        """
+        Args:
+            x: (B, P, D) tokens of X_t.
+            position: (P, D).
+            size: (h, w).
+            key, value: (B, K, D) tokens of F_t, with and without position, spatially reduced.
+
+        Returns:
+            (B, P, D).
+        """
+        if self.norm_self is not None and self.self_attn is not None:
+            normed = self.norm_self(x)
+            query = normed + position
+            if self.spatial_reduction == 1:
+                x = x + self.self_attn(query, query, normed)
+            else:
+                x = x + self.self_attn(
+                    query,
+                    _reduce(query, size, self.spatial_reduction),
+                    _reduce(normed, size, self.spatial_reduction),
+                )
+        x = x + self.cross_attn(self.norm_cross(x) + position, key, value)
+        return x + self.ffn(self.norm_ffn(x))
+
+
+class HistoryDecoder(nn.Module):
+    """X_t, F_t -> G_t: Transformer decoder layers with the frame as queries and the history as memory (Sec. 3)."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_layers: int,
+        head_dim: int,
+        dim_feedforward: int,
+        self_attention: bool = True,
+        spatial_reduction: int = 1,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.checkpointing = checkpointing
+        self.spatial_reduction = spatial_reduction
+        self.layers = nn.ModuleList(
+            DecoderLayer(
+                dim,
+                head_dim=head_dim,
+                dim_feedforward=dim_feedforward,
+                self_attention=self_attention,
+                spatial_reduction=spatial_reduction,
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, f: Tensor) -> Tensor:
+        """
+        Args:
+            x: (B, D, h, w) features X_t; B counts frames, which do not see each other.
+            f: (B, D, h, w) compressed history F_t.
+
+        Returns:
+            (B, D, h, w) features G_t.
+        """
+        _, dim, height, width = x.shape
+        size = (height, width)
+        position = sine_position(height, width, dim, device=x.device, dtype=x.dtype).flatten(1).T
+        tokens = x.flatten(2).transpose(1, 2)
+        memory = f.flatten(2).transpose(1, 2)
+        key = _reduce(memory + position, size, self.spatial_reduction)
+        value = _reduce(memory, size, self.spatial_reduction)
+        for layer in self.layers:
+            if self.checkpointing and self.training:
+                tokens = checkpoint(layer, tokens, position, size, key, value, use_reentrant=False)
+            else:
+                tokens = layer(tokens, position, size, key, value)
+        return self.norm(tokens).transpose(1, 2).unflatten(2, size)
