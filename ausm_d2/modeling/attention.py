@@ -54,15 +54,14 @@ class Attention(nn.Module):
         Returns:
             (B, Q, D).
         """
-        weights = self.in_proj_weight.chunk(3)
-        biases = self.in_proj_bias.chunk(3)
+        dim = self.in_proj_weight.shape[1]
+        weight, bias = self.in_proj_weight, self.in_proj_bias
         if query is key:
-            q, k = F.linear(query, self.in_proj_weight[: -len(weights[2])], self.in_proj_bias[: -len(biases[2])]).chunk(
-                2, dim=-1
-            )
+            q, k = F.linear(query, weight[: 2 * dim], bias[: 2 * dim]).chunk(2, dim=-1)
         else:
-            q, k = F.linear(query, weights[0], biases[0]), F.linear(key, weights[1], biases[1])
-        v = F.linear(value, weights[2], biases[2])
+            q = F.linear(query, weight[:dim], bias[:dim])
+            k = F.linear(key, weight[dim : 2 * dim], bias[dim : 2 * dim])
+        v = F.linear(value, weight[2 * dim :], bias[2 * dim :])
         out = F.scaled_dot_product_attention(self._heads(q), self._heads(k), self._heads(v), attn_mask=mask)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 

@@ -1,0 +1,52 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""The pool B of learned ID vectors and the Sampler that draws from it (paper, Sec. 3; Alg. 1).
+
+Shape shorthand:
+    N_id: vectors in the pool
+    D: channels
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class PoolExhausted(RuntimeError):
+    """More ID vectors were asked for than the pool has left."""
+
+
+class IDPool(nn.Module):
+    """B: N_id learned vectors; an object wears one of them for as long as it is followed."""
+
+    def __init__(self, num_id: int, dim: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(num_id, dim)
+
+    @property
+    def num_id(self) -> int:
+        """N_id."""
+        return self.embed.num_embeddings
+
+    def sample(self, count: int, *, in_use: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Sampler(B, count): uniform, without replacement, among the vectors that are not in use.
+
+        Args:
+            count: how many to draw.
+            in_use: bool (N_id), on the CPU; True for vectors that cannot be drawn. None: all are free.
+            generator: a CPU generator; None: the default one.
+
+        Returns:
+            int64 (count), indices into the pool, on the CPU.
+
+        Raises:
+            PoolExhausted: if fewer than ``count`` are free.
+        """
+        free = torch.arange(self.num_id) if in_use is None else (~in_use).nonzero()[:, 0]
+        if count > len(free):
+            raise PoolExhausted(f"{count} ID vectors asked for, {len(free)} of {self.num_id} are free")
+        return free[torch.randperm(len(free), generator=generator)[:count]]
+
+    def forward(self, index: Tensor) -> Tensor:
+        """int64 (...) indices -> (..., D) ID vectors."""
+        return self.embed(index)

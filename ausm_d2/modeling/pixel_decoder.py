@@ -1,0 +1,226 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""The Pixel Decoder: Mask2Former's masked-attention Transformer decoder over concat(A_{t-1}, V) and G_t (paper, Sec. 3).
+
+Its parameters have the names and shapes of Mask2Former's ``sem_seg_head.predictor``, but for the classification
+heads, of which there is one per label set.
+
+Shape shorthand:
+    B: frames (clips * frames in training); they do not see each other
+    N: rows of A, padded with rows that are not in use
+    V: detection queries, N_det of them
+    Q: N + N_det
+    D: channels
+    H4, W4: mask size, stride 4
+    K: classes of the largest label set asked for
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .attention import Attention, FeedForward
+from .position import sine_position
+
+
+class Predictions(NamedTuple):
+    """What one decoder layer says of every query. The first N rows are y_trk, the others y_det."""
+
+    class_logits: Tensor  # (B, Q, K + 1); background last; -inf at classes that a row's label set does not have
+    mask_logits: Tensor  # (B, Q, H4, W4)
+
+
+class CrossAttentionLayer(nn.Module):
+    """Post-norm attention of the queries to the pixels of one memory level."""
+
+    def __init__(self, dim: int, head_dim: int) -> None:
+        super().__init__()
+        self.multihead_attn = Attention(dim, head_dim=head_dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, query_position: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        return self.norm(x + self.multihead_attn(x + query_position, key, value, mask=mask))
+
+
+class SelfAttentionLayer(nn.Module):
+    """Post-norm attention among the queries."""
+
+    def __init__(self, dim: int, head_dim: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(dim, head_dim=head_dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, query_position: Tensor, mask: Tensor) -> Tensor:
+        query = x + query_position
+        return self.norm(x + self.self_attn(query, query, x, mask=mask))
+
+
+class FFNLayer(FeedForward):
+    """Post-norm feed-forward."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__(dim, hidden_dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + super().forward(x))
+
+
+class MaskEmbed(nn.Module):
+    """Three linear layers, queries -> mask embeddings."""
+
+    def __init__(self, dim: int, mask_dim: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, mask_dim)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.layers[0](x))
+        x = F.relu(self.layers[1](x))
+        return self.layers[2](x)
+
+
+def memory_levels(g: Tensor, strides: Sequence[int]) -> list[Tensor]:
+    """Average (B, D, h, w) features of stride 8 down to each of ``strides``."""
+    return [g if stride == 8 else F.avg_pool2d(g, stride // 8, ceil_mode=True) for stride in strides]
+
+
+class PixelDecoder(nn.Module):
+    """Masked-attention decoder with tracking rows (A), detection rows (V) and one classification head per label set."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_layers: int,
+        head_dim: int,
+        dim_feedforward: int,
+        num_levels: int,
+        num_det: int,
+        heads: dict[str, int],
+        checkpointing: bool = False,
+    ) -> None:
+        """
+        Args:
+            dim: channels D of memory, queries and mask features.
+            num_layers: decoder layers, each cross-attention, self-attention, feed-forward.
+            head_dim: width of an attention head.
+            dim_feedforward: hidden channels of the feed-forward.
+            num_levels: memory levels, cycled through by the layers.
+            num_det: N_det, rows of V.
+            heads: number of classes by label set.
+            checkpointing: recompute activations in the backward pass.
+        """
+        super().__init__()
+        self.checkpointing = checkpointing
+        self.num_levels = num_levels
+        self.transformer_cross_attention_layers = nn.ModuleList(
+            CrossAttentionLayer(dim, head_dim) for _ in range(num_layers)
+        )
+        self.transformer_self_attention_layers = nn.ModuleList(
+            SelfAttentionLayer(dim, head_dim) for _ in range(num_layers)
+        )
+        self.transformer_ffn_layers = nn.ModuleList(FFNLayer(dim, dim_feedforward) for _ in range(num_layers))
+        self.decoder_norm = nn.LayerNorm(dim)
+        self.query_feat = nn.Embedding(num_det, dim)  # V, content
+        self.query_embed = nn.Embedding(num_det, dim)  # V, position
+        self.track_embed = nn.Embedding(1, dim)  # A, the one position all its rows share
+        self.level_embed = nn.Embedding(num_levels, dim)
+        self.mask_embed = MaskEmbed(dim, dim)
+        self.class_embed = nn.ModuleDict({name: nn.Linear(dim, classes + 1) for name, classes in heads.items()})
+
+    def classify(self, x: Tensor, heads: Sequence[str]) -> Tensor:
+        """(B, Q, D) normalised queries and the head of every frame -> (B, Q, K + 1) class logits."""
+        names = sorted(set(heads))
+        if len(names) == 1:
+            return self.class_embed[names[0]](x)
+        logits = {name: self.class_embed[name](x) for name in names}
+        width = max(each.shape[-1] for each in logits.values())
+        out = next(iter(logits.values())).new_full((*x.shape[:-1], width), float("-inf"))
+        for name, values in logits.items():
+            rows = torch.tensor([head == name for head in heads], device=x.device)
+            values = torch.cat(
+                [values[..., :-1], out.new_full((*x.shape[:-1], width - values.shape[-1]), float("-inf")), values[..., -1:]],
+                dim=-1,
+            )
+            out = torch.where(rows[:, None, None], values, out)
+        return out
+
+    def _predict(self, x: Tensor, mask_features: Tensor, heads: Sequence[str]) -> Predictions:
+        normed = self.decoder_norm(x)
+        masks = torch.einsum("bqd,bdhw->bqhw", self.mask_embed(normed), mask_features)
+        return Predictions(self.classify(normed, heads), masks)
+
+    def forward(
+        self,
+        memory: Sequence[Tensor],
+        mask_features: Tensor,
+        ids: Tensor,
+        in_use: Tensor,
+        heads: Sequence[str],
+        *,
+        intermediate: bool = True,
+    ) -> list[Predictions]:
+        """
+        Args:
+            memory: features by level, each (B, D, h_l, w_l).
+            mask_features: (B, D, H4, W4).
+            ids: (B, N, D) ID vectors A_{t-1}; N may be 0.
+            in_use: bool (B, N); rows that are False are padding and influence nothing.
+            heads: name of the label set of each of the B frames.
+            intermediate: False: only the last layer's predictions (inference).
+
+        Returns:
+            Predictions before the first layer and after every one (the last of the list is the result), or only it.
+        """
+        batch, num_trk = in_use.shape
+        x = torch.cat([ids, self.query_feat.weight.expand(batch, -1, -1)], dim=1)
+        position = torch.cat([self.track_embed.weight.expand(num_trk, -1), self.query_embed.weight])
+        alive = torch.cat([in_use, in_use.new_ones(batch, self.query_feat.num_embeddings)], dim=1)[:, None, None]
+
+        values, keys = [], []
+        for level, features in enumerate(memory):
+            tokens = features.flatten(2).transpose(1, 2) + self.level_embed.weight[level]
+            _, dim, height, width = features.shape
+            where = sine_position(height, width, dim, device=features.device, dtype=features.dtype)
+            values.append(tokens)
+            keys.append(tokens + where.flatten(1).T)
+
+        out = [self._predict(x, mask_features, heads)]
+        for i, (cross, attend, ffn) in enumerate(
+            zip(
+                self.transformer_cross_attention_layers,
+                self.transformer_self_attention_layers,
+                self.transformer_ffn_layers,
+                strict=True,
+            )
+        ):
+            level = i % self.num_levels
+            with torch.no_grad():
+                logits = F.interpolate(
+                    out[-1].mask_logits.float(), size=memory[level].shape[-2:], mode="bilinear", align_corners=False
+                )
+                inside = (logits > 0).flatten(2)
+                inside |= ~inside.any(dim=-1, keepdim=True)  # an empty mask looks everywhere
+
+            def block(
+                x: Tensor,
+                key: Tensor,
+                value: Tensor,
+                inside: Tensor,
+                cross: nn.Module = cross,
+                attend: nn.Module = attend,
+                ffn: nn.Module = ffn,
+            ) -> Tensor:
+                return ffn(attend(cross(x, position, key, value, inside[:, None]), position, alive))
+
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, keys[level], values[level], inside, use_reentrant=False)
+            else:
+                x = block(x, keys[level], values[level], inside)
+            out.append(self._predict(x, mask_features, heads))
+        return out if intermediate else out[-1:]

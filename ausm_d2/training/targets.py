@@ -1,0 +1,61 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""The ground truth of a batch of clips, padded to common sizes.
+
+Shape shorthand:
+    B: clips
+    T: frames of a clip
+    N: instances, padded to the most any clip has
+    H, W: padded image size in pixels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class ClipTargets:
+    """y_1..y_T of B clips."""
+
+    masks: Tensor  # bool (B, T, N, H, W)
+    classes: Tensor  # int64 (B, N), in the label set of the clip's head
+    valid: Tensor  # bool (B, N): False for padding
+    labelled: Tensor  # bool (B, T): frames that carry labels
+    exhaustive: Tensor  # bool (B): every object of the label set is labelled
+    prompted: Tensor  # bool (B): a clip of a data set that has prompted work only
+
+    @property
+    def visible(self) -> Tensor:
+        """bool (B, T, N): the instance has a mask in that frame."""
+        return self.masks.flatten(3).any(dim=-1)
+
+    @classmethod
+    def from_items(cls, items: Sequence[dict], *, size: tuple[int, int], device: torch.device) -> ClipTargets:
+        """
+        Args:
+            items: training items as the mapper makes them; all of one T.
+            size: (H, W) of the padded images.
+            device: where the targets go.
+        """
+        frames = items[0]["image"].shape[0]
+        rows = max(len(item["classes"]) for item in items)
+        masks = torch.zeros((len(items), frames, rows, *size), dtype=torch.bool, device=device)
+        classes = torch.zeros((len(items), rows), dtype=torch.int64, device=device)
+        valid = torch.zeros((len(items), rows), dtype=torch.bool, device=device)
+        for b, item in enumerate(items):
+            count, _, height, width = item["masks"].shape
+            masks[b, :, :count, :height, :width] = item["masks"].to(device).transpose(0, 1)
+            classes[b, :count] = item["classes"].to(device)
+            valid[b, :count] = True
+        return cls(
+            masks=masks,
+            classes=classes,
+            valid=valid,
+            labelled=torch.stack([item["labelled"] for item in items]).to(device),
+            exhaustive=torch.tensor([item["exhaustive"] for item in items], device=device),
+            prompted=torch.tensor([item["task"] == "vos" for item in items], device=device),
+        )

@@ -1,0 +1,141 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Preprocess (paper, Sec. 5, Alg. 2): from ground truth to the history and the targets of every frame at once.
+
+For every instance i a switch time s_i is drawn. Up to it the instance is one to be detected, after it one to be
+tracked, and from it on its mask is in the history.
+
+Shape shorthand:
+    B: clips
+    T: frames of a clip; index t here is frame t + 1 of the paper
+    N: instances (rows of A)
+    H, W: image size in pixels
+    H4, W4: mask size at stride 4
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .targets import ClipTargets
+
+
+@dataclass
+class TeacherForcing:
+    """What Preprocess makes of a batch."""
+
+    switch: Tensor  # int64 (B, N): s_i; -1: before the first frame; T: never
+    in_use: Tensor  # bool (B, T, N): row i is in A_{t-1}
+    history: Tensor  # float (B, T, N, H4, W4): M_{t-1}, zero where a row is not in use or hidden
+    track: Tensor  # bool (B, T, N): y_trk^i_t has a target (the empty mask where i is hidden)
+    detect: Tensor  # bool (B, T, N): y_det^i_t has a target
+
+
+def masks_at_stride4(masks: Tensor) -> Tensor:
+    """Bool (..., H, W) masks -> float {0, 1} (..., H/4, W/4): a cell is set if half its area is (deviations, 3)."""
+    lead = masks.shape[:-2]
+    pooled = F.avg_pool2d(masks.flatten(0, -3)[:, None].float(), 4)
+    return (pooled >= 0.5).float().view(*lead, *pooled.shape[-2:])
+
+
+def draw_switch_times(
+    visible: Tensor, *, prompted: Tensor, prompt_index: str, generator: torch.Generator | None = None
+) -> Tensor:
+    """s_i: uniform over the frames where i is visible, or the first of them for a prompted clip (deviations, 2).
+
+    Args:
+        visible: bool (B, T, N); frames without labels count as not visible.
+        prompted: bool (B): clips whose objects are given.
+        prompt_index: "frame" or "zero"; with "zero" a given object that is visible in the first frame has s_i = -1.
+        generator: of the device of ``visible``; None: the default one.
+
+    Returns:
+        int64 (B, N) in -1..T; T for an instance that is never visible.
+    """
+    frames = visible.shape[1]
+    score = torch.rand(visible.shape, device=visible.device, generator=generator)
+    uniform = score.masked_fill(~visible, -1.0).argmax(dim=1)
+    first = visible.int().argmax(dim=1)
+    if prompt_index == "zero":
+        first = first.masked_fill(visible[:, 0], -1)
+    switch = torch.where(prompted[:, None], first, uniform)
+    return switch.masked_fill(~visible.any(dim=1), frames)
+
+
+def preprocess(targets: ClipTargets, switch: Tensor) -> TeacherForcing:
+    """Split the ground truth at the switch times.
+
+    ``y_det^i_t = y^i_t`` for t <= s_i, ``y_trk^i_t = y^i_t`` for t > s_i, ``M^i_t = y^i_t`` for t >= s_i; a row stays
+    in A once it is allocated, with an empty mask while its object is hidden (docs/deviations.md, 1).
+
+    Args:
+        targets: ground truth of the batch.
+        switch: int64 (B, N), s_i in -1..T.
+    """
+    frames = targets.masks.shape[1]
+    time = torch.arange(frames, device=switch.device)[None, :, None]
+    in_use = (time > switch[:, None]) & targets.valid[:, None]
+    masks = masks_at_stride4(targets.masks)
+    # M_{t-1}; before the first frame M_0 is empty, unless the mask of the first frame is given as M_0.
+    history = torch.cat([masks[:, :1], masks[:, :-1]], dim=1) * in_use[..., None, None]
+    labelled = targets.labelled[:, :, None]
+    return TeacherForcing(
+        switch=switch,
+        in_use=in_use,
+        history=history,
+        track=in_use & labelled,
+        detect=targets.visible & (time <= switch[:, None]) & labelled & targets.valid[:, None],
+    )
+
+
+@dataclass
+class HistoryNoise:
+    """Makes M_{t-1} look like one's own past predictions (docs/deviations.md, 10). Probabilities are per row and frame."""
+
+    morphology: float  # erode or dilate by one cell
+    shift: float
+    max_shift: int  # cells of stride 4
+    drop: float  # the mask is missing from the history
+    swap: float  # exchanged with another row's
+
+    def __call__(self, history: Tensor, in_use: Tensor) -> Tensor:
+        """(B, T, N, H4, W4) masks in {0, 1}, bool (B, T, N) rows in use -> masks of the same shape."""
+        shape, device = history.shape, history.device
+        if not in_use.any():
+            return history
+        masks = history.flatten(0, 2)  # (R, H4, W4)
+
+        def chosen(probability: float) -> Tensor:
+            return torch.rand(len(masks), device=device) < probability
+
+        morph, dilate = chosen(self.morphology), chosen(0.5)
+        grown = F.max_pool2d(masks[:, None], 3, 1, 1)[:, 0]
+        shrunk = -F.max_pool2d(-masks[:, None], 3, 1, 1)[:, 0]
+        masks = torch.where(morph[:, None, None], torch.where(dilate[:, None, None], grown, shrunk), masks)
+
+        # A shift of whole cells, by gathering rows and columns; what enters at the border is empty.
+        offset = torch.randint(-self.max_shift, self.max_shift + 1, (2, len(masks), 1), device=device)
+        offset = offset * chosen(self.shift)[None, :, None]
+        height, width = shape[-2:]
+        rows = torch.arange(height, device=device) - offset[0]
+        columns = torch.arange(width, device=device) - offset[1]
+        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
+        masks = masks.gather(1, rows.clamp(0, height - 1)[:, :, None].expand(-1, -1, width))
+        masks = masks.gather(2, columns.clamp(0, width - 1)[:, None].expand(-1, height, -1)) * inside
+
+        masks = masks * ~chosen(self.drop)[:, None, None]
+        masks = masks.view(shape)
+        if self.swap > 0 and shape[2] > 1:
+            # The partner is the next row; a pair is exchanged as a whole and only where both are in use.
+            first = (torch.rand(in_use.shape, device=device) < self.swap) & in_use & in_use.roll(-1, dims=2)
+            first[:, :, 1:] &= ~first[:, :, :-1]
+            first[:, :, -1] &= ~first[:, :, 0]
+            order = torch.arange(shape[2], device=device).expand(in_use.shape).clone()
+            order = torch.where(first, (order + 1) % shape[2], order)
+            second = first.roll(1, dims=2)
+            order = torch.where(second, (torch.arange(shape[2], device=device) - 1) % shape[2], order)
+            masks = masks.gather(2, order[..., None, None].expand(shape))
+        return masks * in_use[..., None, None]
