@@ -1,0 +1,103 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3) in plain PyTorch.
+
+Shape shorthand:
+    B: images
+    S: pixels of all levels together; the queries are these pixels
+    L: levels
+    P: sampling points per head and level
+    D: channels
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@lru_cache(maxsize=128)
+def _reference_points(sizes: tuple[tuple[int, int], ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(1, S, 1, 1, 2) centre (x, y) of every pixel of every level, in the [-1, 1] coordinates of ``grid_sample``."""
+    with torch.inference_mode(False), torch.no_grad():
+        points = []
+        for height, width in sizes:
+            y = (torch.arange(height, dtype=torch.float64) * 2 + 1) / height - 1
+            x = (torch.arange(width, dtype=torch.float64) * 2 + 1) / width - 1
+            points.append(torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1).flatten(0, 1))
+        return torch.cat(points)[None, :, None, None].to(device=device, dtype=dtype)
+
+
+class MSDeformAttn(nn.Module):
+    """Every pixel of every level gathers P bilinear samples per head from each level, around its own place.
+
+    Parameter names and shapes are Deformable DETR's, as Mask2Former's checkpoints have them.
+    """
+
+    def __init__(self, dim: int, *, num_levels: int, num_heads: int, num_points: int) -> None:
+        """
+        Raises:
+            ValueError: if ``num_heads`` does not divide ``dim``.
+        """
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"{num_heads} heads do not divide the {dim} channels")
+        self.num_levels = num_levels
+        self.num_heads = num_heads
+        self.num_points = num_points
+        self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
+        self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Point p of head h starts p + 1 pixels away in the direction of h (the directions fill the circle)."""
+        angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
+        direction = direction / direction.abs().amax(dim=-1, keepdim=True)
+        distance = torch.arange(1, self.num_points + 1)
+        offsets = direction[:, None, None, :] * distance[:, None]
+        nn.init.zeros_(self.sampling_offsets.weight)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(offsets.expand(-1, self.num_levels, -1, -1).flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for layer in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, query: Tensor, value: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """
+        Args:
+            query: (B, S, D) pixels of all levels, positions added.
+            value: (B, S, D) the same pixels without positions.
+            sizes: (height, width) of each of the L levels, in the order of the pixels.
+
+        Returns:
+            (B, S, D).
+        """
+        batch, pixels, dim = value.shape
+        heads, levels, points = self.num_heads, self.num_levels, self.num_points
+        # (B * heads, D / heads, S); sampling keeps the precision of the coordinates under autocast too.
+        values = self.value_proj(value).transpose(1, 2).reshape(batch * heads, dim // heads, pixels)
+        weights = self.attention_weights(query).view(batch, pixels, heads, levels * points)
+        weights = weights.softmax(dim=-1, dtype=torch.promote_types(weights.dtype, torch.float32))
+        weights = weights.transpose(1, 2).reshape(batch * heads, 1, pixels, levels, points)
+        offsets = self.sampling_offsets(query).view(batch, pixels, heads, levels * points, 2)
+        offsets = offsets.to(weights.dtype).transpose(1, 2).reshape(batch * heads, pixels, levels, points, 2)
+        reference = _reference_points(tuple(sizes), query.device, weights.dtype)
+
+        out: Tensor | None = None
+        for level, (feature, size) in enumerate(zip(values.split([h * w for h, w in sizes], dim=2), sizes, strict=True)):
+            pixel = offsets.new_tensor([2 / size[1], 2 / size[0]])
+            grid = torch.addcmul(reference[:, :, 0], offsets[:, :, level], pixel)
+            samples = F.grid_sample(feature.unflatten(2, size).to(grid.dtype), grid, align_corners=False)
+            mixed = torch.einsum("bcsp,bsp->bcs", samples, weights[:, 0, :, level])
+            out = mixed if out is None else out + mixed
+        assert out is not None
+        return self.output_proj(out.reshape(batch, dim, pixels).transpose(1, 2))

@@ -1,0 +1,260 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Frame encoder (paper, Sec. 3): backbone, then Mask2Former's multi-scale deformable pixel decoder.
+
+Shape shorthand:
+    B: frames; nothing passes between them
+    H, W: frame size in pixels, multiples of 32
+    D: channels
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from fvcore.nn.weight_init import c2_xavier_fill
+from torch import Tensor, nn
+
+from ausm_d2.errors import UserError
+
+from .deformable_attention import MSDeformAttn
+from .position import sine_position
+from .swin import build_swin_backbone
+
+
+class FrameFeatures(NamedTuple):
+    """What a frame looks like, without any history."""
+
+    x: Tensor  # X_t: (B, D, H/8, W/8)
+    mask_features: Tensor  # (B, mask_dim, H/4, W/4)
+    multi_scale: list[Tensor]  # the encoder's levels, coarsest first: (B, D, H/32, W/32) .. (B, D, H/8, W/8)
+
+
+class DeformableEncoderLayer(nn.Module):
+    """Deformable attention over the pixels of all levels, then feed-forward; post-norm."""
+
+    def __init__(self, dim: int, *, num_levels: int, num_heads: int, num_points: int, dim_feedforward: int) -> None:
+        super().__init__()
+        self.self_attn = MSDeformAttn(dim, num_levels=num_levels, num_heads=num_heads, num_points=num_points)
+        self.norm1 = nn.LayerNorm(dim)
+        self.linear1 = nn.Linear(dim, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, dim)
+        self.norm2 = nn.LayerNorm(dim)
+        for layer in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self, x: Tensor, position: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """(B, S, D) pixels of all levels and their (S, D) positions -> (B, S, D)."""
+        x = self.norm1(x + self.self_attn(x + position, x, sizes))
+        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+
+
+class DeformableEncoder(nn.Module):
+    """Levels exchange what they know through layers of deformable attention."""
+
+    def __init__(self, dim: int, *, num_levels: int, num_layers: int, **layer: int) -> None:
+        super().__init__()
+        self.level_embed = nn.Parameter(torch.randn(num_levels, dim))
+        self.encoder = nn.Module()  # a name of the checkpoints
+        self.encoder.layers = nn.ModuleList(
+            DeformableEncoderLayer(dim, num_levels=num_levels, **layer) for _ in range(num_layers)
+        )
+
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        """Levels (B, D, h, w), coarsest first, of any sizes -> the same shapes."""
+        sizes = [(level.shape[2], level.shape[3]) for level in levels]
+        x = torch.cat([level.flatten(2) for level in levels], dim=2).transpose(1, 2)
+        positions = [
+            sine_position(*size, level.shape[1], device=level.device, dtype=level.dtype).flatten(1).T + embed
+            for size, level, embed in zip(sizes, levels, self.level_embed, strict=True)
+        ]
+        position = torch.cat(positions)
+        for layer in self.encoder.layers:
+            x = layer(x, position, sizes)
+        split = x.transpose(1, 2).split([h * w for h, w in sizes], dim=2)
+        return [level.unflatten(2, size).contiguous() for level, size in zip(split, sizes, strict=True)]
+
+
+class TopDownSum(nn.Module):
+    """What stands in for the deformable encoder in light models: each level adds the coarser ones. No parameters."""
+
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        """Levels (B, D, h, w), coarsest first, of any sizes -> the same shapes."""
+        sums = [levels[0]]
+        for level in levels[1:]:
+            sums.append(level + _resize_to(sums[-1], level))
+        return sums
+
+
+def _resize_to(x: Tensor, other: Tensor) -> Tensor:
+    return F.interpolate(x, size=other.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class DeformablePixelDecoder(nn.Module):
+    """Fuses backbone levels: the coarse ones by an encoder, the finest one on top as a feature pyramid does.
+
+    With three coarse levels its parameter names and its function are those of Mask2Former's
+    ``MSDeformAttnPixelDecoder`` (arXiv 2112.01527, Sec. 3.2.1).
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        *,
+        conv_dim: int,
+        mask_dim: int,
+        enc_layers: int,
+        num_heads: int,
+        num_points: int,
+        dim_feedforward: int,
+    ) -> None:
+        """
+        Args:
+            in_channels: channels of the backbone's levels, finest (stride 4) first.
+            enc_layers: layers of deformable attention; 0 for top-down sums instead.
+        """
+        super().__init__()
+        finest, *coarse = in_channels
+
+        def norm(channels: int) -> nn.GroupNorm:
+            return nn.GroupNorm(math.gcd(32, channels), channels)
+
+        # Coarsest first, as in the checkpoints.
+        self.input_proj = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels, conv_dim, 1), norm(conv_dim)) for channels in reversed(coarse)
+        )
+        self.transformer: nn.Module
+        if enc_layers:
+            self.transformer = DeformableEncoder(
+                conv_dim,
+                num_levels=len(coarse),
+                num_layers=enc_layers,
+                num_heads=num_heads,
+                num_points=num_points,
+                dim_feedforward=dim_feedforward,
+            )
+        else:
+            self.transformer = TopDownSum()
+        self.adapter_1 = Conv2d(finest, conv_dim, 1, bias=False, norm=norm(conv_dim))
+        self.layer_1 = Conv2d(conv_dim, conv_dim, 3, padding=1, bias=False, norm=norm(conv_dim), activation=F.relu)
+        self.mask_features = nn.Conv2d(conv_dim, mask_dim, 1)
+        for projection in self.input_proj:
+            nn.init.xavier_uniform_(projection[0].weight)
+            nn.init.zeros_(projection[0].bias)
+        for conv in (self.adapter_1, self.layer_1, self.mask_features):
+            c2_xavier_fill(conv)
+
+    def forward(self, features: Sequence[Tensor]) -> FrameFeatures:
+        """Backbone levels (B, C_i, H/4, W/4), (B, C_i, H/8, W/8), .. in the order of ``in_channels``."""
+        finest, *coarse = features
+        levels = self.transformer(
+            [projection(level) for projection, level in zip(self.input_proj, reversed(coarse), strict=True)]
+        )
+        adapted = self.adapter_1(finest)
+        fused = self.layer_1(adapted + _resize_to(levels[-1], adapted))
+        return FrameFeatures(x=levels[-1], mask_features=self.mask_features(fused), multi_scale=levels)
+
+
+class FrameEncoder(nn.Module):
+    """Frames -> X_t and mask features; no information between frames (paper, Sec. 3; docs/deviations.md, 7)."""
+
+    @configurable
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        in_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
+        conv_dim: int = 256,
+        mask_dim: int = 256,
+        enc_layers: int = 6,
+        num_heads: int = 8,
+        num_points: int = 4,
+        dim_feedforward: int = 1024,
+    ) -> None:
+        """
+        Args:
+            backbone: any Detectron2 backbone.
+            in_features: its outputs to fuse, finest first; strides 4, 8 and up to two coarser ones. All but the first
+                go through the deformable encoder.
+            conv_dim: D.
+            mask_dim: channels of the mask features.
+            enc_layers: layers of deformable attention; 0 for top-down sums instead (light models).
+            num_heads: heads of a layer.
+            num_points: sampling points per head and level.
+            dim_feedforward: hidden channels of the feed-forward blocks.
+
+        Raises:
+            UserError: if the backbone has no such outputs, or not at these strides.
+        """
+        super().__init__()
+        shapes = backbone.output_shape()
+        missing = [name for name in in_features if name not in shapes]
+        if missing:
+            raise UserError(
+                f"MODEL.AUSM.FRAME_ENCODER.IN_FEATURES: the backbone has no output {missing}, it has {sorted(shapes)}"
+            )
+        strides = [shapes[name].stride for name in in_features]
+        if len(strides) < 2 or strides != [4, 8, 16, 32][: len(strides)]:
+            raise UserError(
+                f"MODEL.AUSM.FRAME_ENCODER.IN_FEATURES: {list(in_features)} have strides {strides}, expected 4, 8, 16, 32"
+                " (the coarsest may be left out)"
+            )
+        self.in_features = tuple(in_features)
+        self.backbone = backbone
+        self.pixel_decoder = DeformablePixelDecoder(
+            [int(shapes[name].channels or 0) for name in in_features],
+            conv_dim=conv_dim,
+            mask_dim=mask_dim,
+            enc_layers=enc_layers,
+            num_heads=num_heads,
+            num_points=num_points,
+            dim_feedforward=dim_feedforward,
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        encoder = cfg.MODEL.AUSM.FRAME_ENCODER
+        return {
+            "backbone": _build_backbone(cfg),
+            "in_features": tuple(encoder.IN_FEATURES),
+            "conv_dim": cfg.MODEL.AUSM.HIDDEN_DIM,
+            "mask_dim": cfg.MODEL.AUSM.MASK_DIM,
+            "enc_layers": encoder.ENC_LAYERS,
+            "num_heads": encoder.NUM_HEADS,
+            "num_points": encoder.NUM_POINTS,
+            "dim_feedforward": encoder.DIM_FEEDFORWARD,
+        }
+
+    def forward(self, images: Tensor) -> FrameFeatures:
+        """
+        Args:
+            images: (B, 3, H, W) normalised; H and W multiples of 32.
+
+        Returns:
+            X_t (B, D, H/8, W/8), mask features (B, mask_dim, H/4, W/4), and all levels of the encoder.
+        """
+        features = self.backbone(images)
+        return self.pixel_decoder([features[name] for name in self.in_features])
+
+
+def _build_backbone(cfg: CfgNode) -> Backbone:
+    """The backbone that ``MODEL.BACKBONE.NAME`` names; Mask2Former's name for Swin is understood.
+
+    That name is not put into the registry, where it would clash with Mask2Former's own entry.
+    """
+    name = cfg.MODEL.BACKBONE.NAME
+    shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
+    if name in BACKBONE_REGISTRY:
+        return BACKBONE_REGISTRY.get(name)(cfg, shape)
+    if name == "D2SwinTransformer":
+        return build_swin_backbone(cfg, shape)
+    raise UserError(
+        f"MODEL.BACKBONE.NAME: unknown backbone '{name}', expected build_swin_backbone, build_timm_backbone or one of "
+        "Detectron2's own, such as build_resnet_backbone"
+    )

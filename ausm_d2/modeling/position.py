@@ -1,0 +1,54 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Sine positions, shared by every attention module.
+
+Shape shorthand:
+    H, W: feature size
+    D: channels
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+_TEMPERATURE = 10000.0
+
+
+@lru_cache(maxsize=128)
+def sine_position(
+    height: int, width: int, channels: int, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Positions in two dimensions: sines and cosines of y in the first half of the channels, of x in the second.
+
+    The values are those of Mask2Former's ``PositionEmbeddingSine(channels // 2, normalize=True)`` where no pixel is
+    padding: coordinates count from 1 and are scaled so that the last row and the last column are at ``2 pi``.
+
+    Args:
+        height: H.
+        width: W.
+        channels: D, a multiple of 4.
+
+    Returns:
+        (D, H, W). One tensor per size is kept and shared by all callers: do not write to it.
+
+    Raises:
+        ValueError: if ``channels`` is not a multiple of 4.
+    """
+    if channels % 4:
+        raise ValueError(f"sine positions need a multiple of 4 channels, got {channels}")
+    # The first call may come from inside inference_mode; training has to be able to use the kept tensor all the same.
+    with torch.inference_mode(False), torch.no_grad():
+        y = _sines(height, channels // 2)[:, :, None].expand(-1, -1, width)
+        x = _sines(width, channels // 2)[:, None, :].expand(-1, height, -1)
+        return torch.cat([y, x]).to(device=device, dtype=dtype)
+
+
+def _sines(length: int, channels: int) -> Tensor:
+    """(channels, length) interleaved sines and cosines of the coordinates 1..length."""
+    coordinate = torch.arange(1, length + 1, dtype=torch.float64) * (2 * math.pi / (length + 1e-6))
+    frequency = _TEMPERATURE ** -(torch.arange(0, channels, 2, dtype=torch.float64) / channels)
+    angle = frequency[:, None] * coordinate
+    return torch.stack([angle.sin(), angle.cos()], dim=1).flatten(0, 1)
