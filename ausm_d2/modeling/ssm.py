@@ -1,0 +1,125 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""The Mamba layer of the History Compressor: a selective state space over time, at every pixel by itself.
+
+Shape shorthand: N: sequences (pixels); T: frames; D: model width; E: inner width (expand * D); S: state size;
+K: width of the convolution; R: rank of the step size.
+
+A whole clip at once and the same frames one by one, through the state, are the same function.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ausm_d2.modeling.ssm_kernels import causal_conv, selective_scan
+
+
+class SSMState(NamedTuple):
+    """What a Mamba layer remembers of the frames before; the layout is that of mamba_ssm's inference caches."""
+
+    conv: Tensor
+    """(N, E, K): the last K inputs of the convolution, the latest last; in the dtype of the activations."""
+    ssm: Tensor
+    """(N, E, S): the state of the recurrence, float32."""
+
+
+class Mamba(nn.Module):
+    """Mamba ("Mamba: Linear-Time Sequence Modeling with Selective State Spaces", Sec. 3.4), for batches of short sequences.
+
+    Names, shapes and initial values of the parameters are those of ``mamba_ssm.Mamba``, so its weights fit as they are.
+
+    Args:
+        d_model: D.
+        d_state: S.
+        d_conv: K.
+        expand: E / D.
+        dt_rank: R; "auto" is D / 16, rounded up.
+        dt_min, dt_max: initial step sizes lie between these, uniform in the logarithm.
+        dt_init_floor: no initial step size is below this.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | Literal["auto"] = "auto",
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_init_floor: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        self.d_inner = expand * d_model
+        self.d_state = d_state
+        self.d_conv = d_conv
+        self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
+
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
+        self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1)
+        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
+        self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).repeat(self.d_inner, 1).log())
+        self.D = nn.Parameter(torch.ones(self.d_inner))
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+
+        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        log_dt = torch.rand(self.d_inner) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)
+        dt = log_dt.exp().clamp(min=dt_init_floor)
+        with torch.no_grad():
+            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+        # mamba_ssm's marks: optimisers that know them leave these parameters without weight decay.
+        for parameter in (self.A_log, self.D):
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]
+
+    def init_state(
+        self, n: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> SSMState:
+        """The state before the first frame, all zeros, of ``n`` sequences; ``dtype`` is that of the activations."""
+        weight = self.in_proj.weight
+        device = weight.device if device is None else device
+        return SSMState(
+            conv=torch.zeros(n, self.d_inner, self.d_conv, device=device, dtype=dtype or weight.dtype),
+            ssm=torch.zeros(n, self.d_inner, self.d_state, device=device, dtype=torch.float32),
+        )
+
+    def forward(self, x: Tensor, state: SSMState | None = None, *, inplace: bool = False) -> tuple[Tensor, SSMState]:
+        """The next T frames of every sequence; differentiable through the state.
+
+        Args:
+            x: (N, T, D).
+            state: what is remembered of the frames before; None at the start, the same as :meth:`init_state`.
+            inplace: overwrite ``state`` instead of giving a new one (inference, outside autograd only).
+
+        Returns:
+            (N, T, D), and the state after the last frame.
+        """
+        conv_state, ssm_state = (None, None) if state is None else state
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u, conv_state = causal_conv(u, self.conv1d.weight[:, 0], self.conv1d.bias, conv_state, inplace=inplace)
+        dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        y, ssm_state = selective_scan(
+            u,
+            F.linear(dt, self.dt_proj.weight),
+            -torch.exp(self.A_log.float()),
+            B,
+            C,
+            self.D.float(),
+            z,
+            self.dt_proj.bias.float(),
+            delta_softplus=True,
+            initial_state=ssm_state,
+            inplace=inplace,
+        )
+        return self.out_proj(y), SSMState(conv_state, ssm_state)
+
+    def step(self, x: Tensor, state: SSMState, *, inplace: bool) -> tuple[Tensor, SSMState]:
+        """:meth:`forward` for one frame: (N, D) -> (N, D) and the state after it."""
+        y, state = self(x[:, None], state, inplace=inplace)
+        return y[:, 0], state

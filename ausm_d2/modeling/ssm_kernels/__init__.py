@@ -1,0 +1,85 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""The two recurrent operations of Mamba over many short sequences, each behind one function that picks a backend.
+
+Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; S: state size; K: width of the convolution.
+
+Channels are the last dimension throughout, which is what the linear layers around these operations give and take:
+nothing is transposed to (N, E, T).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+from torch import Tensor
+
+from ausm_d2.modeling.ssm_kernels import loop
+
+BACKENDS: dict[str, ModuleType] = {"loop": loop}
+_forced: str | None = os.environ.get("AUSM_SSM_BACKEND") or None
+
+
+@contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Force a backend by its name while the context lasts; None lets the best present one be chosen."""
+    global _forced
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def _backend(x: Tensor) -> ModuleType:
+    return BACKENDS[_forced or "loop"]
+
+
+def causal_conv(
+    x: Tensor, weight: Tensor, bias: Tensor, initial: Tensor | None = None, *, inplace: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Depthwise causal convolution over time, then SiLU.
+
+    Args:
+        x: (N, T, E).
+        weight: (E, K); its last column weighs the present frame.
+        bias: (E,).
+        initial: (N, E, K), the last K inputs before the first frame, the latest last; None means zeros.
+        inplace: overwrite ``initial`` with the inputs of the last frames (outside autograd only).
+
+    Returns:
+        (N, T, E) in the dtype of ``x``, and (N, E, K), the last K inputs.
+    """
+    return _backend(x).causal_conv(x, weight, bias, initial, inplace)
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    *,
+    inplace: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t;  y_t = (C_t . h_t + D u_t) silu(z_t).
+
+    Args:
+        u, delta, z: (N, T, E). Without ``z`` there is no gate.
+        A: (E, S), negative.
+        B, C: (N, T, S).
+        D, delta_bias: (E,); left out where None. The bias is added to ``delta``, before the softplus if that is asked for.
+        initial_state: (N, E, S); None means zeros.
+        inplace: overwrite ``initial_state`` with the last state (outside autograd only).
+
+    Returns:
+        y (N, T, E) in the dtype of ``u``, and the state after the last frame, (N, E, S) in float32 (float64 if ``u`` is).
+    """
+    return _backend(u).selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, inplace)

@@ -1,0 +1,161 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""The Mamba layer: parameters and function of mamba_ssm's, a clip at once against frame by frame, AMP, checkpointing."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ausm_d2.modeling.ssm import Mamba
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    found, expected = found.detach().double(), expected.detach().double()
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+
+
+def _float64_mamba(layer: Mamba, x: Tensor) -> Tensor:
+    """(N, T, D) -> (N, T, D): the layer written out frame by frame, state by state, from its definition."""
+    p = {name: value.double() for name, value in layer.named_parameters()}
+    x = x.double()
+    inner, size, width = layer.d_inner, layer.d_state, layer.d_conv
+    past = [torch.zeros(len(x), inner, dtype=torch.float64)] * width
+    state = torch.zeros(len(x), inner, size, dtype=torch.float64)
+    outputs = []
+    for t in range(x.shape[1]):
+        u, z = (x[:, t] @ p["in_proj.weight"].T).split(inner, dim=-1)
+        past = past[1:] + [u]
+        conv = p["conv1d.bias"] + sum(past[k] * p["conv1d.weight"][:, 0, k] for k in range(width))
+        u = conv * torch.sigmoid(conv)
+        dt, B, C = (u @ p["x_proj.weight"].T).split([layer.dt_rank, size, size], dim=-1)
+        delta = F.softplus(dt @ p["dt_proj.weight"].T + p["dt_proj.bias"])[:, :, None]
+        state = torch.exp(-delta * p["A_log"].exp()) * state + delta * B[:, None] * u[:, :, None]
+        y = (state * C[:, None]).sum(-1) + p["D"] * u
+        outputs.append((y * z * torch.sigmoid(z)) @ p["out_proj.weight"].T)
+    return torch.stack(outputs, dim=1)
+
+
+def test_parameters_are_those_of_mamba_ssm() -> None:
+    layer = Mamba(256)
+    assert {name: tuple(value.shape) for name, value in layer.named_parameters()} == {
+        "A_log": (512, 16),
+        "D": (512,),
+        "in_proj.weight": (1024, 256),
+        "conv1d.weight": (512, 1, 4),
+        "conv1d.bias": (512,),
+        "x_proj.weight": (48, 512),
+        "dt_proj.weight": (512, 16),
+        "dt_proj.bias": (512,),
+        "out_proj.weight": (256, 512),
+    }
+    assert sum(value.numel() for value in layer.parameters()) == 437_760
+    assert Mamba(20).dt_rank == 2  # rounded up
+
+
+def test_initial_values() -> None:
+    layer = Mamba(64)
+    torch.testing.assert_close(layer.A_log.exp(), torch.arange(1.0, 17).expand(128, 16))
+    assert (layer.D == 1).all()
+    dt = F.softplus(layer.dt_proj.bias)
+    assert dt.min() >= 1e-3 * 0.999 and dt.max() <= 1e-1 * 1.001
+    # Uniform in the logarithm: the median lies near the geometric mean.
+    assert abs(dt.log().median().item() - math.log(1e-2)) < 0.8
+    assert layer.dt_proj.weight.abs().max() <= layer.dt_rank**-0.5
+
+
+@pytest.mark.parametrize("frames", range(1, 9))
+def test_clip_equals_float64_loop(frames: int) -> None:
+    layer = Mamba(24, d_state=8)
+    x = torch.randn(5, frames, 24)
+    assert _relative(layer(x)[0], _float64_mamba(layer, x)) < 1e-5
+
+
+def test_gradients_equal_float64_loop() -> None:
+    layer = Mamba(24, d_state=8)
+    oracle = copy.deepcopy(layer)
+    x = torch.randn(5, 6, 24, requires_grad=True)
+    x64 = x.detach().clone().requires_grad_()
+    weight = torch.randn(5, 6, 24)
+    (layer(x)[0] * weight).sum().backward()
+    (_float64_mamba(oracle, x64) * weight).sum().backward()
+    assert _relative(x.grad, x64.grad) < 1e-4
+    for (name, found), expected in zip(layer.named_parameters(), oracle.parameters(), strict=True):
+        assert _relative(found.grad, expected.grad) < 1e-4, name
+
+
+@pytest.mark.parametrize("frames", range(1, 9))
+def test_frame_by_frame_equals_clip(frames: int) -> None:
+    """Values and gradients; the gradients of the frame loop flow through the state."""
+    layer = Mamba(24, d_state=8)
+    single = copy.deepcopy(layer)
+    x = torch.randn(3, frames, 24)
+    expected, state_expected = layer(x)
+    expected.square().sum().backward()
+    state = single.init_state(3)
+    outputs = []
+    for t in range(frames):
+        y, state = single.step(x[:, t], state, inplace=False)
+        outputs.append(y)
+    found = torch.stack(outputs, dim=1)
+    found.square().sum().backward()
+    assert _relative(found, expected) < 1e-5
+    assert _relative(state.ssm, state_expected.ssm) < 1e-5 and _relative(state.conv, state_expected.conv) < 1e-5
+    for (name, value), reference in zip(single.named_parameters(), layer.parameters(), strict=True):
+        assert _relative(value.grad, reference.grad) < 1e-4, name
+
+
+def test_clip_in_two_parts_equals_clip() -> None:
+    layer = Mamba(24)
+    x = torch.randn(3, 7, 24)
+    first, state = layer(x[:, :2])
+    second, _ = layer(x[:, 2:], state)
+    assert _relative(torch.cat([first, second], dim=1), layer(x)[0]) < 1e-5
+
+
+@torch.no_grad()
+def test_step_in_place_overwrites_the_state_and_nothing_else() -> None:
+    layer = Mamba(24)
+    state = layer.init_state(3)
+    expected_state = layer.init_state(3)
+    for _ in range(6):
+        x = torch.randn(3, 24)
+        expected, expected_state = layer.step(x, expected_state, inplace=False)
+        found, new_state = layer.step(x, state, inplace=True)
+        assert new_state.ssm.data_ptr() == state.ssm.data_ptr() and new_state.conv.data_ptr() == state.conv.data_ptr()
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(state.ssm, expected_state.ssm)
+        torch.testing.assert_close(state.conv, expected_state.conv)
+
+
+def test_no_sequences() -> None:
+    y, state = Mamba(24)(torch.zeros(0, 3, 24))
+    assert y.shape == (0, 3, 24) and state.ssm.shape == (0, 48, 16) and state.conv.shape == (0, 48, 4)
+
+
+def test_checkpointing_changes_nothing() -> None:
+    layer = Mamba(24)
+    other = copy.deepcopy(layer)
+    x = torch.randn(3, 4, 24)
+    layer(x)[0].sum().backward()
+    checkpoint(other, x, use_reentrant=False)[0].sum().backward()
+    for found, expected in zip(other.parameters(), layer.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad)
+
+
+def test_autocast() -> None:
+    """Activations in bf16, the state in float32, gradients for every parameter."""
+    layer = Mamba(32)
+    x = torch.randn(4, 5, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = layer(x)
+        y2, _ = layer(x, state)
+    assert y.dtype == torch.bfloat16 and state.ssm.dtype == torch.float32 and state.conv.dtype == torch.bfloat16
+    assert _relative(y, _float64_mamba(layer, x)) < 0.03
+    y2.float().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
