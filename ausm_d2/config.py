@@ -124,8 +124,34 @@ def _add_training_keys(cfg: CfgNode) -> None:
 
 
 def _add_input_keys(cfg: CfgNode) -> None:
+    # Clips, with Mask2Former-video's and VITA's names. Frames are counted among those that carry labels.
     cfg.INPUT.SAMPLING_FRAME_NUM = 5  # frames T of a training clip
     cfg.INPUT.SAMPLING_FRAME_RANGE = 20  # frames to either side of the first one drawn
+    cfg.INPUT.SAMPLING_FRAME_RANGES = []  # the same, one number per data set of DATASETS.TRAIN; empty: RANGE for all
+    # 0: frames drawn at random from that range; k: evenly spaced frames, 1 to k frames apart, drawn per clip
+    cfg.INPUT.SAMPLING_FRAME_STRIDE = 0
+    cfg.INPUT.SAMPLING_FRAME_SHUFFLE = False
+    cfg.INPUT.SAMPLING_FRAME_REVERSE = 0.0  # probability of playing a clip backwards
+    # Clip-wise augmentation: "brightness", "contrast", "saturation" (factors in 0.9..1.1), "rotation" (+-15 degrees),
+    # "crop_scale" (pan and zoom), beside INPUT.RANDOM_FLIP and the sizes of Detectron2.
+    cfg.INPUT.AUGMENTATIONS = []
+    cfg.INPUT.CROP.PROB = 0.5  # probability of the crop, where INPUT.CROP.ENABLED (VITA, as the two below)
+    cfg.INPUT.CROP.RESIZE = [400, 500, 600]  # short side before the crop, pixels
+    cfg.INPUT.CROP.DRIFT = 0.0  # largest way of the crop window over a clip, relative to its own size
+
+    # Pseudo-videos: clips made of one image (data sets with task "image"), VITA's names.
+    cfg.INPUT.PSEUDO = pseudo = CfgNode()
+    pseudo.AUGMENTATIONS = ["rotation"]
+    pseudo.MIN_SIZE_TRAIN = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768)  # short side, pixels
+    pseudo.MAX_SIZE_TRAIN = 768
+    pseudo.MIN_SIZE_TRAIN_SAMPLING = "choice_by_clip"
+    pseudo.CROP = CfgNode({"ENABLED": False, "TYPE": "absolute_range", "SIZE": [384, 600]})
+    pseudo.COPY_PASTE = 0.0  # probability of pasting the objects of another image, each on a way of its own
+    # Large-scale jitter instead of the sizes above (Mask2Former's COCO recipe).
+    cfg.INPUT.LSJ_AUG = CfgNode({"ENABLED": False, "IMAGE_SIZE": 1024, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0})
+
+    # How often each data set of DATASETS.TRAIN is drawn, relative to the others; empty: by its number of videos.
+    cfg.DATASETS.DATASET_RATIO = []
 
 
 def _add_test_keys(cfg: CfgNode) -> None:

@@ -58,6 +58,7 @@ class VideoRecord:
     height: int
     width: int
     frames: FrameSource
+    # Class-agnostic data may leave objects out here: an id that ``masks`` gives and no entry names is of category 0.
     instances: list[Instance] = field(default_factory=list)
     masks: MaskSource | None = None  # None: no labels (test sets)
     labelled: list[bool] | None = None  # per frame: carries labels. None: every frame does

@@ -1,0 +1,210 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Loaders: an endless mixture of data sets for training, one video after the other for testing."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch.utils.data
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog
+from detectron2.data.build import build_batch_data_loader, trivial_batch_collator
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage, has_event_storage
+
+from ausm_d2.data.mapper import ClipMapper
+from ausm_d2.data.video import VideoRecord
+from ausm_d2.errors import UserError
+
+_MAX_FAILURES = 10  # unreadable videos in a row after which it is the data set that is broken
+
+logger = logging.getLogger(__name__)
+
+
+class Draw(NamedTuple):
+    """One draw of the mixture: everything that a training item depends on."""
+
+    dataset: int  # place in DATASETS.TRAIN
+    index: int  # record of that data set
+    seed: int  # of sampling and augmentation
+
+
+class MixtureSampler(torch.utils.data.Sampler[Draw]):
+    """Endless draws from several data sets, each shuffled anew whenever it is used up.
+
+    All processes walk the same stream of draws (the seed is shared) and process r of R takes draws r, r + R, ...: no
+    draw is used twice, whatever the number of processes and workers.
+    """
+
+    def __init__(self, sizes: Sequence[int], ratios: Sequence[float], seed: int) -> None:
+        """
+        Args:
+            sizes: records per data set.
+            ratios: how often each data set is drawn, relative to the others.
+            seed: the same in all processes.
+        """
+        self.sizes = sizes
+        self.shares = np.asarray(ratios, dtype=np.float64) / np.sum(ratios)
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[Draw]:
+        yield from islice(self._stream(), comm.get_rank(), None, comm.get_world_size())
+
+    def _stream(self) -> Iterator[Draw]:
+        rng, *dataset_rngs = np.random.default_rng(self.seed).spawn(1 + len(self.sizes))
+        orders = [_shuffled(size, dataset_rng) for size, dataset_rng in zip(self.sizes, dataset_rngs, strict=True)]
+        while True:
+            dataset = int(rng.choice(len(self.sizes), p=self.shares))
+            yield Draw(dataset, next(orders[dataset]), int(rng.integers(2**62)))
+
+
+def _shuffled(size: int, rng: np.random.Generator) -> Iterator[int]:
+    while True:
+        yield from rng.permutation(size).tolist()
+
+
+class _TrainingItems(torch.utils.data.Dataset[dict[str, Any]]):
+    """Draw -> training item. A video that cannot be read is reported, counted and replaced by another of its data set."""
+
+    def __init__(self, names: Sequence[str], records: Sequence[list[VideoRecord]], mapper: ClipMapper) -> None:
+        self._names = names
+        self._records = [DatasetFromList(of_one, copy=False) for of_one in records]
+        self._mapper = mapper
+        self._failures: Counter[str] = Counter()
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        if torch.utils.data.get_worker_info() is not None:
+            cv2.setNumThreads(0)  # each worker is one of many: threads of its own would only get in the way
+        name, records = self._names[draw.dataset], self._records[draw.dataset]
+        index, rng = draw.index, np.random.default_rng(draw.seed)
+        for _ in range(_MAX_FAILURES):
+            try:
+                return self._mapper(name, records[index], rng)
+            except UserError as error:
+                self._failures[name] += 1
+                logger.warning("Left out (no. %d of %s in this process): %s", self._failures[name], name, error)
+                last = error
+            index = int(rng.integers(len(records)))
+        raise UserError(f"{name}: {_MAX_FAILURES} videos in a row cannot be used; the last one: {last}")
+
+
+class _CountedBatches:
+    """The batches of a loader; the share of each data set among their items is logged as ``data/share_of_<name>``."""
+
+    def __init__(self, batches: Iterable[list[dict[str, Any]]], names: Sequence[str]) -> None:
+        self._batches = batches
+        self._names = names
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        seen: Counter[str] = Counter()
+        for batch in self._batches:
+            seen.update(item["dataset_name"] for item in batch)
+            if len(self._names) > 1 and has_event_storage():
+                shares = {f"data/share_of_{name}": seen[name] / seen.total() for name in self._names}
+                get_event_storage().put_scalars(smoothing_hint=False, **shares)
+            yield batch
+
+
+def get_records(name: str) -> list[VideoRecord]:
+    """The records of a registered data set.
+
+    Raises:
+        UserError: the name is not registered, or the data set has no videos.
+    """
+    if name not in DatasetCatalog:
+        raise UserError(f"data set {name!r} is not known; known: {', '.join(sorted(_ours()))}")
+    records = DatasetCatalog.get(name)
+    if not records:
+        raise UserError(f"data set {name!r} has no videos")
+    return records
+
+
+def _ours() -> list[str]:
+    return [name for name in DatasetCatalog.list() if hasattr(MetadataCatalog.get(name), "head")]
+
+
+def _has_instances(record: VideoRecord) -> bool:
+    return any(not instance.is_crowd for instance in record.instances)
+
+
+def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+    """Endless batches of ``SOLVER.IMS_PER_BATCH`` clips (all processes together) drawn from ``DATASETS.TRAIN``.
+
+    ``DATASETS.DATASET_RATIO`` says how often each data set is drawn (empty: by its number of videos). With
+    ``DATALOADER.ASPECT_RATIO_GROUPING`` the clips of a batch are all landscape or all portrait.
+
+    Raises:
+        UserError: unknown or empty data sets, ratios that do not fit.
+    """
+    names = list(cfg.DATASETS.TRAIN)
+    if not names:
+        raise UserError("DATASETS.TRAIN: empty")
+    records = []
+    for name in names:
+        of_one = get_records(name)
+        # Class-agnostic data sets list no instances: finding them would mean reading every mask.
+        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and MetadataCatalog.get(name).task != "vos":
+            kept = [record for record in of_one if _has_instances(record)]
+            logger.info("%s: %d of %d videos have instances", name, len(kept), len(of_one))
+            of_one = kept
+        if not of_one:
+            raise UserError(f"data set {name!r} has no video with instances to train on")
+        records.append(of_one)
+
+    sizes = [len(of_one) for of_one in records]
+    ratios = list(cfg.DATASETS.DATASET_RATIO) or sizes
+    if len(ratios) != len(names) or min(ratios) < 0 or sum(ratios) <= 0:
+        raise UserError(
+            f"DATASETS.DATASET_RATIO: {list(cfg.DATASETS.DATASET_RATIO)} found; one number from 0 on for each of {names} "
+            "expected, not all 0"
+        )
+    sampler = MixtureSampler(sizes, ratios, comm.shared_random_seed() if cfg.SEED < 0 else cfg.SEED)
+    for name, size, share in zip(names, sizes, sampler.shares, strict=True):
+        logger.info("%s: %d videos, %.1f %% of the clips", name, size, 100 * share)
+
+    batches = build_batch_data_loader(
+        _TrainingItems(names, records, ClipMapper(cfg)),
+        sampler,
+        cfg.SOLVER.IMS_PER_BATCH,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+    return _CountedBatches(batches, names)
+
+
+def build_test_loader(
+    cfg: CfgNode, dataset_name: str, finished: Collection[int | str] = ()
+) -> torch.utils.data.DataLoader:
+    """The videos of one data set, each once, as batches of one lazy item; the processes share them by length.
+
+    Args:
+        dataset_name: any registered data set.
+        finished: ids of videos to leave out (their results exist already).
+
+    Returns:
+        A loader of ``[{"record", "dataset_name", "task", "head", "overlap"}]``.
+
+    Raises:
+        UserError: an unknown or empty data set.
+    """
+    records = [record for record in get_records(dataset_name) if record.video_id not in finished]
+    metadata = MetadataCatalog.get(dataset_name)
+    # Long videos first, dealt out in turn: no process is left with the longest one at the end.
+    records.sort(key=lambda record: -record.length)
+    items = [
+        {
+            "record": record,
+            "dataset_name": dataset_name,
+            "task": metadata.task,
+            "head": metadata.head,
+            "overlap": metadata.get("overlap", False),
+        }
+        for record in records[comm.get_rank() :: comm.get_world_size()]
+    ]
+    return torch.utils.data.DataLoader(items, batch_size=1, collate_fn=trivial_batch_collator)  # type: ignore[arg-type]
