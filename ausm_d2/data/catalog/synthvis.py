@@ -1,0 +1,51 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Names of the embedded procedural data. Registering computes nothing; ``DatasetCatalog.get`` does.
+
+``synthvis_train``, ``synthvis_val`` and ``synthvis_val_vos`` (the same videos, prompted); ``synthvis_seed<k>_val`` and
+``synthvis_seed<k>_val_vos`` for k in ``EXTRA_SEEDS`` show how much a result depends on the seed of val.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ausm_d2.data.synthvis import CLASS_COLORS, CLASSES, SynthVis
+from ausm_d2.data.video import VideoRecord
+
+TRAIN_SEED, VAL_SEED = 0, 1
+EXTRA_SEEDS = (11, 12, 13)
+TRAIN_VIDEOS, VAL_VIDEOS = 20000, 60
+NUM_FRAMES = 18
+
+
+def _records(seed: int, num_videos: int, complete: bool) -> list[VideoRecord]:
+    return list(SynthVis(seed, num_videos, NUM_FRAMES, complete=complete))
+
+
+def _register(name: str, seed: int, num_videos: int, *, complete: bool, task: str) -> None:
+    if name in DatasetCatalog.list():
+        return
+    DatasetCatalog.register(name, partial(_records, seed, num_videos, complete))
+    MetadataCatalog.get(name).set(
+        thing_classes=list(CLASSES),
+        thing_colors=[list(color) for color in CLASS_COLORS],
+        evaluator_type="vos" if task == "vos" else "ytvis",
+        task=task,
+        exhaustive=True,
+        head="synthvis",
+        overlap=False,
+        seed=seed,
+    )
+
+
+def register_synthvis() -> None:
+    """Register every name of the module docstring; names that are registered already are left alone."""
+    _register("synthvis_train", TRAIN_SEED, TRAIN_VIDEOS, complete=False, task="vis")
+    for prefix, seed in [("synthvis", VAL_SEED), *((f"synthvis_seed{seed}", seed) for seed in EXTRA_SEEDS)]:
+        _register(f"{prefix}_val", seed, VAL_VIDEOS, complete=True, task="vis")
+        _register(f"{prefix}_val_vos", seed, VAL_VIDEOS, complete=True, task="vos")
+
+
+register_synthvis()
