@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Install Detectron2 without a compiler: ``python tools/install_detectron2.py [--constraint constraints.txt]``.
+"""Install Detectron2 without a compiler: ``python tools/install_detectron2.py``.
 
-Detectron2 is not on the package index under its own name. ``sal-detectron2==0.7.2`` is: its Python code is that of upstream
-commit a59f0563 (17 April 2024), but for the version string, one bug fix (``list(self._fallback_candidates)`` in
-``data/common.py``) and a test helper. Its file cannot be installed as it is: it is tagged for Python 3.10, holds a compiled
-``_C`` for that Python alone, asks for ``numpy<2``, and puts a package named ``tools`` at the top level. This script fetches
-that file through pip, pinned by its SHA-256, and repacks its Python code and its data as a wheel named ``detectron2``:
+Detectron2 is not on the package index under its own name. ``sal-detectron2==0.7.2`` is: its Python code is that of
+upstream commit a59f0563 (17 April 2024), but for the version string, a bug fix (``list(self._fallback_candidates)`` in
+``data/common.py``) and a test helper. Its file cannot be installed as it is: it is tagged for Python 3.10, holds a
+compiled ``_C`` for that Python alone, asks for ``numpy<2``, and puts a package named ``tools`` at the top level. This
+script fetches that file through pip, pinned by its SHA-256, and repacks its Python code and its data as a wheel named
+``detectron2``:
 
-* version ``0.6+a59f0563``: upstream's own number at that commit, and the commit; ``detectron2.__version__`` says the same;
+* version ``0.6+a59f0563``: upstream's number at that commit, and the commit; ``detectron2.__version__`` says the same;
 * requirements that are what the code imports (see ``REQUIREMENTS``);
-* nothing compiled. The operators of ``_C`` (deformable convolution v1, rotated boxes, the fast COCO evaluation) raise
-  Detectron2's own ImportError when they are used; everything else does not need them.
+* nothing compiled. What needs ``_C`` fails when it is used, not when Detectron2 is imported: deformable convolution and
+  rotated boxes. The COCO evaluator falls back to pycocotools.
 
 Where ``detectron2`` can be imported already, for example from the official source, nothing is done.
+pip is run as this Python's, with the user's pip settings (``PIP_CONSTRAINT=constraints.txt`` pins what it installs).
 Only the standard library is used.
 """
 
@@ -90,7 +92,7 @@ def repack(source: Path, folder: Path) -> Path:
     """Write the pure-Python ``detectron2`` wheel made from the wheel ``source`` into ``folder``; return its path.
 
     Kept are the files of the package ``detectron2`` that are not compiled and the licence files of the source.
-    Raises ``InstallError`` where ``source`` is not a wheel that holds the package with its version string and a licence.
+    Raises ``InstallError`` where ``source`` is not a wheel with the package, its version string and a licence.
     """
     info = f"{NAME}-{VERSION}.dist-info"
     files: dict[str, bytes] = {}
@@ -134,7 +136,7 @@ def repack(source: Path, folder: Path) -> Path:
 
 
 def download(folder: Path) -> Path:
-    """Fetch the pinned file into ``folder`` with pip and return its path. Raises ``InstallError`` (network, wrong hash)."""
+    """Fetch the pinned file into ``folder`` with pip; return its path. Raises ``InstallError`` (network, hash)."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{SOURCE} --hash=sha256:{SOURCE_SHA256}\n")
     # The file's tag is cp310-none-any: pip for a newer Python finds it only when it is told to look for that one.
@@ -181,24 +183,19 @@ def _pip(arguments: list[str], purpose: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
+    argparse.ArgumentParser(
         description="Install Detectron2 into this Python from a pinned file on the package index, without a compiler. "
         "Does nothing where detectron2 can be imported already."
-    )
-    parser.add_argument("--constraint", type=Path, metavar="FILE", help="pip constraints file for what Detectron2 needs")
-    arguments = parser.parse_args()
-    constraint: Path | None = arguments.constraint
+    ).parse_args()
     try:
-        if constraint is not None and not constraint.is_file():
-            raise InstallError(f"--constraint {constraint}: no such file")
         found = installed()
         if found is not None:
             print(f"detectron2 {found} is there already; nothing to do")
             return 0
+        print(f"fetching {SOURCE}, and what Detectron2 needs where it is missing (torch is large) ...", flush=True)
         with tempfile.TemporaryDirectory() as name:
             wheel = repack(download(Path(name)), Path(name))
-            options = [] if constraint is None else ["--constraint", str(constraint)]
-            _pip(["install", *options, str(wheel)], f"install {wheel.name}")
+            _pip(["install", str(wheel)], f"install {wheel.name}")
         print(f"installed detectron2 {VERSION}, made from {SOURCE}")
     except InstallError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,36 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+# make demo | test | lint | types: each sets up .venv first where that has not been done (5.5 GB; minutes, once).
+# PYTHON=/path/to/python3.11 chooses the Python that .venv is made with.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo test lint types
+
+setup: $(READY)
+
+demo: $(READY)
+	$(BIN)/python demo/make_demo.py
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+# PIP_CONSTRAINT, not -c: it holds in the isolated builds of the source packages too.
+$(READY): export PIP_CONSTRAINT := constraints.txt
+$(READY): export PIP_DISABLE_PIP_VERSION_CHECK := 1
+$(READY): setup.py constraints.txt tools/install_detectron2.py
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; expected Python 3.11 or newer (make PYTHON=/path/to/python3.11 ...)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "error: $(PYTHON) is Python %d.%d, expected 3.11 or newer (make PYTHON=/path/to/python3.11 ...)" % sys.version_info[:2])'
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --progress-bar off -e '.[demo,dev]'
+	$(BIN)/python tools/install_detectron2.py
+	$(BIN)/python -m pip check
+	@$(BIN)/python -c 'import cv2' || { echo "error: OpenCV misses a system library (above); on Debian or Ubuntu: apt-get install libgl1 libglib2.0-0" >&2; exit 1; }
+	@touch $@

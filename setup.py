@@ -1,0 +1,37 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Package description. The versions that are tested together are in constraints.txt."""
+
+from setuptools import find_packages, setup
+
+with open("ausm_d2/__init__.py", encoding="utf-8") as init:
+    VERSION = next(line.split('"')[1] for line in init if line.startswith("__version__ = "))
+
+setup(
+    name="ausm_d2",
+    version=VERSION,
+    description="The Autoregressive Universal Video Segmentation Model (AUSM) in Detectron2",
+    license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
+    packages=find_packages(include=["ausm_d2", "ausm_d2.*"]),
+    python_requires=">=3.11",
+    # Detectron2 is needed too, but is not on the package index under its own name:
+    # `python tools/install_detectron2.py`, or its official source install.
+    install_requires=[
+        "torch",
+        "torchvision",
+        "numpy>=2",
+        "scipy",
+        "opencv-python",  # vos-benchmark and trackeval require it; -headless beside it would overwrite its files
+        "pillow",
+        "pycocotools",
+        "fvcore",
+        "timm",  # Detectron2's Swin imports it
+        "tqdm",
+        "vos-benchmark",
+    ],
+    extras_require={
+        "cuda": ["mamba-ssm", "causal-conv1d"],  # build against the installed torch: pip install --no-build-isolation
+        "demo": ["av", "matplotlib"],
+        "dev": ["einops", "mypy", "pytest", "ruff", "trackeval", "transformers"],
+    },
+)
