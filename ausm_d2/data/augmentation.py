@@ -130,7 +130,9 @@ class RandomCrop(Augmentation):
             drift: largest way of the window over the clip, relative to its own size.
         """
         if kind not in ("absolute_range", "absolute", "relative", "relative_range") or len(size) != 2:
-            raise UserError(f"INPUT.CROP.TYPE: {kind!r} with SIZE {list(size)} is not one of Detectron2's kinds of crop")
+            raise UserError(
+                f"INPUT.CROP.TYPE: {kind!r} with SIZE {list(size)} is not one of Detectron2's kinds of crop"
+            )
         self.kind = kind
         self.size = size
         self.drift = drift
@@ -159,7 +161,7 @@ class RandomCrop(Augmentation):
 
 
 class RandomRotation(Augmentation):
-    """Turn the frames about one point; the angles are sorted over the clip, in either direction (interfaces: GenVIS)."""
+    """Turn the frames about one point; the angles are sorted over the clip, in either direction (VITA, GenVIS)."""
 
     def __init__(self, degrees: float = 15.0, centre: tuple[float, float] = (0.4, 0.6)) -> None:
         """Angles in [-degrees, degrees]; the centre in the given range of both sides, relative. No expansion."""

@@ -70,7 +70,7 @@ def _shuffled(size: int, rng: np.random.Generator) -> Iterator[int]:
 
 
 class _TrainingItems(torch.utils.data.Dataset[dict[str, Any]]):
-    """Draw -> training item. A video that cannot be read is reported, counted and replaced by another of its data set."""
+    """Draw -> training item. A video that cannot be read is reported, counted and replaced by another of its set."""
 
     def __init__(self, names: Sequence[str], records: Sequence[list[VideoRecord]], mapper: ClipMapper) -> None:
         self._names = names
@@ -161,8 +161,8 @@ def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
     ratios = list(cfg.DATASETS.DATASET_RATIO) or sizes
     if len(ratios) != len(names) or min(ratios) < 0 or sum(ratios) <= 0:
         raise UserError(
-            f"DATASETS.DATASET_RATIO: {list(cfg.DATASETS.DATASET_RATIO)} found; one number from 0 on for each of {names} "
-            "expected, not all 0"
+            f"DATASETS.DATASET_RATIO: {list(cfg.DATASETS.DATASET_RATIO)} found; expected one number from 0 on for each "
+            f"of {names}, not all 0"
         )
     sampler = MixtureSampler(sizes, ratios, comm.shared_random_seed() if cfg.SEED < 0 else cfg.SEED)
     for name, size, share in zip(names, sizes, sampler.shares, strict=True):

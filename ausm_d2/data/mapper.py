@@ -58,9 +58,7 @@ class ClipMapper:
             )
         red, green, blue = (float(round(value)) for value in cfg.MODEL.PIXEL_MEAN)
         return {
-            "samplers": {
-                name: ClipSampler(cfg, ranges[i] if ranges else None) for i, name in enumerate(names)
-            },
+            "samplers": {name: ClipSampler(cfg, ranges[i] if ranges else None) for i, name in enumerate(names)},
             "augmentations": build_augmentations(cfg, pseudo=False),
             "pseudo_augmentations": build_augmentations(cfg, pseudo=True),
             "fill": (red, green, blue),
@@ -69,8 +67,8 @@ class ClipMapper:
     def __call__(self, dataset_name: str, record: VideoRecord, rng: np.random.Generator) -> dict[str, Any]:
         """
         Returns:
-            "image" uint8 (T, 3, h, w) RGB; "masks" bool (N, T, h, w), row i = instance i in every frame; "classes" int64
-            (N,); "labelled" bool (T,); "head", "exhaustive", "task", "dataset_name", "video_id"; "frame_indices", one
+            "image" uint8 (T, 3, h, w) RGB; "masks" bool (N, T, h, w), row i = instance i in every frame; "classes"
+            int64 (N,); "labelled" bool (T,); "head", "exhaustive", "task", "dataset_name", "video_id"; "frame_indices", one
             per frame; "height", "width" = H, W.
 
         Raises:
@@ -157,7 +155,7 @@ def read_frame(record: VideoRecord, index: int) -> np.ndarray:
     frame = record.frames[index]
     if frame.shape[:2] != (record.height, record.width):
         raise UserError(
-            f"video {record.name}, frame {record.frames.names[index]}: is {frame.shape[0]} x {frame.shape[1]} (height x "
-            f"width), {record.height} x {record.width} expected"
+            f"video {record.name}, frame {record.frames.names[index]}: is {frame.shape[0]} x {frame.shape[1]} "
+            f"(height x width), {record.height} x {record.width} expected"
         )
     return frame

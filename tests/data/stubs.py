@@ -53,7 +53,7 @@ class ListedMasks:
 def moving_square(
     video_id: int, length: int = 8, size: tuple[int, int] = (48, 64), broken: bool = False
 ) -> VideoRecord:
-    """A white square of 12 pixels (instance 5, category 1) that goes right on black, 3 pixels a frame, after frame 0."""
+    """A white square of 12 pixels (instance 5, category 1) that goes right on black by 3 pixels a frame."""
     frames, masks = [], []
     for t in range(length):
         mask = np.zeros(size, bool)

@@ -1,6 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -36,7 +38,7 @@ def test_short_video_is_played_to_and_fro(length: int) -> None:
     for clip in draws(length, num_frames=7, frame_range=20):
         assert len(clip) == 7
         assert set(clip) == set(range(length))
-        assert all(abs(a - b) == (length > 1) for a, b in zip(clip, clip[1:], strict=False))
+        assert all(abs(a - b) == (length > 1) for a, b in pairwise(clip))
 
 
 def test_stride_is_even_and_fits_the_video() -> None:
