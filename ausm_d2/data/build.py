@@ -31,7 +31,7 @@ class Draw(NamedTuple):
     """One draw of the mixture: everything that a training item depends on."""
 
     dataset: int  # place in DATASETS.TRAIN
-    index: int  # record of that data set
+    record: int  # its place in that data set
     seed: int  # of sampling and augmentation
 
 
@@ -82,7 +82,7 @@ class _TrainingItems(torch.utils.data.Dataset[dict[str, Any]]):
         if torch.utils.data.get_worker_info() is not None:
             cv2.setNumThreads(0)  # each worker is one of many: threads of its own would only get in the way
         name, records = self._names[draw.dataset], self._records[draw.dataset]
-        index, rng = draw.index, np.random.default_rng(draw.seed)
+        index, rng = draw.record, np.random.default_rng(draw.seed)
         for _ in range(_MAX_FAILURES):
             try:
                 return self._mapper(name, records[index], rng)

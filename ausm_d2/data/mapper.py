@@ -67,9 +67,9 @@ class ClipMapper:
     def __call__(self, dataset_name: str, record: VideoRecord, rng: np.random.Generator) -> dict[str, Any]:
         """
         Returns:
-            "image" uint8 (T, 3, h, w) RGB; "masks" bool (N, T, h, w), row i = instance i in every frame; "classes"
-            int64 (N,); "labelled" bool (T,); "head", "exhaustive", "task", "dataset_name", "video_id"; "frame_indices", one
-            per frame; "height", "width" = H, W.
+            "image" uint8 (T, 3, h, w) RGB; "masks" bool (N, T, h, w), row i = instance i in every frame;
+            "classes" int64 (N,); "labelled" bool (T,); "head", "exhaustive", "task", "dataset_name", "video_id";
+            "frame_indices", one per frame; "height", "width" = H, W.
 
         Raises:
             UserError: a frame or mask that cannot be read, or whose size is not the video's; it names the place.
@@ -92,7 +92,8 @@ class ClipMapper:
         visible: dict[int, list[tuple[int, np.ndarray]]] = {}
         categories = {instance.instance_id: instance.category_id for instance in record.instances}
         crowds = {instance.instance_id for instance in record.instances if instance.is_crowd}
-        stored_index, frame, masks = -1, np.empty(0), dict[int, StoredMask]()
+        stored_index, frame = -1, np.empty(0)
+        masks: Mapping[int, StoredMask] = {}
         for t in order:
             if indices[t] != stored_index:
                 stored_index = indices[t]

@@ -8,6 +8,7 @@ Shape shorthand:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -36,7 +37,7 @@ class FrameSource(Protocol):
 class MaskSource(Protocol):
     """Random access to the instance masks of one video. Cheap to pickle."""
 
-    def read(self, index: int) -> dict[int, StoredMask]:
+    def read(self, index: int) -> Mapping[int, StoredMask]:
         """Masks of frame ``index`` by instance id. An instance that is not visible there has no entry."""
 
 

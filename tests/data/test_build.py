@@ -64,7 +64,7 @@ def test_no_ratio_means_by_size() -> None:
 def test_every_video_comes_once_per_round() -> None:
     draws = list(islice(MixtureSampler([7], [1.0], seed=0), 21))
     for start in (0, 7, 14):
-        assert {draw.index for draw in draws[start : start + 7]} == set(range(7))
+        assert {draw.record for draw in draws[start : start + 7]} == set(range(7))
 
 
 def test_ranks_share_one_stream_without_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
