@@ -8,8 +8,8 @@ Shape shorthand:
 
 A video is a plan (who moves where, sampled once and cheap), textures (made once, when the first frame is rendered) and a renderer
 of single frames. Layers are sprites with premultiplied alpha over a background seen by a moving camera. A pixel belongs
-to the topmost layer that covers at least half of it; an object with fewer than ``MIN_VISIBLE`` such pixels is neither drawn nor
-labelled in that frame, so that image and masks always agree.
+to the topmost layer that covers at least half of it; an object with fewer than ``MIN_VISIBLE`` such pixels, or less than
+``MIN_PART`` of it in sight, is neither drawn nor labelled in that frame, so that image and masks always agree.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from ausm_d2.data.video import Instance, VideoRecord
 
 CLASSES = ("disc", "square", "triangle", "star", "ring", "cross")
 CLASS_COLORS = ((230, 80, 60), (70, 140, 230), (90, 190, 80), (240, 200, 50), (170, 90, 210), (60, 200, 200))
-MIN_VISIBLE = 12  # pixels; below, an object counts as hidden
+MIN_VISIBLE = 12  # pixels, and
+MIN_PART = 0.1  # of an object's area at scale 1; with less in sight it counts as hidden
 
 _RING_HOLE = 0.52  # inner over outer radius
 _SHUTTER = 0.6  # part of the time between two frames during which the shutter is open
@@ -50,6 +51,7 @@ class _Layer:
 
     instance_id: int  # 0: an occluder, which has no label
     shape: int  # index into CLASSES; -1: a rectangle
+    least: float  # visible pixels, below which the layer is not drawn
     half: tuple[float, float]  # half width and half height at scale 1, pixels
     stretch: float  # x by this factor, y by its inverse
     centre: np.ndarray  # (T, 2) x, y in pixels
@@ -99,7 +101,7 @@ def _cast(spec: Spec, index: int) -> _Cast:
     order = [int(i) for i in rng.permutation(count)]
     hidden = _pick(_stratum(spec, index, 1), (0.20, 0.64, 0.16))
     late = _pick(_stratum(spec, index, 2), (0.50, 0.50))
-    small = _pick(_stratum(spec, index, 3), (0.45, 0.50, 0.05))
+    small = _pick(_stratum(spec, index, 3), (0.44, 0.50, 0.06))
     return _Cast(
         classes=tuple(int(c) for c in rng.integers(len(CLASSES), size=count)),
         small=frozenset(int(i) for i in rng.permutation(count)[:small]),
@@ -187,6 +189,7 @@ class _Planner:
             layer = _Layer(
                 instance_id=i + 1,
                 shape=shape,
+                least=max(MIN_VISIBLE, MIN_PART * area),
                 half=(radius, radius),
                 stretch=math.exp(rng.uniform(-0.12, 0.12)),
                 centre=path,
@@ -234,7 +237,7 @@ class _Planner:
     def _roam(self, radius: float) -> np.ndarray:
         frames = self.spec.num_frames
         first = self._place(0, radius)
-        reach = self.rng.uniform(3, 22)
+        reach = self.rng.uniform(2, 18)
         middle = self._place(frames // 2, radius, (np.array(first[1:]), reach))
         last = self._place(frames - 1, radius, (np.array(middle[1:]), reach))
         return _through([first, middle, last], frames)
@@ -245,12 +248,12 @@ class _Planner:
         outward = np.array([(-1.0, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, 1.0)][side])
         along = self.size * self.rng.uniform(0.25, 0.75)
         point = np.where(outward < 0, 0.0, np.where(outward > 0, self.size, along))
-        return point, outward, radius + 3
+        return point, outward, 0.8 * radius + 3
 
     def _outside(self, radius: float) -> np.ndarray:
         """Leaves over a border, comes back over it a little aside."""
         frames = self.spec.num_frames
-        gone = int(self.rng.integers(2, 5))
+        gone = int(self.rng.integers(2, 4))
         leave = int(self.rng.integers(3, max(4, frames - gone - 6)))
         point, outward, out = self._edge(radius)
         back = point + np.abs(outward[::-1]) * self.rng.uniform(-14, 14)
@@ -271,14 +274,15 @@ class _Planner:
         frames = self.spec.num_frames
         enter = int(self.rng.integers(3, max(4, frames // 2)))
         point, outward, out = self._edge(radius)
-        arrival = self._place(min(frames - 1, enter + 6), radius, (point - outward * (radius + 18), 15))
-        rest = self._place(frames - 1 + 4, radius, (np.array(arrival[1:]), 30))
-        return _through([(-1, *(point + outward * out)), (enter - 1, *(point + outward * out)), arrival, rest], frames, 1)
+        outside = point + outward * out
+        arrival = self._place(min(frames - 1, enter + 4), radius, (point - outward * (radius + 8), 10))
+        rest = self._place(frames - 1 + 4, radius, (np.array(arrival[1:]), 25))
+        return _through([(-1, *outside), (enter - 1, *outside), arrival, rest], frames, 0)
 
     def _behind(self, radius: float, pan_speed: np.ndarray) -> tuple[np.ndarray, _Layer]:
         """Passes behind a pillar or a block, which stands in the scene or moves itself."""
         rng, frames = self.rng, self.spec.num_frames
-        gone = int(rng.integers(3, 6))
+        gone = int(rng.integers(3, 5))
         time = int(rng.integers(4, max(5, frames - 5))) + 0.5 * (gone % 2 == 0)
         axis = 0 if radius > 9 or rng.random() < 0.75 else 1  # along which the object passes
         speed = rng.uniform(3.6, 5.6)
@@ -297,12 +301,13 @@ class _Planner:
             self._place(int(max(frames, time + reach + 3)), radius, (after, 12)),
         ]
         path = _through(knots, frames, 1)
-        width = 0.8 * radius + 0.5 * speed * (gone - 1) + 2  # half of it
+        width = 0.75 * radius + 0.5 * speed * (gone - 1) + 2  # half of it
         length = 130.0 if rng.random() < 0.5 else radius * rng.uniform(1.5, 2.2) + 6
         lag = (np.arange(frames) - time)[:, None]
         occluder = _Layer(
             instance_id=0,
             shape=-1,
+            least=0,
             half=(width, length) if axis == 0 else (length, width),
             stretch=1.0,
             centre=meet - lag * forward * speed * (1 - share),
@@ -445,7 +450,7 @@ class _Video:
             covers = patch[..., 3] > 127
             if layer.instance_id:
                 visible = covers & free[rows, columns]
-                if np.count_nonzero(visible) < MIN_VISIBLE:
+                if np.count_nonzero(visible) < layer.least:
                     continue
                 owner[rows, columns][visible] = layer.instance_id
             free[rows, columns][covers] = False
