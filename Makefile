@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-# make demo | test | lint | types: each sets up .venv first where that has not been done (5.5 GB; minutes, once).
+# make demo | test | lint | types: each sets up .venv first where that has not been done (6 GB; minutes, once).
 # PYTHON=/path/to/python3.11 chooses the Python that .venv is made with.
 
 PYTHON ?= python3
