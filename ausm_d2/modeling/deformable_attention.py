@@ -93,11 +93,13 @@ class MSDeformAttn(nn.Module):
         reference = _reference_points(tuple(sizes), query.device, weights.dtype)
 
         out: Tensor | None = None
-        for level, (feature, size) in enumerate(zip(values.split([h * w for h, w in sizes], dim=2), sizes, strict=True)):
+        for level, (feature, size) in enumerate(
+            zip(values.split([h * w for h, w in sizes], dim=2), sizes, strict=True)
+        ):
             pixel = offsets.new_tensor([2 / size[1], 2 / size[0]])
             grid = torch.addcmul(reference[:, :, 0], offsets[:, :, level], pixel)
             samples = F.grid_sample(feature.unflatten(2, size).to(grid.dtype), grid, align_corners=False)
-            mixed = torch.einsum("bcsp,bsp->bcs", samples, weights[:, 0, :, level])
+            mixed = (samples * weights[:, :, :, level]).sum(dim=-1)
             out = mixed if out is None else out + mixed
         assert out is not None
         return self.output_proj(out.reshape(batch, dim, pixels).transpose(1, 2))

@@ -56,15 +56,26 @@ class DeformableEncoderLayer(nn.Module):
 
 
 class DeformableEncoder(nn.Module):
-    """Levels exchange what they know through layers of deformable attention."""
+    """A stack of deformable encoder layers."""
+
+    def __init__(self, dim: int, *, num_layers: int, **layer: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DeformableEncoderLayer(dim, **layer) for _ in range(num_layers))
+
+    def forward(self, x: Tensor, position: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """(B, S, D) pixels of all levels and their (S, D) positions -> (B, S, D)."""
+        for layer in self.layers:
+            x = layer(x, position, sizes)
+        return x
+
+
+class DeformableTransformer(nn.Module):
+    """Levels exchange what they know: flattened, told where they come from, encoded, and put back into shape."""
 
     def __init__(self, dim: int, *, num_levels: int, num_layers: int, **layer: int) -> None:
         super().__init__()
         self.level_embed = nn.Parameter(torch.randn(num_levels, dim))
-        self.encoder = nn.Module()  # a name of the checkpoints
-        self.encoder.layers = nn.ModuleList(
-            DeformableEncoderLayer(dim, num_levels=num_levels, **layer) for _ in range(num_layers)
-        )
+        self.encoder = DeformableEncoder(dim, num_layers=num_layers, num_levels=num_levels, **layer)
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
         """Levels (B, D, h, w), coarsest first, of any sizes -> the same shapes."""
@@ -74,9 +85,7 @@ class DeformableEncoder(nn.Module):
             sine_position(*size, level.shape[1], device=level.device, dtype=level.dtype).flatten(1).T + embed
             for size, level, embed in zip(sizes, levels, self.level_embed, strict=True)
         ]
-        position = torch.cat(positions)
-        for layer in self.encoder.layers:
-            x = layer(x, position, sizes)
+        x = self.encoder(x, torch.cat(positions), sizes)
         split = x.transpose(1, 2).split([h * w for h, w in sizes], dim=2)
         return [level.unflatten(2, size).contiguous() for level, size in zip(split, sizes, strict=True)]
 
@@ -126,12 +135,11 @@ class DeformablePixelDecoder(nn.Module):
             return nn.GroupNorm(math.gcd(32, channels), channels)
 
         # Coarsest first, as in the checkpoints.
-        self.input_proj = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, conv_dim, 1), norm(conv_dim)) for channels in reversed(coarse)
-        )
+        projections = [nn.Conv2d(channels, conv_dim, 1) for channels in reversed(coarse)]
+        self.input_proj = nn.ModuleList(nn.Sequential(projection, norm(conv_dim)) for projection in projections)
         self.transformer: nn.Module
         if enc_layers:
-            self.transformer = DeformableEncoder(
+            self.transformer = DeformableTransformer(
                 conv_dim,
                 num_levels=len(coarse),
                 num_layers=enc_layers,
@@ -144,9 +152,9 @@ class DeformablePixelDecoder(nn.Module):
         self.adapter_1 = Conv2d(finest, conv_dim, 1, bias=False, norm=norm(conv_dim))
         self.layer_1 = Conv2d(conv_dim, conv_dim, 3, padding=1, bias=False, norm=norm(conv_dim), activation=F.relu)
         self.mask_features = nn.Conv2d(conv_dim, mask_dim, 1)
-        for projection in self.input_proj:
-            nn.init.xavier_uniform_(projection[0].weight)
-            nn.init.zeros_(projection[0].bias)
+        for projection in projections:
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
         for conv in (self.adapter_1, self.layer_1, self.mask_features):
             c2_xavier_fill(conv)
 
@@ -202,8 +210,8 @@ class FrameEncoder(nn.Module):
         strides = [shapes[name].stride for name in in_features]
         if len(strides) < 2 or strides != [4, 8, 16, 32][: len(strides)]:
             raise UserError(
-                f"MODEL.AUSM.FRAME_ENCODER.IN_FEATURES: {list(in_features)} have strides {strides}, expected 4, 8, 16, 32"
-                " (the coarsest may be left out)"
+                f"MODEL.AUSM.FRAME_ENCODER.IN_FEATURES: {list(in_features)} have strides {strides}, expected "
+                "4, 8, 16, 32 (the coarsest may be left out)"
             )
         self.in_features = tuple(in_features)
         self.backbone = backbone
@@ -224,7 +232,7 @@ class FrameEncoder(nn.Module):
             "backbone": _build_backbone(cfg),
             "in_features": tuple(encoder.IN_FEATURES),
             "conv_dim": cfg.MODEL.AUSM.HIDDEN_DIM,
-            "mask_dim": cfg.MODEL.AUSM.MASK_DIM,
+            "mask_dim": cfg.MODEL.AUSM.HIDDEN_DIM,
             "enc_layers": encoder.ENC_LAYERS,
             "num_heads": encoder.NUM_HEADS,
             "num_points": encoder.NUM_POINTS,

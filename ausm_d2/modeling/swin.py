@@ -9,6 +9,7 @@ Shape shorthand:
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -35,7 +36,9 @@ class Swin(SwinTransformer):
             patch_size: stride of ``res2``, pixels.
             kwargs: those of ``detectron2.modeling.backbone.swin.SwinTransformer``.
         """
-        super().__init__(patch_size=patch_size, out_indices=[_STAGES.index(name) for name in out_features], **kwargs)
+        with warnings.catch_warnings():  # of its use of torch.meshgrid and timm.models.layers, which no user can change
+            warnings.simplefilter("ignore")
+            super().__init__(patch_size=patch_size, out_indices=[_STAGES.index(f) for f in out_features], **kwargs)
         self._out_features = [_STAGES[i] for i in self.out_indices]
         self._out_feature_channels = {_STAGES[i]: self.num_features[i] for i in self.out_indices}
         self._out_feature_strides = {_STAGES[i]: patch_size * 2**i for i in self.out_indices}
