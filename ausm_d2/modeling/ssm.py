@@ -29,7 +29,7 @@ class SSMState(NamedTuple):
 
 
 class Mamba(nn.Module):
-    """Mamba ("Mamba: Linear-Time Sequence Modeling with Selective State Spaces", Sec. 3.4), for batches of short sequences.
+    """Mamba ("Mamba: Linear-Time Sequence Modeling with Selective State Spaces", Sec. 3.4), for many short sequences.
 
     Names, shapes and initial values of the parameters are those of ``mamba_ssm.Mamba``, so its weights fit as they are.
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The Mamba layer: parameters and function of mamba_ssm's, a clip at once against frame by frame, AMP, checkpointing."""
+"""The Mamba layer: parameters and function of mamba_ssm's, clip against frame by frame, AMP, checkpointing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _float64_mamba(layer: Mamba, x: Tensor) -> Tensor:
     outputs = []
     for t in range(x.shape[1]):
         u, z = (x[:, t] @ p["in_proj.weight"].T).split(inner, dim=-1)
-        past = past[1:] + [u]
+        past = [*past[1:], u]
         conv = p["conv1d.bias"] + sum(past[k] * p["conv1d.weight"][:, 0, k] for k in range(width))
         u = conv * torch.sigmoid(conv)
         dt, B, C = (u @ p["x_proj.weight"].T).split([layer.dt_rank, size, size], dim=-1)

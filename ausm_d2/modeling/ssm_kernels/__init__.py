@@ -5,20 +5,30 @@ Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; S: state s
 
 Channels are the last dimension throughout, which is what the linear layers around these operations give and take:
 nothing is transposed to (N, E, T).
+
+Backends: ``cpu`` (C++, compiled on first use) and ``loop`` (plain PyTorch, always there). The environment variable
+AUSM_SSM_BACKEND or :func:`use_backend` forces one.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
-from ausm_d2.modeling.ssm_kernels import loop
+from ausm_d2.errors import UserError
+from ausm_d2.modeling.ssm_kernels import cpu, loop
+from ausm_d2.modeling.ssm_kernels.build import CompileError
 
-BACKENDS: dict[str, ModuleType] = {"loop": loop}
+BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "loop": loop}
+"""In the order of preference."""
+
 _forced: str | None = os.environ.get("AUSM_SSM_BACKEND") or None
 
 
@@ -33,8 +43,25 @@ def use_backend(name: str | None) -> Iterator[None]:
         _forced = before
 
 
+@functools.cache
+def _warn(reason: str) -> None:
+    warnings.warn(f"the fused kernels of Mamba are not used, a slow loop is: {reason}", stacklevel=4)
+
+
 def _backend(x: Tensor) -> ModuleType:
-    return BACKENDS[_forced or "loop"]
+    if _forced is not None:
+        if _forced not in BACKENDS:
+            raise UserError(f"AUSM_SSM_BACKEND: found {_forced!r}, expected one of {', '.join(BACKENDS)}")
+        if not BACKENDS[_forced].supports(x):
+            raise UserError(f"AUSM_SSM_BACKEND: {_forced} has no kernel for {x.dtype} on {x.device.type}")
+        return BACKENDS[_forced]
+    for backend in BACKENDS.values():
+        try:
+            if backend.supports(x):
+                return backend
+        except CompileError as error:
+            _warn(str(error))
+    raise AssertionError("the loop supports everything")
 
 
 def causal_conv(
@@ -52,6 +79,8 @@ def causal_conv(
     Returns:
         (N, T, E) in the dtype of ``x``, and (N, E, K), the last K inputs.
     """
+    if inplace and torch.is_grad_enabled():
+        raise RuntimeError("a state is overwritten outside autograd only: use torch.no_grad()")
     return _backend(x).causal_conv(x, weight, bias, initial, inplace)
 
 
@@ -75,11 +104,13 @@ def selective_scan(
         u, delta, z: (N, T, E). Without ``z`` there is no gate.
         A: (E, S), negative.
         B, C: (N, T, S).
-        D, delta_bias: (E,); left out where None. The bias is added to ``delta``, before the softplus if that is asked for.
+        D, delta_bias: (E,); left out where None. The bias is added to ``delta``, before the softplus, if any.
         initial_state: (N, E, S); None means zeros.
         inplace: overwrite ``initial_state`` with the last state (outside autograd only).
 
     Returns:
-        y (N, T, E) in the dtype of ``u``, and the state after the last frame, (N, E, S) in float32 (float64 if ``u`` is).
+        y (N, T, E) in the dtype of ``u``, and the state after the last frame, (N, E, S), float32 (float64 if ``u`` is).
     """
+    if inplace and torch.is_grad_enabled():
+        raise RuntimeError("a state is overwritten outside autograd only: use torch.no_grad()")
     return _backend(u).selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, inplace)

@@ -13,7 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, initial: Tensor | None, inplace: bool) -> tuple[Tensor, Tensor]:
+def supports(x: Tensor) -> bool:
+    """Everything."""
+    return True
+
+
+def causal_conv(
+    x: Tensor, weight: Tensor, bias: Tensor, initial: Tensor | None, inplace: bool
+) -> tuple[Tensor, Tensor]:
     """See :func:`ausm_d2.modeling.ssm_kernels.causal_conv`."""
     frames, width = x.shape[1], weight.shape[1]
     before = x.new_zeros(len(x), x.shape[2], width) if initial is None else initial

@@ -1,0 +1,77 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Compiles a C++ file for this very machine on first use and keeps the library in the user's cache."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+
+
+class CompileError(RuntimeError):
+    """No library; its text says why in one line."""
+
+
+def _processor() -> str:
+    """What -march=native depends on: a cache may be shared by different machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _cache() -> Path:
+    root = os.environ.get("TORCH_EXTENSIONS_DIR")
+    folder = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return folder / "ausm_d2"
+
+
+def load_library(source: Path) -> ctypes.CDLL:
+    """The shared library made of ``source``, compiled unless the cache has it.
+
+    The cache is ``$TORCH_EXTENSIONS_DIR/ausm_d2``, else ``$XDG_CACHE_HOME/ausm_d2``, else ``~/.cache/ausm_d2``; the
+    compiler is ``$CXX``, else c++. Processes may do this at the same time: a library appears under its name only when
+    it is complete.
+
+    Raises:
+        CompileError: there is no compiler, or it fails.
+    """
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        raise CompileError("no C++ compiler was found (CXX, c++)")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    key = "\n".join([source.read_text(), *_FLAGS, version, platform.machine(), _processor()])
+    name = f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    path = _cache() / name
+    try:
+        if path.is_file():
+            return ctypes.CDLL(str(path))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.mkdtemp(dir=path.parent)
+        except OSError:  # a home that cannot be written to: compile once per process
+            folder = tempfile.mkdtemp()
+            path = Path(folder) / "unnamed"
+        try:
+            made = Path(folder) / name
+            run = subprocess.run(
+                [compiler, *_FLAGS, "-o", str(made), str(source)], capture_output=True, text=True, check=False
+            )
+            if run.returncode:
+                error = next((line for line in run.stderr.splitlines() if "error" in line), run.stderr[-200:])
+                raise CompileError(f"{compiler} failed: {error}")
+            library = ctypes.CDLL(str(made))
+            made.replace(path)
+            return library
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise CompileError(str(error)) from error

@@ -1,0 +1,475 @@
+// Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+//
+// The two recurrent operations of Mamba on the CPU, forward and backward: many sequences, few frames each.
+//
+// N: sequences; T: frames; E: inner channels; S: state size; K: width of the convolution; L: lanes of a vector.
+//
+// Threads share the sequences. Within one, a block of L neighbouring channels is taken through all frames at a time, so
+// that every operation is on whole vectors: no lane ever needs its neighbour, but for the sums over channels in dB and dC,
+// which are kept as vectors until all blocks are done. The backward pass recomputes the states of one block from the
+// initial state, so nothing of size N x T x E x S exists anywhere.
+//
+// Activations are float or bfloat16; everything in between, and the states, are float. No header of PyTorch is included:
+// the caller passes addresses and strides (see cpu.py, which declares the same two structs).
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int L = 16;
+#elif defined(__AVX__)
+constexpr int L = 8;
+#else
+constexpr int L = 4;
+#endif
+typedef float Vec __attribute__((vector_size(4 * L)));
+typedef int32_t Int __attribute__((vector_size(4 * L)));
+typedef uint32_t Word __attribute__((vector_size(4 * L)));
+typedef uint16_t Half __attribute__((vector_size(2 * L)));
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline Vec load(const float* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline Vec load(const BFloat16* p) {
+  Half h;
+  std::memcpy(&h, p, sizeof h);
+  return (Vec)(__builtin_convertvector(h, Word) << 16);
+}
+inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+inline void store(BFloat16* p, Vec v) {
+  const Word w = (Word)v;
+  const Half h = __builtin_convertvector((w + 0x7fff + ((w >> 16) & 1)) >> 16, Half);  // to nearest, ties to even
+  std::memcpy(p, &h, sizeof h);
+}
+
+// The last block of channels may have fewer than L of them.
+template <typename T>
+inline Vec load(const T* p, int count) {
+  if (count == L) return load(p);
+  T padded[L] = {};
+  std::memcpy(padded, p, count * sizeof(T));
+  return load(padded);
+}
+template <typename T>
+inline void store(T* p, Vec v, int count) {
+  if (count == L) return store(p, v);
+  T padded[L];
+  store(padded, v);
+  std::memcpy(p, padded, count * sizeof(T));
+}
+
+inline float to_float(float x) { return x; }
+inline float to_float(BFloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline void from_float(float* p, float x) { *p = x; }
+inline void from_float(BFloat16* p, float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  p->bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+inline float sum(Vec v) {
+  float total = 0;
+  for (int i = 0; i < L; ++i) total += v[i];
+  return total;
+}
+
+constexpr float kLog2e = 1.44269504088896f;
+constexpr float kLn2 = 0.693147180559945f;
+
+// 2^x for x in [-126, 126], clamped to it; relative error below 2e-7 (a minimax polynomial on [-1/2, 1/2], exact at 0).
+inline Vec exp2(Vec x) {
+  x = x > -126.f ? x : Vec{} - 126.f;
+  x = x < 126.f ? x : Vec{} + 126.f;
+  constexpr float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+  const Vec shifted = x + magic;
+  const Vec r = x - (shifted - magic);
+  Vec p = 0.001326472731307149f * r + 0.009671512991189957f;
+  p = p * r + 0.05550733581185341f;
+  p = p * r + 0.24022242426872253f;
+  p = p * r + 0.6931470036506653f;
+  p = p * r + 1.f;
+  return (Vec)((Int)p + ((Int)shifted << 23));
+}
+
+inline Vec sigmoid(Vec x) { return 1.f / (1.f + exp2(-kLog2e * x)); }
+
+// log(1 + e^x) = max(x, 0) + log1p(e^-|x|), and log1p(e) = 2 atanh(e / (2 + e)): accurate relative to the result.
+inline Vec softplus(Vec x) {
+  const Vec positive = x > 0.f ? x : Vec{};
+  const Vec e = exp2(kLog2e * (x - 2.f * positive));
+  const Vec s = e / (2.f + e);
+  const Vec q = s * s;
+  Vec p = 1.f / 15 * q + 1.f / 13;
+  p = p * q + 1.f / 11;
+  p = p * q + 1.f / 9;
+  p = p * q + 1.f / 7;
+  p = p * q + 1.f / 5;
+  p = p * q + 1.f / 3;
+  p = p * q + 1.f;
+  return positive + 2.f * s * p;
+}
+
+// A block of L rows of `columns` numbers in memory is `columns` vectors here.
+template <typename T>
+inline void load_transposed(const T* p, Vec* v, int64_t columns, int count) {
+  for (int64_t i = 0; i < columns; ++i) {
+    float lane[L] = {};
+    for (int j = 0; j < count; ++j) lane[j] = to_float(p[j * columns + i]);
+    v[i] = load(lane);
+  }
+}
+template <typename T>
+inline void store_transposed(T* p, const Vec* v, int64_t columns, int count) {
+  for (int64_t i = 0; i < columns; ++i) {
+    float lane[L];
+    store(lane, v[i]);
+    for (int j = 0; j < count; ++j) from_float(p + j * columns + i, lane[j]);
+  }
+}
+
+// Memory of one thread, in vectors, zero at first.
+class Scratch {
+ public:
+  explicit Scratch(int64_t vectors) : data_(static_cast<Vec*>(std::aligned_alloc(64, round_up(vectors)))), next_(data_) {
+    std::memset(static_cast<void*>(data_), 0, round_up(vectors));
+  }
+  ~Scratch() { std::free(data_); }
+  Vec* take(int64_t vectors) {
+    Vec* p = next_;
+    next_ += vectors;
+    return p;
+  }
+
+ private:
+  static size_t round_up(int64_t vectors) { return (vectors * sizeof(Vec) + 63) / 64 * 64; }
+  Vec *data_, *next_;
+};
+
+// An activation: rows of E or S numbers without gaps, at any distance over frames and sequences (in numbers).
+struct Rows {
+  void* data;
+  int64_t sequence, frame;
+  template <typename T>
+  T* at(int64_t n, int64_t t) const {
+    return static_cast<T*>(data) + n * sequence + t * frame;
+  }
+};
+
+struct Scan {
+  int64_t N, T, E, S;
+  int32_t threads, bfloat16, delta_softplus, reserved;
+  Rows u, delta, z, B, C, y;  // z may be null
+  const float *A;             // (S, E), times log2(e)
+  const float *D, *delta_bias, *initial;  // may be null
+  float* last;                            // (N, E, S)
+  // Backward only.
+  Rows dy, du, ddelta, dz, dB, dC;
+  const float* dlast;                 // may be null
+  float *dA, *dD, *dbias, *dinitial;  // dA (threads, S, E), dD and dbias (threads, E), zero at first; dinitial may be null
+};
+
+struct Conv {
+  int64_t N, T, E, K;
+  int32_t threads, bfloat16;
+  Rows x, y;
+  const float *weight, *bias;  // (K, E), (E)
+  const void* initial;         // (N, E, K), may be null
+  void* last;                  // (N, E, K)
+  // Backward only.
+  Rows dy, dx;
+  const void* dlast;      // may be null
+  float *dweight, *dbias;  // (threads, K, E), (threads, E), zero at first
+  void* dinitial;         // may be null
+};
+
+// body(thread, begin, end) for `threads` equal parts of `count` sequences.
+template <typename Body>
+void parallel(int threads, int64_t count, Body body) {
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int thread = 0; thread < threads; ++thread)
+    body(thread, count * thread / threads, count * (thread + 1) / threads);
+}
+
+// What a block of channels needs of its inputs at every frame.
+struct Inputs {
+  Vec *dt, *dtu, *y;
+};
+
+template <typename T>
+void load_rows(const Rows& rows, int64_t n, int64_t frames, int64_t size, float* out) {
+  for (int64_t t = 0; t < frames; ++t) {
+    const T* p = rows.at<const T>(n, t);
+    for (int64_t s = 0; s < size; ++s) out[t * size + s] = to_float(p[s]);
+  }
+}
+
+// SC states of a block through all frames, with y += C h.
+template <int SC, bool kKeep>
+inline void forward_states(const Scan& a, const Vec* A, Vec* h, const float* B, const float* C, const Inputs& in,
+                           Vec* decays, Vec* states) {
+  Vec state[SC], coefficient[SC];
+  for (int j = 0; j < SC; ++j) state[j] = h[j], coefficient[j] = A[j];
+  for (int64_t t = 0; t < a.T; ++t) {
+    const Vec dt = in.dt[t], dtu = in.dtu[t];
+    Vec y = in.y[t];
+    for (int j = 0; j < SC; ++j) {
+      const Vec decay = exp2(dt * coefficient[j]);
+      if (kKeep) decays[t * SC + j] = decay, states[t * SC + j] = state[j];
+      state[j] = decay * state[j] + dtu * B[t * a.S + j];
+      y += state[j] * C[t * a.S + j];
+    }
+    in.y[t] = y;
+  }
+  for (int j = 0; j < SC; ++j) h[j] = state[j];
+}
+
+template <typename T>
+void scan_forward(const Scan& a) {
+  parallel(a.threads, a.N, [&a](int, int64_t begin, int64_t end) {
+    Scratch scratch(3 * a.T + 2 * a.S + 2 * (a.T * a.S / L + 1));
+    const Inputs in = {scratch.take(a.T), scratch.take(a.T), scratch.take(a.T)};
+    Vec *A = scratch.take(a.S), *h = scratch.take(a.S);
+    float* B = reinterpret_cast<float*>(scratch.take(a.T * a.S / L + 1));
+    float* C = reinterpret_cast<float*>(scratch.take(a.T * a.S / L + 1));
+    for (int64_t n = begin; n < end; ++n) {
+      load_rows<T>(a.B, n, a.T, a.S, B);
+      load_rows<T>(a.C, n, a.T, a.S, C);
+      for (int64_t e = 0; e < a.E; e += L) {
+        const int count = a.E - e < L ? int(a.E - e) : L;
+        const Vec bias = a.delta_bias ? load(a.delta_bias + e, count) : Vec{};
+        const Vec D = a.D ? load(a.D + e, count) : Vec{};
+        for (int64_t t = 0; t < a.T; ++t) {
+          Vec dt = load(a.delta.at<const T>(n, t) + e, count) + bias;
+          if (a.delta_softplus) dt = softplus(dt);
+          const Vec u = load(a.u.at<const T>(n, t) + e, count);
+          in.dt[t] = dt;
+          in.dtu[t] = dt * u;
+          in.y[t] = D * u;
+        }
+        for (int64_t s = 0; s < a.S; ++s) A[s] = load(a.A + s * a.E + e, count), h[s] = Vec{};
+        float* state = a.last + (n * a.E + e) * a.S;
+        if (a.initial) load_transposed(a.initial + (n * a.E + e) * a.S, h, a.S, count);
+        int64_t s = 0;
+        for (; s + 4 <= a.S; s += 4) forward_states<4, false>(a, A + s, h + s, B + s, C + s, in, nullptr, nullptr);
+        for (; s < a.S; ++s) forward_states<1, false>(a, A + s, h + s, B + s, C + s, in, nullptr, nullptr);
+        store_transposed(state, h, a.S, count);
+        for (int64_t t = 0; t < a.T; ++t) {
+          Vec y = in.y[t];
+          if (a.z.data) {
+            const Vec z = load(a.z.at<const T>(n, t) + e, count);
+            y *= z * sigmoid(z);
+          }
+          store(a.y.at<T>(n, t) + e, y, count);
+        }
+      }
+    }
+  });
+}
+
+// What the backward pass gathers for a block of channels at every frame.
+struct Gradients {
+  Vec *g, *ddt, *ddtu;  // of the ungated output, of dt, of dt * u
+};
+
+template <int SC>
+inline void backward_states(const Scan& a, const Vec* A, const Vec* h0, Vec* dh, const float* B, const float* C,
+                            const Inputs& in, const Gradients& d, Vec* dB, Vec* dC, Vec* dA, Vec* decays,
+                            Vec* states) {
+  Vec h[SC], carry[SC], dcoefficient[SC];
+  for (int j = 0; j < SC; ++j) h[j] = h0[j], carry[j] = dh[j], dcoefficient[j] = Vec{};
+  forward_states<SC, true>(a, A, h, B, C, in, decays, states);
+  for (int64_t t = a.T - 1; t >= 0; --t) {
+    const Vec g = d.g[t], dt = in.dt[t], dtu = in.dtu[t];
+    Vec ddt = d.ddt[t], ddtu = d.ddtu[t];
+    for (int j = 0; j < SC; ++j) {
+      const int64_t i = t * a.S + j;
+      const Vec before = states[t * SC + j];
+      dC[i] += g * h[j];
+      const Vec dstate = carry[j] + g * C[i];
+      dB[i] += dstate * dtu;
+      ddtu += dstate * B[i];
+      carry[j] = dstate * decays[t * SC + j];
+      const Vec dexponent = carry[j] * before;
+      ddt += dexponent * A[j];
+      dcoefficient[j] += dexponent * dt;
+      h[j] = before;
+    }
+    d.ddt[t] = ddt;
+    d.ddtu[t] = ddtu;
+  }
+  for (int j = 0; j < SC; ++j) dh[j] = carry[j], dA[j] += dcoefficient[j];
+}
+
+template <typename T>
+void scan_backward(const Scan& a) {
+  parallel(a.threads, a.N, [&a](int thread, int64_t begin, int64_t end) {
+    const int64_t blocks = (a.E + L - 1) / L;
+    Scratch scratch(7 * a.T + 3 * a.S + 2 * (a.T * a.S / L + 1) + 2 * a.T * a.S + 8 * a.T + blocks * (a.S + 2));
+    const Inputs in = {scratch.take(a.T), scratch.take(a.T), scratch.take(a.T)};
+    const Gradients d = {scratch.take(a.T), scratch.take(a.T), scratch.take(a.T)};
+    Vec* slope = scratch.take(a.T);
+    Vec *A = scratch.take(a.S), *h0 = scratch.take(a.S), *dh = scratch.take(a.S);
+    float* B = reinterpret_cast<float*>(scratch.take(a.T * a.S / L + 1));
+    float* C = reinterpret_cast<float*>(scratch.take(a.T * a.S / L + 1));
+    Vec *dB = scratch.take(a.T * a.S), *dC = scratch.take(a.T * a.S);
+    Vec *decays = scratch.take(4 * a.T), *states = scratch.take(4 * a.T);
+    Vec *dA = scratch.take(blocks * a.S), *dD = scratch.take(blocks), *dbias = scratch.take(blocks);
+    for (int64_t n = begin; n < end; ++n) {
+      load_rows<T>(a.B, n, a.T, a.S, B);
+      load_rows<T>(a.C, n, a.T, a.S, C);
+      std::memset(static_cast<void*>(dB), 0, a.T * a.S * sizeof(Vec));
+      std::memset(static_cast<void*>(dC), 0, a.T * a.S * sizeof(Vec));
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t e = block * L, offset = (n * a.E + e) * a.S;
+        const int count = a.E - e < L ? int(a.E - e) : L;
+        const Vec bias = a.delta_bias ? load(a.delta_bias + e, count) : Vec{};
+        const Vec D = a.D ? load(a.D + e, count) : Vec{};
+        for (int64_t t = 0; t < a.T; ++t) {
+          const Vec raw = load(a.delta.at<const T>(n, t) + e, count) + bias;
+          const Vec dt = a.delta_softplus ? softplus(raw) : raw;
+          slope[t] = a.delta_softplus ? sigmoid(raw) : Vec{} + 1.f;
+          const Vec u = load(a.u.at<const T>(n, t) + e, count);
+          Vec g = load(a.dy.at<const T>(n, t) + e, count);
+          if (a.z.data) {
+            const Vec z = load(a.z.at<const T>(n, t) + e, count);
+            g *= z * sigmoid(z);
+          }
+          in.dt[t] = dt;
+          in.dtu[t] = dt * u;
+          in.y[t] = D * u;
+          d.g[t] = g;
+          d.ddt[t] = d.ddtu[t] = Vec{};
+        }
+        for (int64_t s = 0; s < a.S; ++s) A[s] = load(a.A + s * a.E + e, count), h0[s] = dh[s] = Vec{};
+        if (a.initial) load_transposed(a.initial + offset, h0, a.S, count);
+        if (a.dlast) load_transposed(a.dlast + offset, dh, a.S, count);
+        Vec* dA_block = dA + block * a.S;
+        int64_t s = 0;
+        for (; s + 4 <= a.S; s += 4)
+          backward_states<4>(a, A + s, h0 + s, dh + s, B + s, C + s, in, d, dB + s, dC + s, dA_block + s, decays, states);
+        for (; s < a.S; ++s)
+          backward_states<1>(a, A + s, h0 + s, dh + s, B + s, C + s, in, d, dB + s, dC + s, dA_block + s, decays, states);
+        if (a.dinitial) store_transposed(a.dinitial + offset, dh, a.S, count);
+        for (int64_t t = 0; t < a.T; ++t) {
+          const Vec u = load(a.u.at<const T>(n, t) + e, count);
+          store(a.du.at<T>(n, t) + e, d.ddtu[t] * in.dt[t] + d.g[t] * D, count);
+          const Vec ddelta = (d.ddtu[t] * u + kLn2 * d.ddt[t]) * slope[t];
+          store(a.ddelta.at<T>(n, t) + e, ddelta, count);
+          dbias[block] += ddelta;
+          dD[block] += d.g[t] * u;
+          if (a.z.data) {
+            const Vec z = load(a.z.at<const T>(n, t) + e, count), gate = sigmoid(z);
+            const Vec dy = load(a.dy.at<const T>(n, t) + e, count);
+            store(a.dz.at<T>(n, t) + e, dy * in.y[t] * gate * (1.f + z * (1.f - gate)), count);
+          }
+        }
+      }
+      for (int64_t t = 0; t < a.T; ++t)
+        for (int64_t s = 0; s < a.S; ++s) {
+          from_float(a.dB.at<T>(n, t) + s, sum(dB[t * a.S + s]));
+          from_float(a.dC.at<T>(n, t) + s, sum(dC[t * a.S + s]));
+        }
+    }
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t e = block * L;
+      const int count = a.E - e < L ? int(a.E - e) : L;
+      for (int64_t s = 0; s < a.S; ++s) store(a.dA + (thread * a.S + s) * a.E + e, dA[block * a.S + s], count);
+      store(a.dD + thread * a.E + e, dD[block], count);
+      store(a.dbias + thread * a.E + e, dbias[block], count);
+    }
+  });
+}
+
+// The inputs a block of channels sees, from K frames before the first one on: in[K + t] is that of frame t.
+template <typename T>
+void load_inputs(const Conv& a, int64_t n, int64_t e, int count, Vec* in) {
+  for (int64_t k = 0; k < a.K; ++k) in[k] = Vec{};
+  if (a.initial) load_transposed(static_cast<const T*>(a.initial) + (n * a.E + e) * a.K, in, a.K, count);
+  for (int64_t t = 0; t < a.T; ++t) in[a.K + t] = load(a.x.at<const T>(n, t) + e, count);
+}
+
+// bias + sum_k weight[k] in[t + 1 + k]
+inline Vec convolve(const Conv& a, const Vec* weight, Vec bias, const Vec* in, int64_t t) {
+  for (int64_t k = 0; k < a.K; ++k) bias += weight[k] * in[t + 1 + k];
+  return bias;
+}
+
+template <typename T>
+void conv_forward(const Conv& a) {
+  parallel(a.threads, a.N, [&a](int, int64_t begin, int64_t end) {
+    Scratch scratch(2 * a.K + a.T);
+    Vec *weight = scratch.take(a.K), *in = scratch.take(a.K + a.T);
+    for (int64_t n = begin; n < end; ++n)
+      for (int64_t e = 0; e < a.E; e += L) {
+        const int count = a.E - e < L ? int(a.E - e) : L;
+        const Vec bias = load(a.bias + e, count);
+        for (int64_t k = 0; k < a.K; ++k) weight[k] = load(a.weight + k * a.E + e, count);
+        load_inputs<T>(a, n, e, count, in);
+        for (int64_t t = 0; t < a.T; ++t) {
+          const Vec y = convolve(a, weight, bias, in, t);
+          store(a.y.at<T>(n, t) + e, y * sigmoid(y), count);
+        }
+        store_transposed(static_cast<T*>(a.last) + (n * a.E + e) * a.K, in + a.T, a.K, count);
+      }
+  });
+}
+
+template <typename T>
+void conv_backward(const Conv& a) {
+  parallel(a.threads, a.N, [&a](int thread, int64_t begin, int64_t end) {
+    const int64_t blocks = (a.E + L - 1) / L;
+    Scratch scratch(a.K + 2 * (a.K + a.T) + blocks * (a.K + 1));
+    Vec *weight = scratch.take(a.K), *in = scratch.take(a.K + a.T), *din = scratch.take(a.K + a.T);
+    Vec *dweight = scratch.take(blocks * a.K), *dbias = scratch.take(blocks);
+    for (int64_t n = begin; n < end; ++n)
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t e = block * L, offset = (n * a.E + e) * a.K;
+        const int count = a.E - e < L ? int(a.E - e) : L;
+        const Vec bias = load(a.bias + e, count);
+        for (int64_t k = 0; k < a.K; ++k) weight[k] = load(a.weight + k * a.E + e, count);
+        load_inputs<T>(a, n, e, count, in);
+        for (int64_t t = 0; t < a.K + a.T; ++t) din[t] = Vec{};
+        if (a.dlast) load_transposed(static_cast<const T*>(a.dlast) + offset, din + a.T, a.K, count);
+        for (int64_t t = 0; t < a.T; ++t) {
+          const Vec y = convolve(a, weight, bias, in, t), gate = sigmoid(y);
+          const Vec g = load(a.dy.at<const T>(n, t) + e, count) * gate * (1.f + y * (1.f - gate));
+          dbias[block] += g;
+          for (int64_t k = 0; k < a.K; ++k) {
+            dweight[block * a.K + k] += g * in[t + 1 + k];
+            din[t + 1 + k] += g * weight[k];
+          }
+        }
+        for (int64_t t = 0; t < a.T; ++t) store(a.dx.at<T>(n, t) + e, din[a.K + t], count);
+        if (a.dinitial) store_transposed(static_cast<T*>(a.dinitial) + offset, din, a.K, count);
+      }
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t e = block * L;
+      const int count = a.E - e < L ? int(a.E - e) : L;
+      for (int64_t k = 0; k < a.K; ++k) store(a.dweight + (thread * a.K + k) * a.E + e, dweight[block * a.K + k], count);
+      store(a.dbias + thread * a.E + e, dbias[block], count);
+    }
+  });
+}
+
+}  // namespace
+
+extern "C" {
+void ausm_scan_forward(const Scan* a) { a->bfloat16 ? scan_forward<BFloat16>(*a) : scan_forward<float>(*a); }
+void ausm_scan_backward(const Scan* a) { a->bfloat16 ? scan_backward<BFloat16>(*a) : scan_backward<float>(*a); }
+void ausm_conv_forward(const Conv* a) { a->bfloat16 ? conv_forward<BFloat16>(*a) : conv_forward<float>(*a); }
+void ausm_conv_backward(const Conv* a) { a->bfloat16 ? conv_backward<BFloat16>(*a) : conv_backward<float>(*a); }
+}

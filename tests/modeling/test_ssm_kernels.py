@@ -1,0 +1,257 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Every backend of the selective scan and of the causal convolution against the loop in float64."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ausm_d2.errors import UserError
+from ausm_d2.modeling import ssm_kernels
+from ausm_d2.modeling.ssm_kernels import build, causal_conv, loop, selective_scan, use_backend
+
+# N, T, E, S: one frame, sizes that fill no vector, sizes that fill vectors exactly, a long one.
+SIZES = [(7, 1, 5, 3), (3, 4, 37, 16), (2, 16, 64, 8), (5, 3, 48, 5), (1, 2, 1, 1), (2, 150, 20, 4)]
+OPTIONAL = ("D", "z", "delta_bias", "initial_state")
+
+
+@pytest.fixture(params=["loop", "cpu"])
+def backend(request: pytest.FixtureRequest) -> Any:
+    name = request.param
+    try:
+        supported = ssm_kernels.BACKENDS[name].supports(torch.empty(0))
+    except build.CompileError as error:
+        pytest.skip(str(error))
+    if not supported:
+        pytest.skip(f"{name} has no kernel for this machine")
+    with use_backend(name):
+        yield name
+
+
+def _inputs(n: int, t: int, e: int, s: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Strided as in the layer: z is half of a projection, B and C parts of another."""
+    return {
+        "u": torch.randn(n, t, e).to(dtype),
+        "delta": torch.randn(n, t, e).to(dtype),
+        "A": -torch.rand(e, s) * 4 - 0.01,
+        "B": torch.randn(n, t, 2 * s + 3)[..., 3 : 3 + s].to(dtype),
+        "C": torch.randn(n, t, 2 * s + 3)[..., 3 + s :].to(dtype),
+        "D": torch.randn(e),
+        "z": torch.randn(n, t, 2 * e).to(dtype)[..., e:],
+        "delta_bias": torch.randn(e),
+        "initial_state": torch.randn(n, e, s),
+    }
+
+
+def _double(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().double() for name, value in inputs.items()}
+
+
+def _scan(inputs: dict[str, Tensor], delta_softplus: bool = True) -> tuple[Tensor, Tensor]:
+    return selective_scan(**inputs, delta_softplus=delta_softplus)
+
+
+def _oracle(inputs: dict[str, Tensor], delta_softplus: bool = True) -> tuple[Tensor, Tensor]:
+    with use_backend("loop"):
+        return _scan(inputs, delta_softplus)
+
+
+def _assert_near(found: Tensor, expected: Tensor, tolerance: float, what: str = "") -> None:
+    assert found.shape == expected.shape
+    error = (found.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1e-6)
+    assert error < tolerance, f"{what}: relative error {error:.2e}"
+
+
+def _compare_gradients(inputs: dict[str, Tensor], forward: float, backward: float, softplus: bool = True) -> None:
+    exact = _double(inputs)
+    for tensors in (inputs, exact):
+        for tensor in tensors.values():
+            tensor.requires_grad_()
+    y, last = _scan(inputs, softplus)
+    y64, last64 = _oracle(exact, softplus)
+    assert y.dtype == inputs["u"].dtype and last.dtype == torch.float32
+    _assert_near(y.detach(), y64.detach(), forward, "y")
+    _assert_near(last.detach(), last64.detach(), forward, "last state")
+    dy, dlast = torch.randn_like(y), torch.randn_like(last)
+    found = torch.autograd.grad((y, last), list(inputs.values()), (dy, dlast))
+    expected = torch.autograd.grad((y64, last64), list(exact.values()), (dy.double(), dlast.double()))
+    for name, a, b in zip(inputs, found, expected, strict=True):
+        assert a.dtype == inputs[name].dtype
+        _assert_near(a, b, backward, f"gradient of {name}")
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_scan_equals_float64_loop(backend: str, size: tuple[int, int, int, int]) -> None:
+    _compare_gradients(_inputs(*size), 1e-5, 1e-4)
+
+
+@pytest.mark.parametrize("left_out", OPTIONAL)
+def test_scan_without(backend: str, left_out: str) -> None:
+    inputs = _inputs(3, 4, 37, 16)
+    del inputs[left_out]
+    _compare_gradients(inputs, 1e-5, 1e-4)
+
+
+def test_scan_without_softplus(backend: str) -> None:
+    inputs = _inputs(3, 4, 37, 16)
+    inputs["delta"] = inputs["delta"].abs()
+    inputs["delta_bias"] = inputs["delta_bias"].abs()
+    _compare_gradients(inputs, 1e-5, 1e-4, softplus=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scan_of_half_precision_activations(backend: str, dtype: torch.dtype) -> None:
+    """The inputs are exact in the reference, so only the outputs' rounding differs."""
+    eps = torch.finfo(dtype).eps
+    _compare_gradients(_inputs(3, 5, 37, 16, dtype), eps, 2 * eps)
+
+
+def test_scan_of_tensors_that_lie_anyhow(backend: str) -> None:
+    inputs = _inputs(4, 5, 20, 8)
+    expected, expected_last = _scan(inputs)
+    for name in ("u", "delta", "z", "B", "C"):
+        inputs[name] = inputs[name].permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    for name in ("A", "initial_state"):
+        inputs[name] = inputs[name].transpose(-1, -2).contiguous().transpose(-1, -2)
+    found, last = _scan(inputs)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(last, expected_last)
+
+
+def test_scan_with_an_expanded_gradient(backend: str) -> None:
+    inputs = {name: value.requires_grad_() for name, value in _inputs(4, 5, 20, 8).items()}
+    y, _ = _scan(inputs)
+    (found,) = torch.autograd.grad(y.sum(), inputs["delta"], retain_graph=True)
+    (expected,) = torch.autograd.grad(y, inputs["delta"], torch.ones_like(y))
+    torch.testing.assert_close(found, expected)
+
+
+def test_scan_extremes(backend: str) -> None:
+    """Steps from underflow to overflow of the exponential; the log-domain forms of the scan fail here."""
+    inputs = _inputs(2, 6, 33, 16)
+    inputs["delta"] = torch.linspace(-60, 60, 2 * 6 * 33).view(2, 6, 33)
+    inputs["z"] = inputs["z"] * 60
+    _compare_gradients(inputs, 1e-5, 1e-4)
+
+
+@torch.no_grad()
+def test_scan_in_place(backend: str) -> None:
+    inputs = _inputs(6, 1, 37, 16)
+    expected, expected_last = _scan(inputs)
+    inputs["initial_state"] = inputs["initial_state"].clone()
+    y, last = selective_scan(**inputs, delta_softplus=True, inplace=True)
+    assert last.data_ptr() == inputs["initial_state"].data_ptr()
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(inputs["initial_state"], expected_last)
+    # A state that the kernels cannot work on as it lies is still the one that is overwritten.
+    strided = _inputs(6, 1, 37, 16)["initial_state"].transpose(1, 2).contiguous().transpose(1, 2)
+    inputs["initial_state"] = strided.clone()
+    _, expected_last = _scan(inputs)
+    inputs["initial_state"] = strided
+    selective_scan(**inputs, delta_softplus=True, inplace=True)
+    torch.testing.assert_close(strided, expected_last)
+
+
+def test_in_place_is_refused_where_autograd_is_on(backend: str) -> None:
+    with pytest.raises(RuntimeError, match="no_grad"):
+        selective_scan(**_inputs(1, 1, 4, 2), inplace=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [(5, 1, 37, 4), (3, 2, 16, 4), (2, 7, 33, 3), (2, 5, 8, 1)], ids=str)
+@pytest.mark.parametrize("start", ["zero", "given"])
+def test_conv_equals_float64_loop(
+    backend: str, size: tuple[int, int, int, int], start: str, dtype: torch.dtype
+) -> None:
+    n, t, e, k = size
+    inputs = [torch.randn(n, t, 2 * e)[..., :e].to(dtype), torch.randn(e, k), torch.randn(e)]
+    if start == "given":
+        inputs.append(torch.randn(n, e, k).to(dtype))
+    exact = [value.double() for value in inputs]
+    for value in inputs + exact:
+        value.requires_grad_()
+    y, last = causal_conv(*inputs)
+    assert y.dtype == last.dtype == dtype
+    y64, last64 = loop.causal_conv(*exact, *([] if start == "given" else [None]), False)
+    exactness = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
+    _assert_near(y.detach(), y64.detach(), exactness)
+    _assert_near(last.detach(), last64.detach(), exactness)
+    dy, dlast = torch.randn_like(y), torch.randn_like(last)
+    found = torch.autograd.grad((y, last), inputs, (dy, dlast))
+    expected = torch.autograd.grad((y64, last64), exact, (dy.double(), dlast.double()))
+    for a, b in zip(found, expected, strict=True):
+        _assert_near(a, b, 10 * exactness)
+
+
+@torch.no_grad()
+def test_conv_in_place(backend: str) -> None:
+    x, weight, bias, state = torch.randn(4, 1, 20), torch.randn(20, 4), torch.randn(20), torch.randn(4, 20, 4)
+    expected, expected_last = causal_conv(x, weight, bias, state)
+    y, last = causal_conv(x, weight, bias, state, inplace=True)
+    assert last.data_ptr() == state.data_ptr()
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(state, expected_last)
+
+
+def test_threads_share_the_work(backend: str) -> None:
+    inputs = _inputs(5, 3, 20, 8)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = _scan(inputs)[0]
+        torch.set_num_threads(3)
+        torch.testing.assert_close(_scan(inputs)[0], expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_unknown_backend() -> None:
+    with use_backend("abacus"), pytest.raises(UserError, match=r"abacus.*cpu"):
+        _scan(_inputs(1, 1, 4, 2))
+
+
+def test_no_compiler_means_the_loop_and_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    ssm_kernels.cpu._library.cache_clear()
+    ssm_kernels._warn.cache_clear()
+    inputs = _inputs(2, 3, 8, 4)
+    try:
+        with pytest.warns(UserWarning, match=r"no C\+\+ compiler") as warnings:
+            found = _scan(inputs)[0]
+            _scan(inputs)
+        assert len(warnings) == 1
+    finally:
+        ssm_kernels.cpu._library.cache_clear()
+    torch.testing.assert_close(found, _oracle(inputs)[0])
+
+
+def test_a_failing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    source = tmp_path / "broken.cpp"
+    source.write_text("this is no C++\n")
+    with pytest.raises(build.CompileError, match="error"):
+        build.load_library(source)
+    assert not list((tmp_path / "ausm_d2").iterdir())  # nothing half-written
+
+
+def test_processes_compile_side_by_side(tmp_path: Path) -> None:
+    source = tmp_path / "answer.cpp"
+    source.write_text('extern "C" int answer() { return 42; }\n')
+    code = (
+        "import os, sys; from pathlib import Path; from ausm_d2.modeling.ssm_kernels.build import *\n"
+        f"os.environ['TORCH_EXTENSIONS_DIR'] = {str(tmp_path)!r}\n"
+        f"try: print(load_library(Path({str(source)!r})).answer())\n"
+        "except CompileError as error: print('skip', error)"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    answers = [process.communicate()[0].strip() for process in running]
+    if answers[0].startswith("skip"):
+        pytest.skip(answers[0])
+    assert answers == ["42"] * 3
+    assert len(list((tmp_path / "ausm_d2").iterdir())) == 1
