@@ -6,9 +6,9 @@ Shape shorthand:
     T: frames of the video
     S, R: height and width of a sprite in pixels
 
-A video is a plan (who moves where, sampled once and cheap), textures (made once, when the first frame is rendered) and a renderer
-of single frames. Layers are sprites with premultiplied alpha over a background seen by a moving camera. A pixel belongs
-to the topmost layer that covers at least half of it; an object with fewer than ``MIN_VISIBLE`` such pixels, or less than
+A video is a plan (who moves where) and textures, both made once when its first frame is asked for, and a renderer of
+single frames. Layers are sprites with premultiplied alpha over a background seen by a moving camera. A pixel belongs to
+the topmost layer that covers at least half of it; an object with fewer than ``MIN_VISIBLE`` such pixels, or less than
 ``MIN_PART`` of it in sight, is neither drawn nor labelled in that frame, so that image and masks always agree.
 """
 
@@ -16,23 +16,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 
 import cv2
 import numpy as np
 
 from ausm_d2.data.video import Instance, VideoRecord
+from ausm_d2.errors import UserError
 
+SPLITS = {"train": (0, 20000), "val": (1, 60)}  # seed and number of videos
+NUM_FRAMES = 18
+HEIGHT, WIDTH = 96, 160
 CLASSES = ("disc", "square", "triangle", "star", "ring", "cross")
 CLASS_COLORS = ((230, 80, 60), (70, 140, 230), (90, 190, 80), (240, 200, 50), (170, 90, 210), (60, 200, 200))
 MIN_VISIBLE = 12  # pixels, and
 MIN_PART = 0.1  # of an object's area at scale 1; with less in sight it counts as hidden
 
+_SIZE = np.array([WIDTH, HEIGHT], float)
+_WARP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 _RING_HOLE = 0.52  # inner over outer radius
 _SHUTTER = 0.6  # part of the time between two frames during which the shutter is open
 _BLUR_FROM = 2.5  # pixels a frame; slower layers are rendered sharp
-_BOUNDS = (0.12, 0.88)  # where waypoints lie, as a part of the frame's sides
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,10 @@ class Spec:
     """What the bytes of a video depend on, besides its index."""
 
     seed: int
-    num_frames: int = 18
-    height: int = 96
-    width: int = 160
+    num_frames: int = NUM_FRAMES
 
 
-@dataclass
+@dataclass(eq=False)
 class _Layer:
     """One sprite's way through the video, camera included. Arrays are indexed by frame (T)."""
 
@@ -55,9 +58,9 @@ class _Layer:
     half: tuple[float, float]  # half width and half height at scale 1, pixels
     stretch: float  # x by this factor, y by its inverse
     centre: np.ndarray  # (T, 2) x, y in pixels
-    velocity: np.ndarray  # (T, 2) pixels a frame
     scale: np.ndarray
     angle: np.ndarray  # radians
+    velocity: np.ndarray = field(init=False)  # (T, 2) pixels a frame
 
 
 @dataclass
@@ -110,15 +113,15 @@ def _cast(spec: Spec, index: int) -> _Cast:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _outline(shape: int) -> tuple[np.ndarray, float]:
     """Polygon (N, 2) of a class inside the unit circle and the area of the class (the ring's hole taken out)."""
     name = CLASSES[shape]
     if name == "cross":
         arm = 0.34
         reach = math.sqrt(1 - arm * arm)
-        corner = [(arm, arm), (arm, reach), (-arm, reach)]
-        points = np.array([(x * c - y * s, x * s + y * c) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1)) for x, y in corner])
+        end = np.array([(arm, arm), (arm, reach), (-arm, reach)])  # of one arm; the others are turned by 90 degrees
+        points = np.concatenate([end, end[:, ::-1] * (-1, 1), -end, end[:, ::-1] * (1, -1)])
     else:
         corners = {"disc": 40, "ring": 40, "square": 4, "triangle": 3, "star": 10}[name]
         radius = np.where(np.arange(corners) % 2, 0.45, 1.0) if name == "star" else np.ones(corners)
@@ -132,6 +135,9 @@ def _outline(shape: int) -> tuple[np.ndarray, float]:
 # ---------------------------------------------------------------------------------------------------------- the plan
 
 
+_Knot = tuple[float, float, float]  # time in frames, x, y in pixels
+
+
 def _smooth(path: np.ndarray, rounds: int = 2) -> np.ndarray:
     """Round the corners of a (T, ...) path; the ends stay where they are."""
     for _ in range(rounds):
@@ -140,8 +146,8 @@ def _smooth(path: np.ndarray, rounds: int = 2) -> np.ndarray:
     return path
 
 
-def _through(knots: Sequence[tuple[float, float, float]], frames: int, rounds: int = 2) -> np.ndarray:
-    """(T, 2) path through knots (time, x, y)."""
+def _through(knots: Sequence[_Knot], frames: int, rounds: int = 2) -> np.ndarray:
+    """(T, 2) path through knots."""
     table = np.array(sorted(knots))
     times = np.arange(frames)
     return _smooth(np.stack([np.interp(times, table[:, 0], table[:, axis]) for axis in (1, 2)], 1), rounds)
@@ -159,7 +165,6 @@ class _Planner:
         self.spec = spec
         self.cast = _cast(spec, index)
         self.rng = _generator(spec, index, 1)
-        self.size = np.array([spec.width, spec.height], float)
         self.paths: list[np.ndarray] = []  # (T, 2) each, of the objects planned so far
 
     def plan(self) -> tuple[list[_Layer], _Camera]:
@@ -193,15 +198,15 @@ class _Planner:
                 half=(radius, radius),
                 stretch=math.exp(rng.uniform(-0.12, 0.12)),
                 centre=path,
-                velocity=path,
                 scale=np.exp(wave - wave.mean()),
                 angle=rng.uniform(0, 2 * math.pi) + np.arange(frames) * rng.uniform(-0.07, 0.07),
             )
-            layers.insert(int(rng.integers(len(layers) + 1)), layer)
-            if occluder is not None:  # right in front of what it hides; what comes later may lie in between
-                layers.insert(layers.index(layer) + 1 + int(rng.integers(len(layers) - layers.index(layer))), occluder)
+            depth = int(rng.integers(len(layers) + 1))
+            layers.insert(depth, layer)
+            if occluder is not None:  # somewhere in front of what it hides
+                layers.insert(int(rng.integers(depth, len(layers))) + 1, occluder)
         camera = self._camera(pan_speed)
-        middle = (self.size - 1) / 2
+        middle = (_SIZE - 1) / 2
         cos, sin = np.cos(camera.angle), np.sin(camera.angle)
         for layer in layers:
             x, y = (layer.centre - middle).T
@@ -219,11 +224,11 @@ class _Planner:
         angle = _wave(rng, frames, rng.uniform(0, 0.06))
         return _Camera(np.arange(frames)[:, None] * pan_speed + wander, np.exp(zoom - zoom.min()), angle)
 
-    def _place(self, time: int, radius: float, near: tuple[np.ndarray, float] | None = None) -> tuple[float, float, float]:
-        """A waypoint at ``time``, of a few candidates the one farthest from the other objects."""
-        low, high = (np.maximum(b * self.size, 0) for b in _BOUNDS)
-        inset = np.minimum(0.5 * radius, 0.3 * self.size)
-        low, high = np.minimum(low, inset + 4), np.maximum(high, self.size - inset - 4)
+    def _place(self, time: int, radius: float, near: tuple[np.ndarray, float] | None = None) -> _Knot:
+        """A waypoint at ``time``, of a few candidates (``near``: a point and how far around it) the one farthest from
+        the other objects."""
+        low = np.minimum(0.12 * _SIZE, 0.5 * radius + 4)
+        high = _SIZE - low
         points = self.rng.uniform(low, high, size=(5, 2))
         if near is not None:
             points = np.clip(near[0] + self.rng.uniform(-near[1], near[1], size=(5, 2)), low, high)
@@ -246,8 +251,8 @@ class _Planner:
         """A point on the frame's border, the outward direction there, and how far out an object is out of sight."""
         side = int(self.rng.integers(4))
         outward = np.array([(-1.0, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, 1.0)][side])
-        along = self.size * self.rng.uniform(0.25, 0.75)
-        point = np.where(outward < 0, 0.0, np.where(outward > 0, self.size, along))
+        along = _SIZE * self.rng.uniform(0.25, 0.75)
+        point = np.where(outward < 0, 0.0, np.where(outward > 0, _SIZE, along))
         return point, outward, 0.8 * radius + 3
 
     def _outside(self, radius: float) -> np.ndarray:
@@ -275,7 +280,7 @@ class _Planner:
         enter = int(self.rng.integers(3, max(4, frames // 2)))
         point, outward, out = self._edge(radius)
         outside = point + outward * out
-        arrival = self._place(min(frames - 1, enter + 4), radius, (point - outward * (radius + 8), 10))
+        arrival = self._place(min(frames - 1, enter + 3), radius, (point - outward * (radius + 8), 10))
         rest = self._place(frames - 1 + 4, radius, (np.array(arrival[1:]), 25))
         return _through([(-1, *outside), (enter - 1, *outside), arrival, rest], frames, 0)
 
@@ -288,7 +293,7 @@ class _Planner:
         speed = rng.uniform(3.6, 5.6)
         share = rng.uniform(0.45, 1.0)  # of the relative speed, the object's part
         sense = rng.choice((-1.0, 1.0))
-        meet = self.size * rng.uniform(0.35, 0.65, size=2)
+        meet = _SIZE * rng.uniform(0.35, 0.65, size=2)
         forward = np.eye(2)[axis] * sense
         drift = forward[::-1] * rng.uniform(-0.6, 0.6)
         reach = 4 + gone / 2
@@ -311,7 +316,6 @@ class _Planner:
             half=(width, length) if axis == 0 else (length, width),
             stretch=1.0,
             centre=meet - lag * forward * speed * (1 - share),
-            velocity=path,
             scale=np.ones(frames),
             angle=np.full(frames, rng.uniform(-0.08, 0.08)),
         )
@@ -367,17 +371,17 @@ def _sprite(layer: _Layer, colour: np.ndarray) -> np.ndarray:
 
     def place(points: np.ndarray) -> np.ndarray:
         where = (points * half + np.array([columns, rows]) / 2) * fine - 0.5
-        return np.round(where * 2**shift).astype(np.int32)[None]
+        return np.round(where * 2**shift).astype(np.int32)
 
-    cv2.fillPoly(canvas, place(corners), 255, shift=shift)
+    cv2.fillPoly(canvas, [place(corners)], 255, shift=shift)
     if layer.shape >= 0 and CLASSES[layer.shape] == "ring":
-        cv2.fillPoly(canvas, place(corners * _RING_HOLE), 0, shift=shift)
+        cv2.fillPoly(canvas, [place(corners * _RING_HOLE)], 0, shift=shift)
     alpha = cv2.resize(canvas, (columns, rows), interpolation=cv2.INTER_AREA)
     cut = np.clip(colour, 0, 255) * (alpha[..., None] * np.float32(1 / 255))
     return np.dstack([np.round(cut).astype(np.uint8), alpha])
 
 
-@lru_cache(maxsize=1)
+@cache
 def _noise_table() -> np.ndarray:
     """(256, 320, 3) uint8 Gaussian noise around 128, standard deviation 32; frames cut windows of it."""
     noise = np.random.default_rng(0).normal(128, 32, size=(256, 320, 3))
@@ -393,10 +397,13 @@ class _Video:
         rng = _generator(spec, index, 2)
         count = sum(layer.instance_id > 0 for layer in self.layers)
         hues = (rng.random() + (np.arange(count + 1) + rng.uniform(-0.2, 0.2, count + 1)) / (count + 1)) % 1.0
-        hue, hues = float(hues[0]), [float(h) for h in rng.permutation(hues[1:])]  # the first is the background's
+        # the scene and every object have their own part of the colour circle: contrast, and who is who after hiding
+        hue, object_hues = float(hues[0]), [float(h) for h in rng.permutation(hues[1:])]
         self.background = self._scene(rng, hue)
         self.sprites = [
-            _sprite(layer, self._surface(rng, layer, hues[layer.instance_id - 1] if layer.instance_id else None, hue))
+            _sprite(
+                layer, self._surface(rng, layer, object_hues[layer.instance_id - 1] if layer.instance_id else None, hue)
+            )
             for layer in self.layers
         ]
         frames = spec.num_frames
@@ -405,11 +412,11 @@ class _Video:
             self.gain[int(rng.integers(2, max(3, frames))) :] *= rng.choice((0.72, 1.25))
         self.noise = float(rng.uniform(1.0, 6.0)) / 32
         table = _noise_table()
-        self.noise_at = rng.integers((table.shape[0] - spec.height + 1, table.shape[1] - spec.width + 1), size=(frames, 2))
+        self.noise_at = rng.integers((table.shape[0] - HEIGHT + 1, table.shape[1] - WIDTH + 1), size=(frames, 2))
 
     def _scene(self, rng: np.random.Generator, hue: float) -> np.ndarray:
         """(S, R, 3) uint8 background, larger than the frame."""
-        shape = (int(self.spec.height * 1.5), int(self.spec.width * 1.5))
+        shape = (int(HEIGHT * 1.5), int(WIDTH * 1.5))
         value = rng.uniform(0.3, 0.75)
         dark = _rgb(hue, rng.uniform(0.0, 0.4), value - rng.uniform(0.1, 0.25))
         light = _rgb((hue + rng.uniform(-0.05, 0.05)) % 1, rng.uniform(0.0, 0.4), value + rng.uniform(0.05, 0.25))
@@ -426,8 +433,9 @@ class _Video:
         if hue is None:
             value = rng.uniform(0.2, 0.8)
             saturation = rng.uniform(0.0, 0.25)
-            colours = [_rgb(scene_hue, saturation, value), _rgb(scene_hue, saturation, min(1.0, value + rng.uniform(0.1, 0.2)))]
-            return _mix(0.6 * _blotches(rng, (rows, columns), 5) + 0.4 * _pattern(rng, (rows, columns), 9), *colours)
+            dark = _rgb(scene_hue, saturation, value)
+            light = _rgb(scene_hue, saturation, min(1.0, value + rng.uniform(0.1, 0.2)))
+            return _mix(0.6 * _blotches(rng, (rows, columns), 5) + 0.4 * _pattern(rng, (rows, columns), 9), dark, light)
         value = rng.uniform(0.55, 1.0)
         first = _rgb(hue, rng.uniform(0.6, 1.0), value)
         second = _rgb((hue + rng.uniform(-0.06, 0.06)) % 1, rng.uniform(0.3, 1.0), value * rng.uniform(0.45, 0.75))
@@ -438,9 +446,8 @@ class _Video:
 
     def render(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
         """Frame ``frame`` as uint8 (H, W, 3), RGB, and the instance id of every pixel as uint8 (H, W), 0 = none."""
-        height, width = self.spec.height, self.spec.width
-        owner = np.zeros((height, width), np.uint8)
-        free = np.ones((height, width), bool)
+        owner = np.zeros((HEIGHT, WIDTH), np.uint8)
+        free = np.ones((HEIGHT, WIDTH), bool)
         drawn: list[tuple[slice, slice, np.ndarray]] = []
         for layer, sprite in zip(reversed(self.layers), reversed(self.sprites), strict=True):
             found = self._patch(layer, sprite, frame)
@@ -461,14 +468,14 @@ class _Video:
             under = cv2.multiply(image[rows, columns], through, scale=1 / 255)
             image[rows, columns] = cv2.add(under, patch[..., :3])
         y, x = self.noise_at[frame]
-        noise = _noise_table()[y : y + height, x : x + width]
+        noise = _noise_table()[y : y + HEIGHT, x : x + WIDTH]
         return cv2.addWeighted(image, float(self.gain[frame]), noise, self.noise, -128 * self.noise), owner
 
     def _view(self, frame: int) -> np.ndarray:
         rows, columns = self.background.shape[:2]
         zoom, angle = float(self.camera.zoom[frame]), float(self.camera.angle[frame])
         cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
-        x, y = (self.spec.width - 1) / 2, (self.spec.height - 1) / 2
+        x, y = (WIDTH - 1) / 2, (HEIGHT - 1) / 2
         pan_x, pan_y = self.camera.pan[frame]
         matrix = np.array(
             [
@@ -476,12 +483,11 @@ class _Video:
                 [-sin, cos, rows / 2 + pan_y + sin * x - cos * y],
             ]
         )
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        size = (self.spec.width, self.spec.height)
-        return cv2.warpAffine(self.background, matrix, size, flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+        return cv2.warpAffine(self.background, matrix, (WIDTH, HEIGHT), flags=_WARP, borderMode=cv2.BORDER_REFLECT_101)
 
     def _patch(self, layer: _Layer, sprite: np.ndarray, frame: int) -> tuple[slice, slice, np.ndarray] | None:
-        """The part of the frame that a layer can touch and its premultiplied pixels there (h, w, 4); None: out of sight."""
+        """The part of the frame that a layer can touch and its premultiplied pixels there, uint8 (h, w, 4).
+        None: out of sight."""
         x, y = layer.centre[frame].tolist()
         vx, vy = (_SHUTTER * layer.velocity[frame]).tolist()
         scale, angle = float(layer.scale[frame]), float(layer.angle[frame])
@@ -490,8 +496,8 @@ class _Video:
         half_x, half_y = layer.half[0] * a + 1, layer.half[1] * b + 1
         reach_x = abs(cos) * half_x + abs(sin) * half_y + abs(vx) / 2
         reach_y = abs(sin) * half_x + abs(cos) * half_y + abs(vy) / 2
-        left, right = max(0, math.floor(x - reach_x)), min(self.spec.width, math.ceil(x + reach_x) + 1)
-        top, bottom = max(0, math.floor(y - reach_y)), min(self.spec.height, math.ceil(y + reach_y) + 1)
+        left, right = max(0, math.floor(x - reach_x)), min(WIDTH, math.ceil(x + reach_x) + 1)
+        top, bottom = max(0, math.floor(y - reach_y)), min(HEIGHT, math.ceil(y + reach_y) + 1)
         if left >= right or top >= bottom:
             return None
         m00, m01, m10, m11 = cos / a, sin / a, -sin / b, cos / b
@@ -505,10 +511,11 @@ class _Video:
                     [m10, m11, m10 * dx + m11 * dy + (rows - 1) / 2],
                 ]
             )
-            return cv2.warpAffine(sprite, matrix, (right - left, bottom - top), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+            return cv2.warpAffine(sprite, matrix, (right - left, bottom - top), flags=_WARP)
 
         patch = warp(0.0)
-        if math.hypot(vx, vy) > _SHUTTER * _BLUR_FROM:  # sub-frame averaging: both ends of the exposure, and its middle twice
+        if math.hypot(vx, vy) > _SHUTTER * _BLUR_FROM:
+            # the average of sub-frames: both ends of the exposure, and its middle twice
             patch = cv2.addWeighted(patch, 0.5, cv2.addWeighted(warp(-0.5), 0.5, warp(0.5), 0.5, 0), 0.5, 0)
         return slice(top, bottom), slice(left, right), patch
 
@@ -583,23 +590,20 @@ class SynthVis(Sequence[VideoRecord]):
     Args:
         seed: any non-negative integer; other seeds, other videos of the same distribution.
         num_videos: how many of the endless row of videos to show.
-        num_frames: T.
-        height, width: frame size in pixels.
+        num_frames: T, at least 2.
         complete: drop instances that are visible in no frame, and fill ``prompt_frames`` with each one's first visible
             frame. It renders every video once, so it is for evaluation sets.
+
+    Raises:
+        UserError: a negative seed, or fewer than 2 frames.
     """
 
-    def __init__(
-        self,
-        seed: int,
-        num_videos: int,
-        num_frames: int = 18,
-        *,
-        height: int = 96,
-        width: int = 160,
-        complete: bool = False,
-    ) -> None:
-        self.spec = Spec(seed, num_frames, height, width)
+    def __init__(self, seed: int, num_videos: int, num_frames: int = NUM_FRAMES, *, complete: bool = False) -> None:
+        if seed < 0:
+            raise UserError(f"synthvis: seed {seed}, expected 0 or more")
+        if num_frames < 2:
+            raise UserError(f"synthvis: videos of {num_frames} frames, expected 2 or more")
+        self.spec = Spec(seed, num_frames)
         self.num_videos = num_videos
         self.complete = complete
 
@@ -621,8 +625,8 @@ class SynthVis(Sequence[VideoRecord]):
         return VideoRecord(
             video_id=index,
             name=f"synth_{index:05d}",
-            height=self.spec.height,
-            width=self.spec.width,
+            height=HEIGHT,
+            width=WIDTH,
             frames=SynthFrames(self.spec, index),
             instances=instances,
             masks=masks,

@@ -11,17 +11,14 @@ from functools import partial
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ausm_d2.data.synthvis import CLASS_COLORS, CLASSES, SynthVis
+from ausm_d2.data.synthvis import CLASS_COLORS, CLASSES, SPLITS, SynthVis
 from ausm_d2.data.video import VideoRecord
 
-TRAIN_SEED, VAL_SEED = 0, 1
 EXTRA_SEEDS = (11, 12, 13)
-TRAIN_VIDEOS, VAL_VIDEOS = 20000, 60
-NUM_FRAMES = 18
 
 
 def _records(seed: int, num_videos: int, complete: bool) -> list[VideoRecord]:
-    return list(SynthVis(seed, num_videos, NUM_FRAMES, complete=complete))
+    return list(SynthVis(seed, num_videos, complete=complete))
 
 
 def _register(name: str, seed: int, num_videos: int, *, complete: bool, task: str) -> None:
@@ -42,10 +39,11 @@ def _register(name: str, seed: int, num_videos: int, *, complete: bool, task: st
 
 def register_synthvis() -> None:
     """Register every name of the module docstring; names that are registered already are left alone."""
-    _register("synthvis_train", TRAIN_SEED, TRAIN_VIDEOS, complete=False, task="vis")
-    for prefix, seed in [("synthvis", VAL_SEED), *((f"synthvis_seed{seed}", seed) for seed in EXTRA_SEEDS)]:
-        _register(f"{prefix}_val", seed, VAL_VIDEOS, complete=True, task="vis")
-        _register(f"{prefix}_val_vos", seed, VAL_VIDEOS, complete=True, task="vos")
+    _register("synthvis_train", *SPLITS["train"], complete=False, task="vis")
+    val_seed, num_videos = SPLITS["val"]
+    for prefix, seed in [("synthvis", val_seed), *((f"synthvis_seed{seed}", seed) for seed in EXTRA_SEEDS)]:
+        _register(f"{prefix}_val", seed, num_videos, complete=True, task="vis")
+        _register(f"{prefix}_val_vos", seed, num_videos, complete=True, task="vos")
 
 
 register_synthvis()
