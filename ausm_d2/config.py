@@ -6,7 +6,38 @@
 
 from __future__ import annotations
 
-from detectron2.config import CfgNode
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+
+from .errors import UserError
+
+
+def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """A complete config from a YAML file and ``KEY VALUE`` pairs.
+
+    Args:
+        config_file: path of a YAML file, which may name a ``_BASE_``.
+        opts: alternating keys and values, as on the command line.
+
+    Raises:
+        UserError: if the file is missing or no YAML, or a key is unknown or has a value of another type.
+    """
+    cfg = get_cfg()
+    add_ausm_config(cfg)
+    if not Path(config_file).is_file():
+        raise UserError(f"config file '{config_file}' does not exist")
+    for where, merge in ((config_file, lambda: cfg.merge_from_file(config_file)), ("command line", lambda: cfg.merge_from_list(list(opts)))):
+        try:
+            merge()
+        except Exception as error:  # yacs, PyYAML and fvcore raise a dozen kinds
+            text = " ".join(str(error.args[0] if error.args else error).split())
+            raise UserError(f"{where}: {text}") from error
+    if not torch.cuda.is_available() and cfg.MODEL.DEVICE.startswith("cuda"):
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg
 
 
 def add_ausm_config(cfg: CfgNode) -> None:

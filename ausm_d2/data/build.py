@@ -118,15 +118,16 @@ def get_records(name: str) -> list[VideoRecord]:
         UserError: the name is not registered, or the data set has no videos.
     """
     if name not in DatasetCatalog:
-        raise UserError(f"data set {name!r} is not known; known: {', '.join(sorted(_ours()))}")
+        raise UserError(f"data set {name!r} is not known; known: {', '.join(registered_names())}")
     records = DatasetCatalog.get(name)
     if not records:
         raise UserError(f"data set {name!r} has no videos")
     return records
 
 
-def _ours() -> list[str]:
-    return [name for name in DatasetCatalog.list() if hasattr(MetadataCatalog.get(name), "head")]
+def registered_names() -> list[str]:
+    """Names of the data sets this project can read."""
+    return [name for name in sorted(DatasetCatalog.list()) if hasattr(MetadataCatalog.get(name), "head")]
 
 
 def _has_instances(record: VideoRecord) -> bool:

@@ -91,21 +91,30 @@ class CompressorLayer(nn.Module):
             x = x + self.self_attn(query, key, _reduce(normed, size, self.spatial_reduction))
         return x + self.ffn(self.norm_ffn(x))
 
+    def _time(self, x: Tensor, state: SSMState | None) -> tuple[Tensor, SSMState | None]:
+        """(B * P, T, D) -> (B * P, T, D) and the memory after the last frame (None if there was none before)."""
+        if state is None:
+            return self.mamba(x)[0], None
+        if x.shape[1] == 1:
+            y, state = self.mamba.step(x[:, 0], state, inplace=not torch.is_grad_enabled())
+            return y[:, None], state
+        return self.mamba.extend(x, state)
+
     def forward(
         self, x: Tensor, position: Tensor, size: tuple[int, int], state: SSMState | None
-    ) -> tuple[Tensor, SSMState]:
+    ) -> tuple[Tensor, SSMState | None]:
         """
         Args:
             x: (B, P, T, D) tokens.
             position: (P, D) positions.
             size: (h, w).
-            state: memory of the frames before, for B * P sequences; None at the start of a stream.
+            state: memory of the frames before, for B * P sequences; None: a whole clip, no memory is kept.
 
         Returns:
             (B, P, T, D) tokens and the memory after the last frame.
         """
         batch, pixels, frames, dim = x.shape
-        mixed, state = self.mamba(self.norm_time(x).flatten(0, 1), state)
+        mixed, state = self._time(self.norm_time(x).flatten(0, 1), state)
         x = x + mixed.view(batch, pixels, frames, dim)
         tokens = x.transpose(1, 2).flatten(0, 1)
         tokens = self._space_and_ffn(tokens, position, size)
@@ -147,14 +156,19 @@ class HistoryCompressor(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, e: Tensor, states: list[SSMState] | None = None) -> tuple[Tensor, list[SSMState]]:
+    def init_states(self, sequences: int, *, device: torch.device, dtype: torch.dtype) -> list[SSMState]:
+        """The memory before the first frame, of B * P sequences, by layer."""
+        return [layer.mamba.init_state(sequences, device, dtype) for layer in self.layers]
+
+    def forward(self, e: Tensor, states: list[SSMState] | None = None) -> tuple[Tensor, list[SSMState] | None]:
         """
         Args:
             e: (B, T, D, h, w) features E of T consecutive frames.
-            states: the Mamba state of every layer after the frame before; None at the start of a stream.
+            states: memory of the frames before, by layer, as :meth:`init_states` or the last call gave it. It is
+                overwritten where no gradients are recorded and T = 1. None: a whole clip, no memory is kept.
 
         Returns:
-            (B, T, D, h, w) compressed history F, and the states after the last frame.
+            (B, T, D, h, w) compressed history F, and the memory after the last frame.
         """
         batch, frames, dim, height, width = e.shape
         position = sine_position(height, width, dim, device=e.device, dtype=e.dtype).flatten(1).T
@@ -168,7 +182,8 @@ class HistoryCompressor(nn.Module):
                 x, state = layer(*args)
             new_states.append(state)
         x = self.norm(x)
-        return x.permute(0, 2, 3, 1).unflatten(3, (height, width)), new_states
+        f = x.permute(0, 2, 3, 1).unflatten(3, (height, width))
+        return f, new_states if states is not None else None
 
 
 class DecoderLayer(nn.Module):

@@ -42,7 +42,7 @@ class ClipTargets:
             device: where the targets go.
         """
         frames = items[0]["image"].shape[0]
-        rows = max(len(item["classes"]) for item in items)
+        rows = max(1, *(len(item["classes"]) for item in items))  # one at least: empty tensors trouble many operations
         masks = torch.zeros((len(items), frames, rows, *size), dtype=torch.bool, device=device)
         classes = torch.zeros((len(items), rows), dtype=torch.int64, device=device)
         valid = torch.zeros((len(items), rows), dtype=torch.bool, device=device)

@@ -1,0 +1,407 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""AUSM (arXiv 2508.19242) as a Detectron2 meta-architecture: batched inputs -> losses | predictions.
+
+Shape shorthand:
+    B: clips; T: frames of a clip; BT: both, flattened
+    N: rows of A; V: detection queries; Q: N + V
+    D: channels
+    H, W: padded image size in pixels; h, w: at stride 8; H4, W4: at stride 4
+    K: classes of the largest label set of the batch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+
+from .errors import UserError
+from .modeling.frame_encoder import FrameEncoder, FrameFeatures
+from .modeling.history import HistoryCompressor, HistoryDecoder, HistoryMarker
+from .modeling.id_pool import IDPool
+from .modeling.pixel_decoder import PixelDecoder, Predictions, memory_levels
+from .modeling.ssm import SSMState
+from .streaming.video import VideoSettings, segment_video
+from .training.criterion import FrameTargets, SetCriterion
+from .training.matcher import HungarianMatcher, PointTargets
+from .training.targets import ClipTargets
+from .training.teacher_forcing import HistoryNoise, TeacherForcing, draw_switch_times, masks_at_stride4, preprocess
+
+SIZE_DIVISIBILITY = 32  # the coarsest stride of the frame encoder
+
+
+@META_ARCH_REGISTRY.register()
+class AUSM(nn.Module):
+    """Autoregressive universal segmentation model.
+
+    One set of weights runs in three ways that compute the same function: all frames of a clip at once (training),
+    frame by frame with gradients through the memory (``TRAIN.MODE: iterative | rollout``), and as a stream
+    (:class:`~ausm_d2.streaming.stream.Stream`, inference).
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        frame_encoder: FrameEncoder,
+        compressor: HistoryCompressor,
+        decoder: HistoryDecoder,
+        pixel_decoder: PixelDecoder,
+        criterion: SetCriterion,
+        hidden_dim: int,
+        num_id: int,
+        heads: dict[str, int],
+        memory_strides: Sequence[int],
+        marker_eps: float,
+        use_marker: bool,
+        prompt_index: str,
+        prompt_prob: float,
+        train_mode: str,
+        history_noise: HistoryNoise | None,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        video: VideoSettings,
+    ) -> None:
+        """
+        Args:
+            frame_encoder, compressor, decoder, pixel_decoder: the modules of Sec. 3.
+            criterion: the loss.
+            hidden_dim: D.
+            num_id: N_id.
+            heads: number of classes by label set.
+            memory_strides: strides G_t is pooled to for the Pixel Decoder.
+            marker_eps: eps of the History Marker.
+            use_marker: False propagates only the object vectors, not where they were (an ablation).
+            prompt_index: "frame" or "zero" (docs/deviations.md, 2).
+            prompt_prob: probability that a clip's objects switch at their first visible frame.
+            train_mode: "parallel", "iterative" or "rollout".
+            history_noise: applied to M in training; None: ground truth as it is.
+            pixel_mean, pixel_std: of RGB in 0..255.
+            video: how whole videos are segmented in evaluation.
+        """
+        super().__init__()
+        self.frame_encoder = frame_encoder
+        self.marker = HistoryMarker(eps=marker_eps)
+        self.compressor = compressor
+        self.decoder = decoder
+        self.pixel_decoder = pixel_decoder
+        self.id_pool = IDPool(num_id, hidden_dim)
+        self.x_start = nn.Parameter(torch.randn(hidden_dim) * 0.02)  # X_0, tiled over space
+        self.criterion = criterion
+        self.heads = heads
+        self.memory_strides = tuple(memory_strides)
+        self.use_marker = use_marker
+        self.prompt_index = prompt_index
+        self.prompt_prob = prompt_prob
+        self.train_mode = train_mode
+        self.history_noise = history_noise
+        self.video = video
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        ausm, loss = cfg.MODEL.AUSM, cfg.MODEL.MASK_FORMER
+        dim, heads = ausm.HIDDEN_DIM, {str(name): int(classes) for name, classes in ausm.HEADS}
+        _check_choice("MODEL.AUSM.PROMPT_INDEX", ausm.PROMPT_INDEX, ("frame", "zero"))
+        _check_choice("MODEL.AUSM.TRAIN.MODE", ausm.TRAIN.MODE, ("parallel", "iterative", "rollout"))
+        checkpointing = ausm.TRAIN.CHECKPOINTING
+        frame_encoder = FrameEncoder(cfg)
+        if ausm.FRAME_ENCODER.FREEZE:
+            frame_encoder.requires_grad_(False)
+        weights = {
+            "class_weight": loss.CLASS_WEIGHT,
+            "mask_weight": loss.MASK_WEIGHT,
+            "dice_weight": loss.DICE_WEIGHT,
+        }
+        noise = ausm.TRAIN.HISTORY_NOISE
+        return {
+            "frame_encoder": frame_encoder,
+            "compressor": HistoryCompressor(
+                dim,
+                num_layers=ausm.COMPRESSOR.LAYERS,
+                head_dim=ausm.COMPRESSOR.HEAD_DIM,
+                dim_feedforward=ausm.COMPRESSOR.DIM_FEEDFORWARD,
+                d_state=ausm.COMPRESSOR.D_STATE,
+                d_conv=ausm.COMPRESSOR.D_CONV,
+                expand=ausm.COMPRESSOR.EXPAND,
+                spatial_reduction=ausm.SPATIAL_REDUCTION,
+                checkpointing=checkpointing,
+            ),
+            "decoder": HistoryDecoder(
+                dim,
+                num_layers=ausm.DECODER.LAYERS,
+                head_dim=ausm.DECODER.HEAD_DIM,
+                dim_feedforward=ausm.DECODER.DIM_FEEDFORWARD,
+                self_attention=ausm.DECODER.SELF_ATTENTION,
+                spatial_reduction=ausm.SPATIAL_REDUCTION,
+                checkpointing=checkpointing,
+            ),
+            "pixel_decoder": PixelDecoder(
+                dim,
+                num_layers=ausm.PIXEL_DECODER.LAYERS,
+                head_dim=ausm.PIXEL_DECODER.HEAD_DIM,
+                dim_feedforward=ausm.PIXEL_DECODER.DIM_FEEDFORWARD,
+                num_levels=len(ausm.PIXEL_DECODER.MEMORY_STRIDES),
+                num_det=ausm.PIXEL_DECODER.NUM_DET,
+                heads=heads,
+                checkpointing=checkpointing,
+            ),
+            "criterion": SetCriterion(
+                matcher=HungarianMatcher(**weights),
+                **weights,
+                no_object_weight=loss.NO_OBJECT_WEIGHT,
+                num_points=loss.TRAIN_NUM_POINTS,
+                oversample_ratio=loss.OVERSAMPLE_RATIO,
+                importance_sample_ratio=loss.IMPORTANCE_SAMPLE_RATIO,
+                deep_supervision=loss.DEEP_SUPERVISION,
+            ),
+            "hidden_dim": dim,
+            "num_id": ausm.NUM_ID,
+            "heads": heads,
+            "memory_strides": ausm.PIXEL_DECODER.MEMORY_STRIDES,
+            "marker_eps": ausm.MARKER_EPS,
+            "use_marker": ausm.HISTORY_MARKER,
+            "prompt_index": ausm.PROMPT_INDEX,
+            "prompt_prob": ausm.TRAIN.PROMPT_PROB,
+            "train_mode": ausm.TRAIN.MODE,
+            "history_noise": HistoryNoise(
+                morphology=noise.MORPHOLOGY,
+                shift=noise.SHIFT,
+                max_shift=noise.MAX_SHIFT,
+                drop=noise.DROP,
+                swap=noise.SWAP,
+            )
+            if noise.ENABLED
+            else None,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "video": VideoSettings.from_config(cfg),
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.x_start.device
+
+    def check_head(self, head: str) -> None:
+        """Raises UserError if the model has no head of that name."""
+        if head not in self.heads:
+            raise UserError(f"MODEL.AUSM.HEADS: no head '{head}', the config has {sorted(self.heads)}")
+
+    def normalise(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Images (..., 3, H', W') in 0..255 -> normalised, zero-padded to at least ``size``: (..., 3, H, W)."""
+        images = (images.to(self.device).float() - self.pixel_mean) / self.pixel_std
+        height, width = images.shape[-2:]
+        bottom, right = ((max(side, least) for side, least in zip((height, width), size or (0, 0), strict=True)))
+        right, bottom = right + -right % SIZE_DIVISIBILITY, bottom + -bottom % SIZE_DIVISIBILITY
+        return F.pad(images, (0, right - width, 0, bottom - height))
+
+    def encode(self, images: Tensor) -> FrameFeatures:
+        """Frame encoder: (BT, 3, H, W) -> X_t and mask features; no information between frames."""
+        return self.frame_encoder(images)
+
+    def predict(
+        self,
+        *,
+        x: Tensor,
+        mask_features: Tensor,
+        x_prev: Tensor,
+        ids: Tensor,
+        in_use: Tensor,
+        history: Tensor,
+        heads: Sequence[str],
+        states: list[SSMState] | None = None,
+        intermediate: bool = True,
+    ) -> tuple[list[Predictions], list[SSMState] | None]:
+        """The body of Alg. 1 and Alg. 2: X_t, X_{t-1}, A_{t-1}, M_{t-1} -> y_trk, y_det, for T frames at once.
+
+        Args:
+            x: (B, T, D, h, w) X_t.
+            mask_features: (B, T, D, H4, W4).
+            x_prev: (B, T, D, h, w) X_{t-1}.
+            ids: (B, N, D) ID vectors.
+            in_use: bool (B, T, N): row i is in A_{t-1}.
+            history: (B, T, N, H4, W4) masks M_{t-1}, zero for rows that are not in use.
+            heads: label set of each of the B clips.
+            states: memory of the frames before; None: the clip starts here and no memory is kept.
+            intermediate: also the predictions of the Pixel Decoder's earlier layers.
+
+        Returns:
+            Predictions by layer, over BT frames, and the memory after the last frame.
+        """
+        e = x_prev
+        if self.use_marker:
+            e = e + self.marker(ids[:, None], history).to(x.dtype)
+        f, states = self.compressor(e, states)
+        g = self.decoder(x.flatten(0, 1), f.flatten(0, 1))
+        masks = mask_features.flatten(0, 1)
+        masks = masks + F.interpolate(g, size=masks.shape[-2:], mode="bilinear", align_corners=False)
+        frames = x.shape[1]
+        layers = self.pixel_decoder(
+            memory_levels(g, self.memory_strides),
+            masks,
+            ids.repeat_interleave(frames, dim=0).to(g.dtype),
+            in_use.flatten(0, 1),
+            [head for head in heads for _ in range(frames)],
+            intermediate=intermediate,
+        )
+        return layers, states
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Training items -> losses by name; in evaluation mode, test items (whole videos) -> one result each."""
+        if not self.training:
+            return [segment_video(self, item, self.video) for item in batched_inputs]
+        images, targets = self._collate(batched_inputs)
+        heads = [item["head"] for item in batched_inputs]
+        # N_gt vectors of B, one per instance
+        rows = targets.classes.shape[1]
+        ids = self.id_pool(torch.stack([self.id_pool.sample(rows) for _ in heads]).to(self.device))
+        prompted = targets.prompted | (torch.rand(len(heads), device=self.device) < self.prompt_prob)
+        visible = targets.visible & targets.labelled[:, :, None]
+        switch = draw_switch_times(visible, prompted=prompted, prompt_index=self.prompt_index)
+        forcing = preprocess(targets, switch)
+        if self.history_noise is not None:
+            forcing.history = self.history_noise(forcing.history, forcing.in_use)
+
+        if self.train_mode == "parallel":
+            layers = self.forward_parallel(images, ids, forcing, heads)
+        else:
+            layers = self.forward_iterative(
+                images, ids, forcing, heads, own_history=(targets, prompted) if self.train_mode == "rollout" else None
+            )
+        frames = FrameTargets(
+            masks=targets.masks.flatten(0, 1),
+            classes=targets.classes.repeat_interleave(images.shape[1], dim=0),
+            visible=targets.visible.flatten(0, 1),
+            track=forcing.track.flatten(0, 1),
+            detect=forcing.detect.flatten(0, 1),
+            labelled=targets.labelled.flatten(),
+            exhaustive=targets.exhaustive.repeat_interleave(images.shape[1]),
+        )
+        return self.criterion(layers, frames)
+
+    def _collate(self, items: list[dict[str, Any]]) -> tuple[Tensor, ClipTargets]:
+        """Items -> normalised images (B, T, 3, H, W) and their targets, padded to the largest of the batch."""
+        for item in items:
+            self.check_head(item["head"])
+        height, width = (max(item["image"].shape[axis] for item in items) for axis in (2, 3))
+        images = torch.stack([self.normalise(item["image"], (height, width)) for item in items])
+        size = (images.shape[-2], images.shape[-1])
+        return images, ClipTargets.from_items(items, size=size, device=self.device)
+
+    def forward_parallel(
+        self, images: Tensor, ids: Tensor, forcing: TeacherForcing, heads: Sequence[str]
+    ) -> list[Predictions]:
+        """Alg. 2: all frames of the clips at once.
+
+        Args:
+            images: (B, T, 3, H, W) normalised.
+            ids: (B, N, D).
+            forcing: history and targets of every frame.
+            heads: label set of each clip.
+
+        Returns:
+            Predictions by layer, over BT frames.
+        """
+        features = self.encode(images.flatten(0, 1))
+        x = features.x.unflatten(0, images.shape[:2])
+        start = self.x_start.to(x.dtype)[:, None, None].expand(x.shape[0], 1, -1, *x.shape[-2:])
+        layers, _ = self.predict(
+            x=x,
+            mask_features=features.mask_features.unflatten(0, images.shape[:2]),
+            x_prev=torch.cat([start, x[:, :-1]], dim=1),
+            ids=ids,
+            in_use=forcing.in_use,
+            history=forcing.history,
+            heads=heads,
+        )
+        return layers
+
+    def forward_iterative(
+        self,
+        images: Tensor,
+        ids: Tensor,
+        forcing: TeacherForcing,
+        heads: Sequence[str],
+        *,
+        own_history: tuple[ClipTargets, Tensor] | None = None,
+    ) -> list[Predictions]:
+        """The same function frame by frame, with gradients through the memory (Fig. 4's baseline; deviations, 13).
+
+        Args:
+            images, ids, forcing, heads: as :meth:`forward_parallel`.
+            own_history: targets and, per clip, whether its objects are given: then M comes from the model's own,
+                detached predictions instead of the ground truth (deviations, 10).
+        """
+        batch, frames = images.shape[:2]
+        x_prev, states, steps = None, None, []
+        history = forcing.history[:, 0]
+        for t in range(frames):
+            features = self.encode(images[:, t])
+            x = features.x
+            if x_prev is None:
+                x_prev = self.x_start.to(x.dtype)[:, None, None].expand_as(x)
+                pixels = batch * x.shape[-2] * x.shape[-1]
+                states = self.compressor.init_states(pixels, device=x.device, dtype=x.dtype)
+            layers, states = self.predict(
+                x=x[:, None],
+                mask_features=features.mask_features[:, None],
+                x_prev=x_prev[:, None],
+                ids=ids,
+                in_use=forcing.in_use[:, t, None],
+                history=history[:, None],
+                heads=heads,
+                states=states,
+            )
+            steps.append(layers)
+            x_prev = x
+            if t + 1 < frames:
+                history = forcing.history[:, t + 1]
+                if own_history is not None:
+                    history = self._own_history(t, layers[-1], forcing, *own_history)
+        return [
+            Predictions(*(torch.stack(each, dim=1).flatten(0, 1) for each in zip(*layer, strict=True)))
+            for layer in zip(*steps, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _own_history(
+        self, t: int, predictions: Predictions, forcing: TeacherForcing, targets: ClipTargets, prompted: Tensor
+    ) -> Tensor:
+        """M_t of the model's own making: row i's binary mask, or at s_i that of its matched detection.
+
+        Args:
+            t: the frame (counted from 0) that ``predictions`` are of.
+            predictions: the last layer's, for B frames.
+            forcing, targets: of the clips.
+            prompted: bool (B); a given mask enters as it is.
+
+        Returns:
+            (B, N, H4, W4).
+        """
+        rows = targets.classes.shape[1]
+        masks = (predictions.mask_logits > 0).float()
+        enters = (forcing.switch == t) & forcing.detect[:, t]
+        matched = masks_at_stride4(targets.masks[:, t]) * prompted[:, None, None, None]
+        found = enters & ~prompted[:, None]
+        if found.any():
+            # All instances that can be detected take part, as they do in the loss.
+            points = PointTargets(targets.masks[:, t], forcing.detect[:, t], num_points=self.criterion.num_points)
+            clip, query, instance = self.criterion.matcher(
+                predictions.class_logits[:, rows:], predictions.mask_logits[:, rows:], targets.classes, points
+            )
+            keep = found[clip, instance]
+            clip, query, instance = clip[keep], query[keep], instance[keep]
+            matched[clip, instance] = masks[clip, rows + query]
+        history = torch.where(enters[..., None, None], matched, masks[:, :rows])
+        return history * forcing.in_use[:, t + 1, :, None, None]
+
+
+def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"{key}: '{value}' is not one of {', '.join(choices)}")

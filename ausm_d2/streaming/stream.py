@@ -1,0 +1,293 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""The recurrence (paper, Sec. 4, Alg. 1): one frame in, the masks of that frame out, memory of constant size.
+
+Shape shorthand:
+    N_id: slots (rows of A)
+    V: detection queries
+    Q: N_id + V
+    K: classes of the stream's label set
+    H, W: size of the frame in pixels, padded to multiples of 32
+    H4, W4: size of its masks, stride 4
+    R: rows of a result
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UserError
+from ..training.teacher_forcing import masks_at_stride4
+from .state import FREE, StreamState
+
+if TYPE_CHECKING:  # the model imports this module
+    from ..meta_arch import AUSM
+
+logger = logging.getLogger(__name__)
+
+_GIVEN_LOGIT = 20.0  # of a mask that was given: as sure as float16 can tell
+
+
+@dataclass
+class FrameOutput:
+    """The rows of A_t at the model's own resolution, in the order of their slots."""
+
+    frame_index: int
+    track_ids: list[int]  # R
+    probabilities: Tensor  # float64 (R, K), CPU: class probabilities in this frame; their sum is 1 - p(background)
+    mean_probabilities: Tensor  # float64 (R, K), CPU: over all frames since the row was allocated
+    mask_logits: Tensor  # (R, H4, W4), on the model's device
+    given: set[int]  # track ids whose masks were given at this frame; their logits only echo them
+
+
+class Stream:
+    """One video, frame by frame."""
+
+    def __init__(
+        self,
+        model: AUSM,
+        *,
+        head: str,
+        detect: bool,
+        fg_threshold: float,
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            model: the weights and the function.
+            head: label set of the detections, and of the prompted rows' class.
+            detect: look for new objects (unprompted work).
+            fg_threshold: foreground probability from which a row of V becomes a track.
+            seed: of the Sampler.
+
+        Raises:
+            UserError: if the model has no such head.
+        """
+        model.check_head(head)
+        self.model = model
+        self.head = head
+        self.detect = detect
+        self.fg_threshold = fg_threshold
+        self.seed = seed
+        self.state: StreamState | None = None
+        self.size: tuple[int, int] | None = None  # (H_in, W_in) of the frames
+        self._pool_was_short = False
+
+    def _start(self, height: int, width: int, dtype: torch.dtype) -> StreamState:
+        """The state before the first frame, for masks of (height, width) = (H4, W4)."""
+        model = self.model
+        num_id, device = model.id_pool.num_id, model.device
+        size = (height // 2, width // 2)
+        return StreamState(
+            ssm=model.compressor.init_states(size[0] * size[1], device=device, dtype=dtype),
+            x_prev=model.x_start.detach().to(dtype)[:, None, None].expand(-1, *size).clone(),
+            ids=torch.full((num_id,), FREE),
+            masks=torch.zeros(num_id, height, width, dtype=torch.bool, device=device),
+            track_ids=torch.zeros(num_id, dtype=torch.int64),
+            prompted=torch.zeros(num_id, dtype=torch.bool),
+            allocated=torch.zeros(num_id, dtype=torch.int64),
+            last_seen=torch.zeros(num_id, dtype=torch.int64),
+            class_sums=torch.zeros(num_id, model.heads[self.head], dtype=torch.float64),
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    @torch.no_grad()
+    def step(self, image: Tensor, prompts: dict[int, Tensor] | None = None) -> FrameOutput:
+        """One turn of Alg. 1's loop.
+
+        Args:
+            image: uint8 (3, H_in, W_in), RGB, at the size the model works at.
+            prompts: masks of objects given at this frame, by the user's object id: bool (H_in, W_in). They enter M_t
+                unchanged, are the output of this frame, and are tracked from the next one on. With
+                ``PROMPT_INDEX: zero`` those of the first frame are M_0 instead, and the first frame is predicted.
+
+        Raises:
+            UserError: if the frame's size differs from the frames before, or a prompt is unusable.
+        """
+        prompts = prompts or {}
+        mask_size = (image.shape[-2], image.shape[-1])
+        if self.size is not None and mask_size != self.size:
+            raise UserError(
+                f"a frame of {mask_size[1]}x{mask_size[0]} pixels (at the model's input) follows frames of "
+                f"{self.size[1]}x{self.size[0]}: all frames of a stream have one size"
+            )
+        self.size = mask_size
+        features = self.model.encode(self.model.normalise(image[None]))
+        x = features.x
+        if self.state is None:
+            self.state = self._start(*features.mask_features.shape[-2:], dtype=x.dtype)
+        state = self.state
+        if state.frame_index < 0 and self.model.prompt_index == "zero":
+            self._add(prompts, mask_size)
+            prompts = {}
+        state.frame_index += 1
+
+        # E_t = X_{t-1} + HistoryMarker(A_{t-1}, M_{t-1}) .. (y_trk, y_det) = PixelDecoder(concat(A_{t-1}, V), G_t)
+        ids = state.ids.to(x.device)
+        in_use = ids != FREE
+        predictions, ssm = self.model.predict(
+            x=x[:, None],
+            mask_features=features.mask_features[:, None],
+            x_prev=state.x_prev[None, None],
+            ids=self.model.id_pool(ids.clamp(min=0))[None],
+            in_use=in_use[None, None],
+            history=state.masks[None, None],
+            heads=[self.head],
+            states=state.ssm,
+            intermediate=False,
+        )
+        assert ssm is not None
+        state.ssm, state.x_prev = ssm, x[0]
+        class_logits, mask_logits = predictions[-1].class_logits[0], predictions[-1].mask_logits[0]
+        masks = mask_logits > 0
+
+        # The one synchronisation of a frame: which masks are empty, and all probabilities.
+        visible = masks.flatten(1).any(dim=1, keepdim=True)
+        report = torch.cat([class_logits.float().softmax(-1)[:, :-1], visible], dim=1).cpu().double()
+        probabilities, visible = report[:, :-1], report[:, -1] > 0
+
+        # A_t = concat(A_{t-1}, A'), M_t = concat(m_trk, m_D); slots that are not in use stay empty.
+        num_id = len(state.ids)
+        state.masks = masks[:num_id] & in_use[:, None, None]
+        state.class_sums += probabilities[:num_id]
+        state.last_seen[state.in_use & visible[:num_id]] = state.frame_index
+        source = torch.arange(num_id)  # row of Q that a slot's output is read from
+        if self.detect:
+            self._allocate(probabilities, visible, masks, source)
+        given = self._add(prompts, mask_size)
+
+        slots = state.in_use.nonzero()[:, 0]
+        rows = source[slots]
+        logits = mask_logits[rows.to(mask_logits.device)].float()
+        current = probabilities[rows]
+        age = (state.frame_index - state.allocated[slots] + 1 - state.prompted[slots].long()).clamp(min=1)
+        mean = state.class_sums[slots] / age[:, None]
+        for i, slot in enumerate(slots.tolist()):
+            if slot in given:  # certain to be there, of unknown class
+                logits[i] = torch.where(state.masks[slot], _GIVEN_LOGIT, -_GIVEN_LOGIT)
+                current[i] = mean[i] = 1 / current.shape[1]
+        track_ids = state.track_ids[slots].tolist()
+        return FrameOutput(
+            frame_index=state.frame_index,
+            track_ids=track_ids,
+            probabilities=current,
+            mean_probabilities=mean,
+            mask_logits=logits,
+            given={track_id for slot, track_id in zip(slots.tolist(), track_ids, strict=True) if slot in given},
+        )
+
+    def add(self, prompts: dict[int, Tensor]) -> None:
+        """Objects given at the latest frame, after its step: they are tracked from the next frame on.
+
+        Args:
+            prompts: bool (H_in, W_in) by the user's object id.
+
+        Raises:
+            UserError: if a mask is not of the frame's size, or no ID vector is free.
+        """
+        self._state()
+        assert self.size is not None
+        self._add(prompts, self.size)
+
+    def remove(self, track_id: int) -> None:
+        """Stop following an object; its ID vector goes back to the pool.
+
+        Raises:
+            UserError: if no such object is followed.
+        """
+        self._state().release(self._slot_of(track_id))
+
+    @property
+    def track_ids(self) -> list[int]:
+        """Ids of the objects that are followed now."""
+        state = self._state()
+        return state.track_ids[state.in_use].tolist()
+
+    def _state(self) -> StreamState:
+        if self.state is None:
+            raise UserError("the stream has not seen a frame yet")
+        return self.state
+
+    def _slot_of(self, track_id: int) -> int:
+        state = self._state()
+        slots = (state.in_use & (state.track_ids == track_id)).nonzero()[:, 0].tolist()
+        if not slots:
+            raise UserError(f"object {track_id} is not followed; followed now: {sorted(self.track_ids)}")
+        return slots[0]
+
+    def _draw(self) -> int:
+        """Sampler(B_t, 1)."""
+        state = self._state()
+        taken = torch.zeros(len(state.ids), dtype=torch.bool)
+        taken[state.ids[state.in_use]] = True
+        return int(self.model.id_pool.sample(1, in_use=taken, generator=state.generator))
+
+    def _allocate(self, probabilities: Tensor, visible: Tensor, masks: Tensor, source: Tensor) -> None:
+        """D = the confident foreground detections; A' = Sampler(B_{t-1}, |D|). Writes rows of Q into ``source``."""
+        state = self._state()
+        num_id = len(state.ids)
+        foreground = probabilities[num_id:].sum(-1)
+        found = ((foreground >= self.fg_threshold) & visible[num_id:]).nonzero()[:, 0]
+        found = found[foreground[found].argsort(descending=True)]  # the surest first, should slots run out
+        for row in (found + num_id).tolist():
+            slot = self._take_slot()
+            if slot is None:
+                state.dropped += 1
+                continue
+            state.occupy(
+                slot, id_index=self._draw(), mask=masks[row], track_id=state.next_track_id, prompted=False
+            )
+            state.next_track_id += 1
+            state.class_sums[slot] = probabilities[row]
+            source[slot] = row
+
+    def _take_slot(self) -> int | None:
+        """A free slot, or the one of the longest-unseen unprompted track, or None (docs/deviations.md, 11)."""
+        state = self._state()
+        free = (~state.in_use).nonzero()[:, 0].tolist()
+        if free:
+            return free[0]
+        if not self._pool_was_short:
+            self._pool_was_short = True
+            logger.warning(
+                "frame %d: all %d ID vectors are in use; from here on the longest-unseen tracks are recycled",
+                state.frame_index,
+                len(state.ids),
+            )
+        hidden = (~state.prompted & (state.last_seen < state.frame_index)).nonzero()[:, 0].tolist()
+        if not hidden:
+            return None
+        slot = min(hidden, key=lambda each: int(state.last_seen[each]))
+        state.release(slot)
+        state.recycled += 1
+        return slot
+
+    def _add(self, prompts: dict[int, Tensor], size: tuple[int, int]) -> set[int]:
+        """A_t and M_t gain the given objects. Returns their slots."""
+        state = self._state()
+        slots = set()
+        for object_id, mask in prompts.items():
+            if tuple(mask.shape) != size:
+                raise UserError(
+                    f"the mask of object {object_id} is {mask.shape[1]}x{mask.shape[0]} pixels, "
+                    f"the frame {size[1]}x{size[0]}"
+                )
+            if object_id in self.track_ids:
+                state.release(self._slot_of(object_id))  # a correction: the object keeps its id
+            slot = self._take_slot()
+            if slot is None:
+                raise UserError(
+                    f"object {object_id} cannot be followed: all {len(state.ids)} ID vectors (MODEL.AUSM.NUM_ID) are in use"
+                )
+            height, width = state.masks.shape[-2:]
+            padded = F.pad(mask, (0, 4 * width - size[1], 0, 4 * height - size[0])).to(state.masks.device)
+            marked = masks_at_stride4(padded[None])[0] > 0
+            state.occupy(slot, id_index=self._draw(), mask=marked, track_id=object_id, prompted=True)
+            state.next_track_id = max(state.next_track_id, object_id + 1)
+            slots.add(slot)
+        return slots

@@ -1,0 +1,80 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""AdamW as the Mask2Former family sets it up: backbone at a fraction of the rate, no decay on norms and embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver.build import get_default_optimizer_params
+from torch import nn
+
+from ..errors import UserError
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW over the parameters that train, clipping the gradient of the full model before every step.
+
+    Args:
+        cfg: SOLVER.{BASE_LR, WEIGHT_DECAY, WEIGHT_DECAY_NORM, WEIGHT_DECAY_EMBED, BACKBONE_MULTIPLIER, CLIP_GRADIENTS}.
+        model: with its backbone at ``frame_encoder.backbone``.
+
+    Raises:
+        UserError: if SOLVER.OPTIMIZER or SOLVER.CLIP_GRADIENTS.CLIP_TYPE is unknown.
+    """
+    solver = cfg.SOLVER
+    if solver.OPTIMIZER != "ADAMW":
+        raise UserError(f"SOLVER.OPTIMIZER: '{solver.OPTIMIZER}', expected ADAMW")
+    backbone = {f"frame_encoder.backbone.{name}" for name, _ in model.frame_encoder.backbone.named_parameters()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = get_default_optimizer_params(
+        model, base_lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, weight_decay_norm=solver.WEIGHT_DECAY_NORM
+    )
+    no_decay = _without_decay(model)
+    single: list[dict[str, Any]] = []
+    for group in groups:
+        for parameter in group["params"]:
+            settings = {**group, "params": [parameter]}
+            if names[id(parameter)] in backbone:
+                settings["lr"] = solver.BASE_LR * solver.BACKBONE_MULTIPLIER
+            if names[id(parameter)] in no_decay:
+                settings["weight_decay"] = solver.WEIGHT_DECAY_EMBED
+            single.append(settings)
+    optimizer = torch.optim.AdamW(_merge(single), solver.BASE_LR)
+
+    clip = solver.CLIP_GRADIENTS
+    if clip.ENABLED:
+        if clip.CLIP_TYPE != "full_model":
+            raise UserError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE: '{clip.CLIP_TYPE}', expected full_model")
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+        def clip_full_model(*_: Any) -> None:  # runs after AMP has taken its scale out of the gradients
+            nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
+
+        optimizer.register_step_pre_hook(clip_full_model)
+    return optimizer
+
+
+def _without_decay(model: nn.Module) -> set[str]:
+    """Names of embeddings, position tables and the parameters that mamba_ssm marks."""
+    names = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
+        for name, _ in module.named_parameters()
+    }
+    for name, parameter in model.named_parameters():
+        tables = ("relative_position_bias_table", "absolute_pos_embed", "level_embed", "x_start")
+        if getattr(parameter, "_no_weight_decay", False) or name.endswith(tables):
+            names.add(name)
+    return names
+
+
+def _merge(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups of equal settings become one: AdamW runs one fused loop per group."""
+    merged: dict[tuple, dict[str, Any]] = {}
+    for group in groups:
+        key = tuple(sorted((name, value) for name, value in group.items() if name != "params"))
+        merged.setdefault(key, {**group, "params": []})["params"] += group["params"]
+    return list(merged.values())

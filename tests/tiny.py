@@ -1,0 +1,81 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""A model and clips so small that a test can run them many times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+
+import ausm_d2.meta_arch  # noqa: F401  registers AUSM
+from ausm_d2.config import add_ausm_config
+from ausm_d2.meta_arch import AUSM
+
+HEIGHT, WIDTH = 64, 96
+
+
+def tiny_cfg(*opts: Any) -> CfgNode:
+    """A config of about 0.2 M parameters with two heads."""
+    cfg = get_cfg()
+    add_ausm_config(cfg)
+    settings: list[Any] = ["MODEL.META_ARCHITECTURE", "AUSM", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
+    settings += ["MODEL.BACKBONE.NAME", "build_swin_backbone", "MODEL.BACKBONE.FREEZE_AT", 0, "INPUT.FORMAT", "RGB"]
+    settings += ["MODEL.SWIN.EMBED_DIM", 8, "MODEL.SWIN.DEPTHS", [1, 1, 1, 1], "MODEL.SWIN.NUM_HEADS", [1, 1, 2, 2]]
+    settings += ["MODEL.SWIN.WINDOW_SIZE", 4, "MODEL.SWIN.DROP_PATH_RATE", 0.0]
+    settings += ["MODEL.PIXEL_MEAN", [123.675, 116.28, 103.53], "MODEL.PIXEL_STD", [58.4, 57.1, 57.4]]
+    for key, value in {
+        "HIDDEN_DIM": 32,
+        "NUM_ID": 8,
+        "HEADS": [["synthvis", 6], ["object", 1]],
+        "FRAME_ENCODER.ENC_LAYERS": 0,
+        "COMPRESSOR.LAYERS": 2,
+        "COMPRESSOR.HEAD_DIM": 16,
+        "COMPRESSOR.DIM_FEEDFORWARD": 32,
+        "COMPRESSOR.D_STATE": 4,
+        "DECODER.LAYERS": 1,
+        "DECODER.HEAD_DIM": 16,
+        "DECODER.DIM_FEEDFORWARD": 32,
+        "PIXEL_DECODER.LAYERS": 3,
+        "PIXEL_DECODER.HEAD_DIM": 16,
+        "PIXEL_DECODER.DIM_FEEDFORWARD": 32,
+        "PIXEL_DECODER.NUM_DET": 6,
+        "TRAIN.HISTORY_NOISE.ENABLED": False,
+    }.items():
+        settings += [f"MODEL.AUSM.{key}", value]
+    settings += ["MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 64, "INPUT.MIN_SIZE_TEST", 0]
+    cfg.merge_from_list(settings + list(opts))
+    return cfg
+
+
+def tiny_model(*opts: Any) -> AUSM:
+    """Seeded, in training mode."""
+    torch.manual_seed(0)
+    return build_model(tiny_cfg(*opts))
+
+
+def clip(frames: int, instances: int, *, head: str = "synthvis", seed: int = 0, **entries: Any) -> dict[str, Any]:
+    """A training item: boxes that drift, appear late and are hidden at times, over noise."""
+    rng = torch.Generator().manual_seed(seed)
+    masks = torch.zeros(instances, frames, HEIGHT, WIDTH, dtype=torch.bool)
+    for i in range(instances):
+        y, x = (int(torch.randint(0, side - 24, (), generator=rng)) for side in (HEIGHT, WIDTH))
+        for t in range(frames):
+            if (t + i) % 4 != 3 or frames == 1:
+                masks[i, t, y : y + 20, min(x + 2 * t, WIDTH - 20) : x + 2 * t + 20] = True
+    return {
+        "image": torch.randint(0, 256, (frames, 3, HEIGHT, WIDTH), generator=rng, dtype=torch.uint8),
+        "masks": masks,
+        "classes": torch.randint(0, 6 if head == "synthvis" else 1, (instances,), generator=rng),
+        "labelled": torch.ones(frames, dtype=torch.bool),
+        "head": head,
+        "exhaustive": head == "synthvis",
+        "task": "vis" if head == "synthvis" else "vos",
+        "dataset_name": "test",
+        "video_id": 0,
+        "frame_indices": list(range(frames)),
+        "height": HEIGHT,
+        "width": WIDTH,
+        **entries,
+    }
