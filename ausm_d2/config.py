@@ -183,6 +183,10 @@ def _add_input_keys(cfg: CfgNode) -> None:
 
     # How often each data set of DATASETS.TRAIN is drawn, relative to the others; empty: by its number of videos.
     cfg.DATASETS.DATASET_RATIO = []
+    # Data sets of your own: [[name, annotation file, image folder], ...] and [[name, image folder, mask folder], ...],
+    # paths absolute or relative to DETECTRON2_DATASETS (datasets/README.md).
+    cfg.DATASETS.YTVIS_STYLE = []
+    cfg.DATASETS.DAVIS_STYLE = []
 
 
 def _add_test_keys(cfg: CfgNode) -> None:

@@ -1,18 +1,22 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Files that are either complete or not there."""
+"""Files that are written completely or not at all, and JSON files that are read or explained."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from ausm_d2.errors import UserError
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` to write to; on success it takes the place of ``path``, on failure it is removed.
+    """Yield a temporary path beside ``path``; on success it takes the place of ``path``, on failure it is removed.
 
     The temporary name keeps the suffix of ``path``, so that writers which choose a format by it still do.
     """
@@ -30,3 +34,20 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The contents of a JSON file, which may start with a byte order mark.
+
+    Raises:
+        UserError: it is missing or no JSON.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return json.load(file)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a JSON file: it is not text") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not a JSON file: {error.msg} at line {error.lineno}") from None

@@ -18,6 +18,7 @@ from detectron2.data.build import build_batch_data_loader, trivial_batch_collato
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
+from ausm_d2.data.catalog import register_from_config
 from ausm_d2.data.mapper import ClipMapper
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
@@ -143,6 +144,7 @@ def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
     Raises:
         UserError: unknown or empty data sets, ratios that do not fit.
     """
+    register_from_config(cfg)
     names = list(cfg.DATASETS.TRAIN)
     if not names:
         raise UserError("DATASETS.TRAIN: empty")
@@ -194,6 +196,7 @@ def build_test_loader(
     Raises:
         UserError: an unknown or empty data set.
     """
+    register_from_config(cfg)
     records = [record for record in get_records(dataset_name) if record.video_id not in finished]
     metadata = MetadataCatalog.get(dataset_name)
     # Long videos first, dealt out in turn: no process is left with the longest one at the end.

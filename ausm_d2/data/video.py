@@ -8,8 +8,9 @@ Shape shorthand:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -64,10 +65,43 @@ class VideoRecord:
     masks: MaskSource | None = None  # None: no labels (test sets)
     labelled: list[bool] | None = None  # per frame: carries labels. None: every frame does
     # VOS: frame at which an object's mask is given (its prompt), by instance id
-    prompt_frames: dict[int, int] | None = None
+    prompt_frames: Mapping[int, int] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
         """Number of frames T."""
         return len(self.frames)
+
+
+class DeferredRecord(VideoRecord):
+    """A record, some of whose fields cost reading files: they are read when the first of them is asked for."""
+
+    def __init__(self, load: Callable[[], dict[str, Any]], **known: Any) -> None:
+        """
+        Args:
+            load: returns the other fields, by name; must pickle.
+            known: fields that are known already.
+        """
+        self._load = load
+        self._known = known
+        self._loaded: dict[str, Any] | None = None
+
+    def _field(self, name: str) -> Any:
+        if name in self._known:
+            return self._known[name]
+        if self._loaded is None:
+            self._loaded = self._load()
+        if name not in self._loaded:  # the defaults of VideoRecord
+            self._loaded[name] = {"instances": list, "extra": dict}.get(name, lambda: None)()
+        return self._loaded[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_loaded": None}
+
+    def __repr__(self) -> str:
+        return f"DeferredRecord({', '.join(f'{name}={value!r}' for name, value in self._known.items())})"
+
+
+for _name in VideoRecord.__dataclass_fields__:
+    setattr(DeferredRecord, _name, property(partial(DeferredRecord._field, name=_name)))

@@ -1,0 +1,93 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""What all data sets share: where they lie, how they are registered, what their files may do wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.colormap import colormap
+
+from ausm_d2.data.video import VideoRecord
+from ausm_d2.errors import UserError
+
+OBJECT_HEAD = "object"  # the class-agnostic head (docs/deviations.md, 5)
+OBJECT_CLASSES = {1: "object"}
+
+
+def data_root() -> Path:
+    """The folder of all data sets: environment variable DETECTRON2_DATASETS, else ``datasets``."""
+    return Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+
+
+def find(name: str, what: str, candidates: Sequence[str | Path]) -> Path:
+    """The first of ``candidates`` (relative to the data root, or absolute) that is there.
+
+    Raises:
+        UserError: none is; it lists what was looked for.
+    """
+    paths = [data_root() / candidate for candidate in candidates]
+    for path in paths:
+        if path.exists():
+            return path
+    looked = ", ".join(str(path) for path in paths)
+    raise UserError(
+        f"{name}: no {what} found; looked for {looked} (DETECTRON2_DATASETS says where; datasets/README.md)"
+    )
+
+
+def register(
+    name: str,
+    load: Callable[[], list[VideoRecord]],
+    *,
+    classes: Mapping[int, str] | None,
+    evaluator_type: str,
+    task: str,
+    head: str,
+    exhaustive: bool,
+    overlap: bool = False,
+) -> None:
+    """Register a data set under a name; one that has the name already is replaced.
+
+    Args:
+        name: as in DATASETS.TRAIN and DATASETS.TEST.
+        load: returns the records; called when the data set is asked for.
+        classes: names by the data set's own ids; contiguous ids are their places. None: ``load`` puts
+            :func:`class_metadata` into the metadata.
+        evaluator_type: "ytvis", "vos", "ytvos", "sav" or "coco".
+        task: "vis" (unprompted), "vos" (prompted) or "image" (clips are made of one image).
+        head: name of the classification head.
+        exhaustive: every object of the classes is labelled.
+        overlap: objects may overlap.
+    """
+    if name in DatasetCatalog:
+        DatasetCatalog.remove(name)
+    if name in MetadataCatalog.list():
+        MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, load)
+    metadata = MetadataCatalog.get(name)
+    metadata.set(evaluator_type=evaluator_type, task=task, head=head, exhaustive=exhaustive, overlap=overlap)
+    if classes is not None:
+        metadata.set(**class_metadata(classes))
+
+
+def class_metadata(categories: Mapping[int, str]) -> dict[str, Any]:
+    """Detectron2's metadata of classes, from their names by the data set's own ids."""
+    colours = colormap(rgb=True).astype(int).tolist()
+    return {
+        "thing_classes": list(categories.values()),
+        "thing_colors": [colours[i % len(colours)] for i in range(len(categories))],
+        "thing_dataset_id_to_contiguous_id": {dataset_id: i for i, dataset_id in enumerate(categories)},
+    }
+
+
+def read_list(path: str | Path) -> list[str]:
+    """The lines of a list file that hold something; Windows line ends and a byte order mark do not matter."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: the list cannot be read: {error}") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]

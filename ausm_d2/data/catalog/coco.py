@@ -1,0 +1,152 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""COCO instances as one-frame videos: for training as pseudo-videos, also with the classes of the video benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import detectron2.data.datasets.builtin  # noqa: F401  (registers Detectron2's own coco_2017_*, which ours replace)
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
+from ausm_d2.data.catalog.base import find, register
+from ausm_d2.data.catalog.ytvis import (
+    OVIS_CLASSES,
+    YTVIS_2019_CLASSES,
+    YTVIS_2021_CLASSES,
+    check_boxes,
+    drop_invalid,
+    entries,
+    is_new_id,
+    read_categories,
+    read_mask,
+    read_table,
+    require_categories,
+)
+from ausm_d2.data.frames import ImageFiles
+from ausm_d2.data.masks import ListedMasks
+from ausm_d2.data.problems import LeftOut, problem
+from ausm_d2.data.video import Instance, StoredMask, VideoRecord
+
+COCO_CLASSES = {entry["id"]: entry["name"] for entry in COCO_CATEGORIES if entry["isthing"]}
+
+# COCO category id -> category id of the benchmark: the pairs that VITA and GenVIS train with.
+COCO_TO_YTVIS_2019 = {
+    1: 1, 2: 21, 3: 6, 4: 21, 5: 28, 7: 17, 8: 29, 9: 34, 17: 14, 18: 8, 19: 18, 21: 15, 22: 32, 23: 20, 24: 30, 25: 22,
+    35: 33, 36: 33, 41: 5, 42: 27, 43: 40,
+}  # fmt: skip
+COCO_TO_YTVIS_2021 = {
+    1: 26, 2: 23, 3: 5, 4: 23, 5: 1, 7: 36, 8: 37, 9: 4, 16: 3, 17: 6, 18: 9, 19: 19, 21: 7, 22: 12, 23: 2, 24: 40,
+    25: 18, 34: 14, 35: 31, 36: 31, 41: 29, 42: 33, 43: 34,
+}  # fmt: skip
+COCO_TO_OVIS = {
+    1: 1, 2: 21, 3: 25, 4: 22, 5: 23, 6: 25, 8: 25, 9: 24, 17: 3, 18: 4, 19: 5, 20: 6, 21: 7, 22: 8, 23: 9, 24: 10,
+    25: 11,
+}  # fmt: skip
+
+
+def register_coco() -> None:
+    """Register ``coco_2017_{train,val}`` and ``coco2{ytvis2019,ytvis2021,ovis}_{train,val}``."""
+    identity = {category_id: category_id for category_id in COCO_CLASSES}
+    for split in ("train", "val"):
+        original = f"coco/annotations/instances_{split}2017.json"
+        _register(f"coco_2017_{split}", [original], split, COCO_CLASSES, identity, "coco")
+        for benchmark, classes, mapping, head in (
+            ("ytvis2019", YTVIS_2019_CLASSES, COCO_TO_YTVIS_2019, "ytvis_2019"),
+            ("ytvis2021", YTVIS_2021_CLASSES, COCO_TO_YTVIS_2021, "ytvis_2021"),
+            ("ovis", OVIS_CLASSES, COCO_TO_OVIS, "ovis"),
+        ):
+            # Files that other projects write for these hold fewer of the same entries.
+            files = [original, f"coco/coco2{benchmark}_{split}.json", f"coco/annotations/coco2{benchmark}_{split}.json"]
+            _register(f"coco2{benchmark}_{split}", files, split, classes, mapping, head)
+
+
+def _register(
+    name: str,
+    json_files: Sequence[str],
+    split: str,
+    classes: Mapping[int, str],
+    mapping: Mapping[int, int],
+    head: str,
+) -> None:
+    place = {category_id: i for i, category_id in enumerate(classes)}
+    contiguous = {category_id: place[target] for category_id, target in mapping.items()}
+    register(
+        name,
+        partial(_load, name, json_files, split, contiguous),
+        classes=classes,
+        evaluator_type="coco",
+        task="image",
+        head=head,
+        exhaustive=True,
+    )
+
+
+def _load(name: str, json_files: Sequence[str], split: str, contiguous: Mapping[int, int]) -> list[VideoRecord]:
+    json_file = find(name, "annotation file", json_files)
+    return load_coco_json(name, json_file, find(name, "image folder", [f"coco/{split}2017"]), contiguous)
+
+
+def load_coco_json(name: str, json_file: Path, image_root: Path, contiguous: Mapping[int, int]) -> list[VideoRecord]:
+    """One-frame records of the images of a COCO file.
+
+    Args:
+        name: of the data set, for messages.
+        json_file, image_root: the file and the folder of its images.
+        contiguous: class of the data set by COCO category id; annotations of other categories are no part of it.
+
+    Raises:
+        UserError: the first entry that is not as it must be; file and field.
+    """
+    data = read_table(json_file)
+    require_categories(json_file, read_categories(json_file, data), COCO_CLASSES, name)
+    left_out = LeftOut(str(json_file))
+    records: dict[int, VideoRecord] = {}
+    masks: dict[int, dict[int, list[StoredMask | None]]] = {}
+    for i, entry in enumerate(entries(json_file, data, "images")):
+        where, image_id, file = f"{json_file}: images[{i}]", entry.get("id"), entry.get("file_name")
+        if not isinstance(image_id, int) or image_id in records:
+            problem(f"{where}.id: {image_id!r} found, a number that no other image has expected")
+            continue
+        height, width = entry.get("height", 0), entry.get("width", 0)
+        if not isinstance(file, str) or not all(isinstance(side, int) and side > 0 for side in (height, width)):
+            problem(
+                f"{where}: file_name {file!r}, height {height!r}, width {width!r} found; a name and pixels expected"
+            )
+            continue
+        masks[image_id] = {}
+        records[image_id] = VideoRecord(
+            image_id,
+            PurePosixPath(file).stem,
+            height,
+            width,
+            frames=ImageFiles(str(image_root), (file,)),
+            masks=ListedMasks(masks[image_id]),
+        )
+    seen: set[int] = set()
+    for i, entry in enumerate(entries(json_file, data, "annotations")):
+        where, image_id = f"{json_file}: annotations[{i}]", entry.get("image_id", -1)
+        record = records.get(image_id)
+        if record is None:
+            left_out.add("annotations of images that the file does not list")
+            continue
+        where, instance_id = f"{where} (image {image_id})", entry.get("id", -1)
+        if not is_new_id(where, instance_id, seen):
+            continue
+        category_id = entry.get("category_id", -1)
+        if category_id not in COCO_CLASSES:
+            problem(f"{where}.category_id: {category_id!r} found, a category of COCO expected")
+            continue
+        if category_id not in contiguous:
+            continue
+        check_boxes([entry.get("bbox")], left_out)
+        frames = [read_mask(f"{where}.segmentation", entry.get("segmentation"), record.height, record.width, left_out)]
+        drop_invalid(f"{where}.segmentation", frames)
+        if frames == [None]:
+            left_out.add("annotations without a mask")
+            continue
+        masks[image_id][instance_id] = frames
+        record.instances.append(Instance(instance_id, contiguous[category_id], bool(entry.get("iscrowd", 0))))
+    left_out.warn()
+    return list(records.values())

@@ -1,0 +1,167 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""SA-V: training videos as mp4 at 24 fps with run lengths at 6 fps; validation and test as frame folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_HEAD, find, read_list, register
+from ausm_d2.data.catalog.vos import folders, sorted_files
+from ausm_d2.data.catalog.ytvis import drop_invalid, read_mask, read_table
+from ausm_d2.data.frames import ImageFiles, VideoFile, image_size
+from ausm_d2.data.masks import FirstFrames, ListedMasks, ObjectFolders
+from ausm_d2.data.problems import LeftOut, problem
+from ausm_d2.data.video import DeferredRecord, Instance, StoredMask, VideoRecord
+from ausm_d2.errors import UserError
+
+_STEP = 4  # frames of the video per labelled frame: 24 fps over 6 fps
+_ROOTS = ("sav", "sa-v", "SA-V", "sa_v", ".")
+
+
+def register_sav() -> None:
+    """Register ``sav_train``, ``sav_val`` and ``sav_test``."""
+    loaders: list[tuple[str, Callable[[], list[VideoRecord]]]] = [
+        ("train", _load_train),
+        ("val", partial(_load_frames, "val")),
+        ("test", partial(_load_frames, "test")),
+    ]
+    for split, load in loaders:
+        register(
+            f"sav_{split}",
+            load,
+            classes=OBJECT_CLASSES,
+            evaluator_type="sav",
+            task="vos",
+            head=OBJECT_HEAD,
+            exhaustive=False,
+            overlap=True,
+        )
+
+
+# Training: <id>.mp4, <id>_manual.json, <id>_auto.json, in any folders below sav_train
+
+
+def _load_train() -> list[VideoRecord]:
+    root = find("sav_train", "folder", [f"{root}/{folder}" for root in _ROOTS for folder in ("sav_train", "train")])
+    left_out = LeftOut(str(root))
+    records: list[VideoRecord] = []
+    for path in sorted(root.rglob("*.mp4")):
+        labels = [file for kind in ("manual", "auto") if (file := path.with_name(f"{path.stem}_{kind}.json")).exists()]
+        if not labels:
+            left_out.add("videos without _manual.json or _auto.json")
+            continue
+        records.append(video_with_masklets(path, labels))
+    left_out.warn()
+    return records
+
+
+def video_with_masklets(video: Path, labels: list[Path]) -> VideoRecord:
+    """A video file with its masklet files, which are read when the record is used."""
+    frames = VideoFile(str(video))
+    return DeferredRecord(partial(_read_masklets, labels), video_id=video.stem, name=video.stem, frames=frames)
+
+
+def _read_masklets(paths: list[Path]) -> dict[str, Any]:
+    """Fields of a record from masklet files: ``masklet[k][i]`` is object i in frame 4 k of the video.
+
+    Objects of all files are numbered in their order; those of ``_auto.json`` follow those of ``_manual.json``.
+    """
+    by_object: dict[int, list[StoredMask | None]] = {}
+    height = width = num_frames = 0
+    labelled: list[bool] = []
+    for path in paths:
+        data = read_table(path)
+        height, width, num_frames = (
+            _whole(path, data, f"video_{field}") for field in ("height", "width", "frame_count")
+        )
+        masklets = data.get("masklet")
+        if not isinstance(masklets, list) or not masklets or not all(isinstance(frame, list) for frame in masklets):
+            raise UserError(f"{path}: field 'masklet': a list with one list of masks for each labelled frame expected")
+        if len(masklets) != -(-num_frames // _STEP):
+            raise UserError(
+                f"{path}: field 'masklet': {len(masklets)} frames found; {-(-num_frames // _STEP)} expected, every "
+                f"{_STEP}th of video_frame_count = {num_frames}"
+            )
+        count, left_out = len(masklets[0]), LeftOut(str(path))
+        if any(len(frame) != count for frame in masklets):
+            raise UserError(f"{path}: field 'masklet': {count} masks in frame 0, but another number in another frame")
+        for i in range(count):
+            masks = [
+                read_mask(f"{path}: masklet[{k}][{i}]", frame[i], height, width, left_out)
+                for k, frame in enumerate(masklets)
+            ]
+            drop_invalid(f"{path}: masklet[*][{i}]", masks)
+            spread: list[StoredMask | None] = [None] * num_frames
+            spread[::_STEP] = masks
+            by_object[len(by_object)] = spread
+        left_out.warn()
+        labelled = [t % _STEP == 0 for t in range(num_frames)]
+    return {
+        "height": height,
+        "width": width,
+        "labelled": labelled,
+        "masks": ListedMasks(by_object),
+        "instances": [Instance(object_id, 0) for object_id in by_object],
+    }
+
+
+def _whole(path: Path, data: dict[str, Any], field: str) -> int:
+    value = data.get(field)
+    if not isinstance(value, (int, float)) or value != int(value) or value <= 0:
+        raise UserError(f"{path}: field {field!r}: {value!r} found, a whole number from 1 on expected")
+    return int(value)
+
+
+# Validation and test: JPEGImages_24fps/<video>/<frame>.jpg, Annotations_6fps/<video>/<object>/<frame>.png
+
+
+def _load_frames(split: str) -> list[VideoRecord]:
+    name = f"sav_{split}"
+    root = find(name, "folder", [f"{root}/{folder}" for root in _ROOTS for folder in (name, split)]).resolve()
+    images = find(name, "image folder", [root / "JPEGImages_24fps"])
+    masks = find(name, "mask folder", [root / "Annotations_6fps"])
+    video_list = root / f"{name}.txt"
+    left_out = LeftOut(str(images))
+    records: list[VideoRecord] = []
+    for video in read_list(video_list) if video_list.exists() else folders(masks):
+        if not (images / video).is_dir():
+            problem(f"{images / video}: the frames of video {video!r} are missing")
+            continue
+        frames = ImageFiles(str(images / video), tuple(sorted_files(images / video, (".jpg", ".jpeg", ".png"))))
+        if len(frames) == 0:
+            left_out.add("videos of 0 frames")
+            continue
+        load = partial(_read_objects, frames, masks / video)
+        records.append(DeferredRecord(load, video_id=video, name=video, frames=frames))
+    left_out.warn()
+    return records
+
+
+def _read_objects(frames: ImageFiles, folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: the masks of this video are missing")
+    size = image_size(frames.path(0))
+    objects = {int(name): name for name in folders(folder) if name.isdecimal()}
+    if not objects:
+        raise UserError(f"{folder}: no folder of an object (000, 001, ...) found")
+    pictures = {
+        object_id: frozenset(Path(file).stem for file in sorted_files(folder / name, (".png",)))
+        for object_id, name in objects.items()
+    }
+    names = tuple(frames.names)
+    unknown = sorted(set().union(*pictures.values()) - set(names))
+    if unknown:
+        raise UserError(f"{folder}: a mask for frame {unknown[0]}, which is no frame of the video")
+    labelled = [any(name in of_one for of_one in pictures.values()) for name in names]
+    masks = ObjectFolders(str(folder), objects, names, pictures, size)
+    return {
+        "height": size[0],
+        "width": size[1],
+        "labelled": labelled,
+        "masks": masks,
+        "instances": [Instance(object_id, 0) for object_id in objects],
+        "prompt_frames": FirstFrames(masks, [t for t, has_labels in enumerate(labelled) if has_labels], objects),
+    }

@@ -1,0 +1,207 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Prompted video segmentation: DAVIS 2017, YouTube-VOS 2018 and 2019, MOSE, and any data in such folder trees.
+
+A tree has ``<images>/<video>/<frame>.jpg`` and ``<masks>/<video>/<frame>.png``, pixel = object id. Frames without a
+mask file carry no labels. An object's prompt is its mask in the first frame that shows it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_HEAD, find, read_list, register
+from ausm_d2.data.frames import ImageFiles, image_size
+from ausm_d2.data.masks import FirstFrames, LabelPictures
+from ausm_d2.data.problems import LeftOut, problem
+from ausm_d2.data.video import DeferredRecord, Instance, VideoRecord
+from ausm_d2.errors import UserError
+from ausm_d2.io import read_json
+
+_IMAGES = (".jpg", ".jpeg", ".png")
+
+
+def register_vos() -> None:
+    """Register ``davis_2017_{train,val}``, ``youtubevos_{2018,2019}_{train,val}`` and ``mose_{train,val}``."""
+    for split in ("train", "val"):
+        _register(f"davis_2017_{split}", partial(_load_davis, split))
+    for split, folder in (("train", "train"), ("val", "valid")):
+        _register(f"mose_{split}", partial(_load_mose, f"mose_{split}", folder))
+        for year in ("2018", "2019"):
+            load = partial(_load_youtube_vos, f"youtubevos_{year}_{split}", year, folder)
+            _register(f"youtubevos_{year}_{split}", load, evaluator_type="ytvos")
+
+
+def _register(name: str, load: Any, evaluator_type: str = "vos") -> None:
+    register(
+        name,
+        load,
+        classes=OBJECT_CLASSES,
+        evaluator_type=evaluator_type,
+        task="vos",
+        head=OBJECT_HEAD,
+        exhaustive=False,
+    )
+
+
+def register_davis_style(name: str, image_root: str, mask_root: str, video_list: str = "") -> None:
+    """Register a folder tree of your own.
+
+    Args:
+        name: e.g. "cells_val".
+        image_root, mask_root: the folders that hold one folder per video; absolute, or relative to the data root.
+        video_list: a text file with one video name a line; default: every folder of ``mask_root``.
+    """
+    _register(name, partial(_load_own, name, image_root, mask_root, video_list))
+
+
+def _load_own(name: str, image_root: str, mask_root: str, video_list: str) -> list[VideoRecord]:
+    masks = find(name, "mask folder", [mask_root])
+    videos = read_list(find(name, "video list", [video_list])) if video_list else folders(masks)
+    return load_folder_tree(find(name, "image folder", [image_root]), masks, videos)
+
+
+def _load_davis(split: str) -> list[VideoRecord]:
+    name = f"davis_2017_{split}"
+    roots = ["DAVIS", "davis", "DAVIS/2017/trainval"]
+    root = find(name, "folder", [f"{root}/ImageSets/2017/{split}.txt" for root in roots]).parents[2]
+    images = find(name, "image folder", [root.resolve() / "JPEGImages" / "480p"])
+    masks = find(name, "mask folder", [root.resolve() / "Annotations" / "480p"])
+    return load_folder_tree(images, masks, read_list(root / "ImageSets" / "2017" / f"{split}.txt"))
+
+
+def _load_mose(name: str, folder: str) -> list[VideoRecord]:
+    root = find(name, "folder", [f"{root}/{folder}" for root in ("mose", "MOSE", "mose_release")]).resolve()
+    masks = find(name, "mask folder", [root / "Annotations"])
+    return load_folder_tree(find(name, "image folder", [root / "JPEGImages"]), masks, folders(masks))
+
+
+def _load_youtube_vos(name: str, year: str, folder: str) -> list[VideoRecord]:
+    roots = (f"ytbvos{year}", f"ytbvos/{year}", "ytbvos", f"youtube_vos_{year}", f"YouTubeVOS_{year}")
+    root = find(name, "meta.json", [f"{root}/{folder}/meta.json" for root in roots]).parent.resolve()
+    images, masks = find(name, "image folder", [root / "JPEGImages"]), find(name, "mask folder", [root / "Annotations"])
+    meta = _read_meta(root / "meta.json")
+
+    def objects(video: str, frame_names: list[str]) -> dict[str, Any]:
+        return _read_objects(f"{root}/meta.json: videos.{video}.objects", meta[video], frame_names)
+
+    return load_folder_tree(images, masks, sorted(meta), objects)
+
+
+# Reading
+
+
+def folders(root: Path) -> list[str]:
+    """Names of the folders in ``root``, sorted."""
+    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+
+
+def load_folder_tree(
+    image_root: Path,
+    mask_root: Path,
+    videos: Sequence[str],
+    describe: Callable[[str, list[str]], dict[str, Any]] | None = None,
+) -> list[VideoRecord]:
+    """Records of the ``videos`` of a folder tree. Masks and sizes are looked at when a record is used.
+
+    Args:
+        image_root, mask_root: the folders that hold one folder per video.
+        videos: names of the videos.
+        describe: gives further fields of a record, from its name and frame names; default: objects are those of the
+            masks, prompted in the first frame that shows them.
+
+    Raises:
+        UserError: a video of the list is missing; it names the folder.
+    """
+    left_out = LeftOut(str(image_root))
+    records: list[VideoRecord] = []
+    for video in videos:
+        folder = image_root / video
+        if not folder.is_dir():
+            problem(f"{folder}: the frames of video {video!r} are missing")
+            continue
+        files = sorted_files(folder, _IMAGES)
+        if not files:
+            left_out.add("videos of 0 frames")
+            continue
+        frames = ImageFiles(str(folder), tuple(files))
+        known = describe(video, frames.names) if describe else {}
+        load = partial(_read_rest, frames, mask_root / video)
+        records.append(DeferredRecord(load, video_id=video, name=video, frames=frames, **known))
+    left_out.warn()
+    return records
+
+
+def sorted_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """Names of the files in ``folder``: numbers in their order (2 before 10), then names."""
+    found = [entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(suffixes)]
+
+    def order(name: str) -> tuple[int, int, str]:
+        stem = os.path.splitext(name)[0]
+        return (0, int(stem), name) if stem.isdecimal() else (1, 0, name)
+
+    return sorted((name for name in found if not name.startswith(".")), key=order)
+
+
+def _read_rest(frames: ImageFiles, mask_folder: Path) -> dict[str, Any]:
+    height, width = image_size(frames.path(0))
+    if not mask_folder.is_dir():
+        raise UserError(f"{mask_folder}: the masks of this video are missing")
+    stored = {os.path.splitext(file)[0]: file for file in sorted_files(mask_folder, (".png",))}
+    files = tuple(stored.get(name) for name in frames.names)
+    if not any(files):
+        raise UserError(f"{mask_folder}: no mask file has the name of a frame (such as {frames.names[0]}.png)")
+    masks = LabelPictures(str(mask_folder), files, (height, width))
+    labelled = [file is not None for file in files]
+    prompts = FirstFrames(masks, [t for t, has_labels in enumerate(labelled) if has_labels])
+    return {"height": height, "width": width, "masks": masks, "labelled": labelled, "prompt_frames": prompts}
+
+
+# YouTube-VOS
+
+
+def _read_meta(path: Path) -> dict[str, dict[str, Any]]:
+    """Objects of each video: {video: {object id (text): {"category": ..., "frames": [...]}}}."""
+    data = read_json(path)
+    videos = data.get("videos") if isinstance(data, dict) else None
+    if not isinstance(videos, dict):
+        raise UserError(f"{path}: field 'videos': an object with one entry per video expected")
+    objects = {}
+    for video, entry in videos.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("objects"), dict):
+            problem(f"{path}: videos.{video}.objects: an object with one entry per object expected")
+        else:
+            objects[video] = entry["objects"]
+    return objects
+
+
+def _read_objects(where: str, objects: dict[str, Any], frame_names: list[str]) -> dict[str, Any]:
+    """Fields of a record from ``meta.json``: an object is given in the first frame it is listed with.
+
+    ``extra["scored_frames"]``: the frames that results are asked for; ``extra["object_categories"]``: names by object.
+    """
+    place = {name: t for t, name in enumerate(frame_names)}
+    prompts: dict[int, int] = {}
+    scored: set[int] = set()
+    categories: dict[int, str] = {}
+    for key, entry in objects.items():
+        names = entry.get("frames") if isinstance(entry, dict) else None
+        if not key.isdecimal() or not isinstance(names, list) or not names:
+            problem(f"{where}.{key}: a number with a list 'frames' expected")
+            continue
+        missing = [name for name in names if name not in place]
+        if missing:
+            problem(f"{where}.{key}.frames: {missing[0]!r} found, which is no frame of the video")
+            continue
+        frames = sorted(place[name] for name in names)
+        prompts[int(key)] = frames[0]
+        scored.update(frames)
+        categories[int(key)] = str(entry.get("category", "object"))
+    return {
+        "instances": [Instance(object_id, 0) for object_id in prompts],
+        "prompt_frames": prompts,
+        "extra": {"scored_frames": sorted(scored), "object_categories": categories},
+    }

@@ -1,0 +1,152 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Instance masks as the data sets store them: listed run lengths and polygons, label pictures, one folder per object.
+
+Shape shorthand:
+    H, W: frame size in pixels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ausm_d2.data.video import MaskSource, StoredMask
+from ausm_d2.errors import UserError
+
+_VOID = 255  # of 8-bit label pictures
+
+
+@dataclass(frozen=True)
+class ListedMasks:
+    """Masks from an annotation file, one entry per frame, ``None`` where the instance is not visible."""
+
+    by_instance: dict[int, list[StoredMask | None]]
+
+    def read(self, index: int) -> dict[int, StoredMask]:
+        return {i: mask for i, frames in self.by_instance.items() if (mask := frames[index]) is not None}
+
+
+@dataclass(frozen=True)
+class LabelPictures:
+    """Label pictures (pixel = object id, 0 = background), one for each labelled frame: DAVIS, YouTube-VOS, MOSE."""
+
+    root: str
+    files: tuple[str | None, ...]  # per frame, relative to root; None: no labels
+    size: tuple[int, int]  # (H, W) of the frames
+
+    def path(self, index: int) -> str | None:
+        file = self.files[index]
+        return None if file is None else f"{self.root}/{file}"
+
+    def read(self, index: int) -> dict[int, np.ndarray]:
+        path = self.path(index)
+        if path is None:
+            return {}
+        labels = read_labels(path)
+        _check_size(path, labels, self.size)
+        return {int(i): labels == i for i in np.unique(labels) if i}
+
+
+@dataclass(frozen=True)
+class ObjectFolders:
+    """One folder of black and white pictures for each object, which may overlap: SA-V's validation and test videos."""
+
+    root: str  # of the video: <root>/<folder>/<frame>.png
+    folders: Mapping[int, str]  # by object id
+    names: tuple[str, ...]  # of all frames
+    pictures: Mapping[int, frozenset[str]]  # frame names that have a picture, by object id
+    size: tuple[int, int]  # (H, W) of the frames
+
+    def read(self, index: int) -> dict[int, np.ndarray]:
+        name, masks = self.names[index], {}
+        for object_id, folder in self.folders.items():
+            if name in self.pictures[object_id]:
+                path = f"{self.root}/{folder}/{name}.png"
+                mask = _read_png(path) > 0
+                _check_size(path, mask, self.size)
+                if mask.any():
+                    masks[object_id] = mask
+        return masks
+
+
+def _check_size(path: str, picture: np.ndarray, size: tuple[int, int]) -> None:
+    if picture.shape != size:
+        height, width = picture.shape
+        raise UserError(f"{path}: is {height} x {width} (height x width), its frame is {size[0]} x {size[1]}")
+
+
+def read_labels(path: str) -> np.ndarray:
+    """A label picture as integers (H, W): pixel = object id, 0 = background or void.
+
+    8-bit: if its only values are 0 and 255, it holds one object, id 1; else 255 is void. 16-bit: every value is an id.
+
+    Raises:
+        UserError: it is missing, broken, or a picture in colours.
+    """
+    labels = _read_png(path)
+    if labels.dtype == np.uint8:
+        void = labels == _VOID
+        if void.any():
+            labels = np.where(void, np.uint8(not labels[~void].any()), labels)
+    return labels
+
+
+def _read_png(path: str) -> np.ndarray:
+    """Pixel values (H, W): uint8 of palette, grey and black and white pictures, int32 of 16-bit ones."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            mode, values = picture.mode, np.asarray(picture)
+    except FileNotFoundError:
+        raise UserError(f"{path}: the mask is missing") from None
+    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+        raise UserError(f"{path}: the mask cannot be decoded: {error}") from None
+    if mode in ("LA", "La", "PA"):  # with transparency
+        return values[..., 0]
+    if mode == "1":
+        return values.astype(np.uint8)
+    if mode.startswith("I"):
+        return values.astype(np.int32)
+    if mode in ("RGB", "RGBA") and (values[..., :1] == values[..., 1:3]).all():  # grey, saved as colours
+        return values[..., 0]
+    if mode not in ("P", "L"):
+        raise UserError(f"{path}: a picture in colours (mode {mode}); a palette or grey one with pixel = id expected")
+    return values
+
+
+class FirstFrames(Mapping[int, int]):
+    """The frame in which each object appears first, found by reading the masks when it is asked for."""
+
+    def __init__(self, masks: MaskSource, frames: Sequence[int], objects: Collection[int] | None = None) -> None:
+        """
+        Args:
+            masks: of one video.
+            frames: the frames that may have masks, ascending.
+            objects: the ids to look for; None: all there are.
+        """
+        self._masks = masks
+        self._frames = frames
+        self._objects = objects
+
+    @cached_property
+    def _first(self) -> dict[int, int]:
+        first: dict[int, int] = {}
+        for frame in self._frames:
+            for object_id in self._masks.read(frame):
+                first.setdefault(object_id, frame)
+            if self._objects is not None and len(first) == len(self._objects):
+                break
+        return first
+
+    def __getitem__(self, object_id: int) -> int:
+        return self._first[object_id]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._first)
+
+    def __len__(self) -> int:
+        return len(self._first)
