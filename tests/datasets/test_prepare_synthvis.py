@@ -1,0 +1,124 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""What is written to disk is what was generated."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from ausm_d2.data.synthvis import CLASSES, SPLITS, SynthVis
+from ausm_d2.errors import UserError
+
+SCRIPT = Path(__file__).resolve().parents[2] / "datasets" / "prepare_synthvis.py"
+
+
+@pytest.fixture(scope="module")
+def prepare() -> ModuleType:
+    # by its path: another package named `datasets` may be installed
+    spec = importlib.util.spec_from_file_location("prepare_synthvis", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path))
+    assert image is not None
+    return image[..., ::-1]
+
+
+def test_ytvis_layout(prepare: ModuleType, tmp_path: Path) -> None:
+    prepare.main(["--layout", "ytvis", "--videos", "2:4", "--out", str(tmp_path)])
+    data = json.loads((tmp_path / "valid.json").read_text())
+    assert [category["id"] for category in data["categories"]] == list(range(1, len(CLASSES) + 1))
+    assert [category["name"] for category in data["categories"]] == list(CLASSES)
+    assert [video["id"] for video in data["videos"]] == [2, 3]
+    source = SynthVis(SPLITS["val"][0], 4, complete=True)
+    by_id = {entry["id"]: entry for entry in data["annotations"]}
+    assert sorted(by_id) == list(range(1, len(data["annotations"]) + 1))
+    for video in data["videos"]:
+        record = source[video["id"]]
+        assert (video["height"], video["width"], video["length"]) == (record.height, record.width, record.length)
+        assert record.masks is not None
+        entries = [entry for entry in data["annotations"] if entry["video_id"] == video["id"]]
+        assert [entry["category_id"] for entry in entries] == [i.category_id + 1 for i in record.instances]
+        for frame, file in enumerate(video["file_names"]):
+            assert (read_rgb(tmp_path / "valid" / "JPEGImages" / file) == record.frames[frame]).all()
+            masks = record.masks.read(frame)
+            for entry, instance in zip(entries, record.instances, strict=True):
+                mask = masks.get(instance.instance_id)
+                stored = entry["segmentations"][frame]
+                if mask is None:
+                    assert stored is entry["bboxes"][frame] is entry["areas"][frame] is None
+                    continue
+                assert (coco_mask.decode(stored).astype(bool) == mask).all()
+                ys, xs = np.nonzero(mask)
+                box = [xs.min(), ys.min(), xs.max() - xs.min() + 1, ys.max() - ys.min() + 1]
+                assert entry["bboxes"][frame] == box
+                assert entry["areas"][frame] == mask.sum()
+        assert all(entry["iscrowd"] == 0 and entry["length"] == record.length for entry in entries)
+
+
+def test_davis_layout(prepare: ModuleType, tmp_path: Path) -> None:
+    prepare.main(["--layout", "davis", "--split", "train", "--seed", "9", "--videos", "5", "--out", str(tmp_path)])
+    assert (tmp_path / "ImageSets" / "2017" / "train.txt").read_text() == "synth_00005\n"
+    record = SynthVis(9, 6)[5]
+    for frame, name in enumerate(record.frames.names):
+        assert (
+            read_rgb(tmp_path / "JPEGImages" / "480p" / "synth_00005" / f"{name}.png") == record.frames[frame]
+        ).all()
+        with Image.open(tmp_path / "Annotations" / "480p" / "synth_00005" / f"{name}.png") as picture:
+            assert picture.mode == "P"
+            assert (np.asarray(picture) == record.masks.ids(frame)).all()  # type: ignore[union-attr]
+
+
+def test_jpeg(prepare: ModuleType, tmp_path: Path) -> None:
+    prepare.main(["--layout", "davis", "--videos", "0:1", "--jpeg", "--out", str(tmp_path)])
+    image = read_rgb(tmp_path / "JPEGImages" / "480p" / "synth_00000" / "00000.jpg")
+    exact = SynthVis(SPLITS["val"][0], 1)[0].frames[0]
+    assert 0 < np.abs(image.astype(int) - exact).mean() < 8
+
+
+@pytest.mark.parametrize("text", ["5:5", "6:2", "a:b", "-1:3", ""])
+def test_bad_ranges(prepare: ModuleType, text: str) -> None:
+    with pytest.raises(UserError, match="--videos"):
+        prepare.parse_range(text)
+
+
+def test_a_copy_is_not_overwritten(prepare: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "valid.json").write_text("precious")
+    command = [sys.executable, str(SCRIPT), "--layout", "ytvis", "--videos", "0:1", "--out", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error:") and "valid.json: exists already" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "valid.json").read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [tmp_path / "valid.json"]
+
+
+def test_nothing_is_listed_where_writing_fails(
+    prepare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+
+    def full_disk(record: object, folder: Path, suffix: str) -> list[str]:
+        written.append(folder)
+        raise OSError(28, "No space left on device", str(folder))
+
+    monkeypatch.setattr(prepare, "write_frames", full_disk)
+    for layout in ("ytvis", "davis"):
+        with pytest.raises(UserError, match="No space left on device"):
+            prepare.main(["--layout", layout, "--videos", "0:2", "--out", str(tmp_path)])
+    assert len(written) == 2
+    assert not list(tmp_path.rglob("*.json")) + list(tmp_path.rglob("*.txt"))
