@@ -13,11 +13,15 @@ from types import ModuleType
 import cv2
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ausm_d2.data.catalog import register_davis_style, register_ytvis_style
 from ausm_d2.data.synthvis import CLASSES, SPLITS, SynthVis
+from ausm_d2.data.video import StoredMask
 from ausm_d2.errors import UserError
+from ausm_d2.evaluation import rle
 
 SCRIPT = Path(__file__).resolve().parents[2] / "datasets" / "prepare_synthvis.py"
 
@@ -81,6 +85,42 @@ def test_davis_layout(prepare: ModuleType, tmp_path: Path) -> None:
         with Image.open(tmp_path / "Annotations" / "480p" / "synth_00005" / f"{name}.png") as picture:
             assert picture.mode == "P"
             assert (np.asarray(picture) == record.masks.ids(frame)).all()  # type: ignore[union-attr]
+
+
+def test_readers_give_back_what_was_generated(prepare: ModuleType, tmp_path: Path) -> None:
+    for layout in ("ytvis", "davis"):
+        prepare.main(["--layout", layout, "--videos", "1:3", "--out", str(tmp_path / layout)])
+    davis = tmp_path / "davis"
+    register_ytvis_style("prepared_ytvis", str(tmp_path / "ytvis/valid.json"), str(tmp_path / "ytvis/valid/JPEGImages"))
+    register_davis_style("prepared_davis", str(davis / "JPEGImages/480p"), str(davis / "Annotations/480p"))
+
+    def array(mask: StoredMask) -> np.ndarray:
+        stored = rle.to_rle(mask, 96, 160)
+        assert stored is not None
+        return rle.decode(stored)
+
+    try:
+        for name in ("prepared_ytvis", "prepared_davis"):
+            for index, record in enumerate(DatasetCatalog.get(name), start=1):
+                exact = SynthVis(SPLITS["val"][0], 3, complete=True)[index]
+                assert record.name == exact.name
+                assert record.masks is not None and exact.masks is not None
+                if name == "prepared_davis":
+                    assert record.prompt_frames == exact.prompt_frames
+                    ids = {i.instance_id: i.instance_id for i in exact.instances}
+                else:
+                    assert [i.category_id for i in record.instances] == [i.category_id for i in exact.instances]
+                    pairs = zip(record.instances, exact.instances, strict=True)
+                    ids = {mine.instance_id: theirs.instance_id for mine, theirs in pairs}
+                for frame in range(exact.length):
+                    assert (record.frames[frame] == exact.frames[frame]).all()
+                    wanted = exact.masks.read(frame)
+                    found = {ids[i]: array(mask) for i, mask in record.masks.read(frame).items()}
+                    assert found.keys() == wanted.keys()
+                    assert all((found[i] == wanted[i]).all() for i in found)
+    finally:
+        DatasetCatalog.remove("prepared_ytvis")
+        DatasetCatalog.remove("prepared_davis")
 
 
 def test_jpeg(prepare: ModuleType, tmp_path: Path) -> None:
