@@ -1,2 +1,6 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Measures and result files of the two regimes (VIS and VOS). Nothing here imports the model."""
+"""Scores, submissions and their checks.
+
+``evaluators.build_evaluator`` makes the Detectron2 evaluator of a data set. The measures and the result files need no
+model: ``python -m ausm_d2.evaluation.ytvis``, ``.vos`` and ``.writers`` are commands, so nothing is imported here.
+"""

@@ -1,0 +1,361 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""J&F of prompted objects, measured by the package vos-benchmark.
+
+An object is scored from the frame after its prompt on; DAVIS, MOSE and SA-V leave out the last frame too. J&F of a data
+set is the mean over its objects, not over its videos.
+
+Also a command that needs only two folders: ``python -m ausm_d2.evaluation.vos GT_DIR PRED_DIR --json OUT.json``.
+
+Shape shorthand:
+    H, W: frame size in pixels
+    T: frames of a video
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+from vos_benchmark.evaluator import Evaluator
+
+from ausm_d2.errors import UserError, cli
+from ausm_d2.evaluation.rle import Rle, decode, to_rle
+from ausm_d2.io import atomic_write
+
+if TYPE_CHECKING:
+    from ausm_d2.data.video import VideoRecord
+
+VOID = 255  # in 8-bit palette masks: pixels that nobody is scored on
+
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
+
+
+class ObjectScore(NamedTuple):
+    """J and F of one object, percent."""
+
+    j: float
+    f: float
+
+
+@dataclass
+class VideoScore:
+    """The scores of one video, by object id. Objects that are never seen after their prompt have none."""
+
+    name: str
+    objects: dict[int, ObjectScore]
+
+
+class ObjectEvaluator:
+    """vos-benchmark's ``Evaluator`` for one object.
+
+    It is given the part of the frame that holds the object's two masks, with the boundary tolerance of the whole frame:
+    the same numbers, many times faster for small objects.
+    """
+
+    _tolerance = 0.008  # of the frame's diagonal: vos-benchmark's and DAVIS's
+
+    def __init__(self) -> None:
+        self._evaluator = Evaluator()
+
+    def feed(self, predicted: np.ndarray, truth: np.ndarray) -> None:
+        """Count one frame: two bool masks (H, W)."""
+        radius = np.ceil(self._tolerance * np.linalg.norm(truth.shape))
+        box = _box_around(predicted | truth)
+        predicted, truth = predicted[box], truth[box]
+        # Half a pixel below the radius, so that the evaluator's ceil() gives the radius again.
+        self._evaluator.boundary = (radius - 0.5) / np.linalg.norm(truth.shape)
+        self._evaluator.feed_frame(predicted.astype(np.uint8), truth.astype(np.uint8))
+
+    def score(self) -> ObjectScore | None:
+        """``None`` where the ground truth never showed the object."""
+        j, f = self._evaluator.conclude()
+        return ObjectScore(float(j[1]), float(f[1])) if j else None
+
+
+def _box_around(mask: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns of what is set, one more to each side: boundary pixels lie to the upper left of a mask."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return slice(0, 1), slice(0, 1)
+    return slice(max(rows[0] - 1, 0), rows[-1] + 2), slice(max(columns[0] - 1, 0), columns[-1] + 2)
+
+
+def score_record(
+    record: VideoRecord, results: Mapping[int, Sequence[Rle | None]], *, skip_last_frame: bool = False
+) -> VideoScore:
+    """Score predicted masks, T per object id, against the masks of a record (``prompt_frames`` is needed).
+
+    Raises:
+        UserError: an object without a prompt frame or without results.
+    """
+    assert record.masks is not None
+    labelled = [frame for frame in range(record.length) if record.labelled is None or record.labelled[frame]]
+    frames = labelled[:-1] if skip_last_frame else labelled
+    prompts = record.prompt_frames or {}
+    evaluators: dict[int, ObjectEvaluator] = {}
+    for object_id in prompts:
+        if object_id not in results:
+            raise UserError(f"video {record.name}: no result for object {object_id}")
+        evaluators[object_id] = ObjectEvaluator()
+    for frame in frames:
+        scored = [object_id for object_id, prompt in prompts.items() if frame > prompt]
+        masks = record.masks.read(frame) if scored else {}
+        for object_id in scored:
+            truth = to_rle(masks.get(object_id), record.height, record.width)
+            evaluators[object_id].feed(
+                _decode(results[object_id][frame], record.height, record.width),
+                _decode(truth, record.height, record.width),
+            )
+    return _conclude(record.name, evaluators)
+
+
+def _decode(mask: Rle | None, height: int, width: int) -> np.ndarray:
+    return np.zeros((height, width), bool) if mask is None else decode(mask)
+
+
+def _conclude(name: str, evaluators: Mapping[int, ObjectEvaluator]) -> VideoScore:
+    scores = {object_id: evaluator.score() for object_id, evaluator in sorted(evaluators.items())}
+    return VideoScore(name, {object_id: score for object_id, score in scores.items() if score is not None})
+
+
+def summary(videos: Iterable[VideoScore]) -> dict[str, float | None]:
+    """J&F, J and F in percent, means over all objects; ``None`` where no object was scored."""
+    scores = [score for video in videos for score in video.objects.values()]
+    if not scores:
+        return {"J&F": None, "J": None, "F": None}
+    j, f = (float(value) for value in np.mean(scores, axis=0))
+    return {"J&F": (j + f) / 2, "J": j, "F": f}
+
+
+def write_table(path: str | os.PathLike[str], videos: Iterable[VideoScore]) -> None:
+    """Write the scores as CSV, a line for each object."""
+    lines = ["video,object,J&F,J,F"]
+    for video in videos:
+        lines += [
+            f"{video.name},{object_id},{(score.j + score.f) / 2:.4f},{score.j:.4f},{score.f:.4f}"
+            for object_id, score in video.objects.items()
+        ]
+    with atomic_write(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def in_parallel(
+    function: Callable[[_Job], _Result], jobs: Sequence[_Job], *, workers: int, label: str
+) -> list[_Result]:
+    """``function`` of every job, in order, over ``workers`` processes (0 or 1: in this one), with a progress bar."""
+    workers = min(workers, len(jobs))
+    bar = partial(tqdm, total=len(jobs), desc=label, unit="video", disable=None)  # no bar in a log file
+    if workers < 2:
+        return list(bar(map(function, jobs)))
+    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        return list(bar(pool.map(function, jobs)))
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_id_map(path: str | os.PathLike[str]) -> np.ndarray:
+    """Object id of every pixel, 0 where there is none: uint8 (H, W) of a palette or grey PNG, uint16 of a 16-bit one.
+
+    Raises:
+        UserError: not an image, or one in colours.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L", "1", "I", "I;16"):
+                raise UserError(f"{path}: an image in mode {image.mode}, expected a palette or grey PNG of object ids")
+            return np.asarray(image).astype(np.uint16 if image.mode.startswith("I") else np.uint8)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"{path}: cannot be read as an image: {error}") from None
+
+
+def ids_in(id_map: np.ndarray) -> set[int]:
+    """The values other than 0 of an id map (H, W)."""
+    return {*np.flatnonzero(np.bincount(id_map.ravel())).tolist()} - {0}
+
+
+class _Pair(NamedTuple):
+    """One video of the two folders. ``frames`` are file names, sorted."""
+
+    name: str
+    truth: Path
+    predicted: Path
+    frames: list[str]
+    objects: list[str]  # folders of one object each, as in SA-V; else none
+
+
+class _PaletteReader:
+    """Reads the frames of a video whose masks show all objects at once."""
+
+    def __init__(self, pair: _Pair) -> None:
+        self._pair = pair
+        self._ids: set[int] = set()
+        self._black_and_white: bool | None = None  # known with the first mask that is not empty
+
+    def read(self, frame: str, first: bool) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Predicted and true mask (H, W) of every object seen up to this frame."""
+        truth = read_id_map(self._pair.truth / frame)
+        present = ids_in(truth)
+        if present and self._black_and_white is None:
+            self._black_and_white = present == {VOID}
+        if self._black_and_white and present:
+            truth, present = (truth > 0).astype(np.uint8), {1}
+        predicted = np.zeros_like(truth) if first else _read_like(self._pair.predicted / frame, truth.shape)
+        if truth.dtype == np.uint8 and VOID in present:
+            predicted[truth == VOID] = 0
+            present -= {VOID}
+        self._ids |= present
+        return {object_id: (predicted == object_id, truth == object_id) for object_id in self._ids}
+
+
+class _FolderReader:
+    """Reads the frames of a video that has a folder of masks for each object (SA-V): objects may overlap."""
+
+    def __init__(self, pair: _Pair) -> None:
+        self._pair = pair
+
+    def read(self, frame: str, first: bool) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Predicted and true mask (H, W) of every object that has annotations of this frame."""
+        masks = {}
+        for folder in self._pair.objects:
+            path = self._pair.truth / folder / frame
+            if path.exists():
+                truth = read_id_map(path) > 0
+                predicted = truth & False if first else _read_like(self._pair.predicted / folder / frame, truth.shape)
+                masks[int(folder)] = (predicted > 0, truth)
+        return masks
+
+
+def _read_like(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A predicted id map that must have the true one's (H, W). One in black and white shows object 1."""
+    id_map = read_id_map(path)
+    if id_map.shape != shape:
+        found, expected = (f"{size[1]}x{size[0]}" for size in (id_map.shape, shape))
+        raise UserError(f"{path}: {found} pixels, expected {expected} as in the ground truth")
+    return (id_map > 0).astype(np.uint8) if ids_in(id_map) == {VOID} else id_map
+
+
+def _score_pair(pair: _Pair) -> VideoScore:
+    reader = _FolderReader(pair) if pair.objects else _PaletteReader(pair)
+    evaluators: dict[int, ObjectEvaluator] = {}
+    for index, frame in enumerate(pair.frames):
+        for object_id, (predicted, truth) in reader.read(frame, first=index == 0).items():
+            if object_id in evaluators:
+                evaluators[object_id].feed(predicted, truth)
+            elif truth.any():  # its prompt
+                evaluators[object_id] = ObjectEvaluator()
+    return _conclude(pair.name, evaluators)
+
+
+def score_folders(
+    truth: str | os.PathLike[str],
+    predicted: str | os.PathLike[str],
+    *,
+    skip_last_frame: bool = False,
+    workers: int | None = None,
+) -> list[VideoScore]:
+    """Score a folder of predicted masks: ``<video>/<frame>.png`` or, as in SA-V, ``<video>/<object>/<frame>.png``.
+
+    An object's prompt is taken to be the first frame that shows it. Frames without a true mask are not looked at; the
+    files are checked before anything is scored.
+
+    Args:
+        skip_last_frame: leave out each video's last frame, as DAVIS does.
+        workers: processes; ``None``: as many as there are cores.
+
+    Raises:
+        UserError: files that are missing, are no masks, or differ in size.
+    """
+    pairs = _pairs(_tree(truth), _tree(predicted), skip_last_frame)
+    return in_parallel(_score_pair, pairs, workers=available_cores() if workers is None else workers, label="J&F")
+
+
+def _tree(path: str | os.PathLike[str]) -> Path:
+    """The folder of video folders: data sets keep it in ``Annotations``, DAVIS in ``Annotations/480p``."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    for name in ("Annotations", "480p"):
+        if (folder / name).is_dir():
+            folder /= name
+    return folder
+
+
+def _pairs(truth: Path, predicted: Path, skip_last_frame: bool) -> list[_Pair]:
+    pairs = []
+    missing: list[Path] = []
+    for folder in sorted(path for path in truth.iterdir() if path.is_dir()):
+        objects = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        if not all(name.isdigit() for name in objects):
+            raise UserError(f"{folder}: expected <frame>.png, or folders of one object each named by a number")
+        frames = sorted({path.name for parent in objects or [""] for path in (folder / parent).glob("*.png")})
+        if not frames:
+            raise UserError(f"{folder}: no masks: expected <frame>.png or <object>/<frame>.png")
+        frames = frames[:-1] if skip_last_frame else frames
+        pair = _Pair(folder.name, folder, predicted / folder.name, frames, objects)
+        for parent in objects or [""]:
+            needed = [frame for frame in frames[1:] if (folder / parent / frame).exists()]
+            missing += [path for path in (pair.predicted / parent / frame for frame in needed) if not path.exists()]
+        pairs.append(pair)
+    if not pairs:
+        raise UserError(f"{truth}: no masks: expected <video>/<frame>.png")
+    if missing:
+        raise UserError(f"{predicted}: {len(missing)} predicted masks are missing, the first of them {missing[0]}")
+    return pairs
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command of the module docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ausm_d2.evaluation.vos",
+        description="J&F of folders of masks, in percent. Each object is scored from the frame after its first one on.",
+    )
+    parser.add_argument("truth", metavar="GT_DIR", help="<video>/<frame>.png, or <video>/<object>/<frame>.png (SA-V)")
+    parser.add_argument("predicted", metavar="PRED_DIR", help="the same, predicted")
+    parser.add_argument("--json", metavar="OUT.json", help="write the scores, per video and object too, to this file")
+    parser.add_argument(
+        "--skip-last-frame", action="store_true", help="leave out each video's last frame (DAVIS, MOSE, SA-V)"
+    )
+    parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
+    options = parser.parse_args(arguments)
+    videos = score_folders(
+        options.truth, options.predicted, skip_last_frame=options.skip_last_frame, workers=options.workers
+    )
+    scores = summary(videos)
+    if options.json:
+        with atomic_write(options.json) as path:
+            path.write_text(json.dumps({**scores, "per_video": _per_video(videos)}, indent=2) + "\n", encoding="utf-8")
+    objects = sum(len(video.objects) for video in videos)
+    print(f"{len(videos)} videos, {objects} objects, each from the frame after its first one on", end="")
+    print(", without the last frame" if options.skip_last_frame else "")
+    print("  ".join(f"{name} {'-' if value is None else format(value, '.2f')}" for name, value in scores.items()))
+
+
+def _per_video(videos: Sequence[VideoScore]) -> dict[str, Any]:
+    return {
+        video.name: {
+            **summary([video]),
+            "objects": {str(object_id): {"J": score.j, "F": score.f} for object_id, score in video.objects.items()},
+        }
+        for video in videos
+    }
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,393 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Average precision of tracks, equal to the official YouTube-VIS evaluator; also OVIS's.
+
+Also a command that needs only two files: ``python -m ausm_d2.evaluation.ytvis GT.json RESULTS.json --json OUT.json``.
+
+Shape shorthand:
+    T: frames of a video
+    D, G: predicted and ground-truth tracks of one category in one video
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pycocotools.cocoeval import COCOeval
+
+from ausm_d2.errors import UserError, cli
+from ausm_d2.evaluation.rle import Rle, areas, first_invalid, intersections, to_rle
+from ausm_d2.io import atomic_write
+
+if TYPE_CHECKING:
+    from ausm_d2.data.video import VideoRecord
+
+logger = logging.getLogger(__name__)
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10")  # the first eight of COCOeval.stats
+
+
+@dataclass
+class Video:
+    """What scoring needs to know of a video: masks are (height, width) pixels, tracks have ``length`` frames."""
+
+    height: int
+    width: int
+    length: int
+
+
+@dataclass
+class Track:
+    """One object through one video, annotated or predicted."""
+
+    video_id: int | str
+    category_id: int
+    masks: list[Rle | None]  # (T,)
+    area: float  # pixels: mean over the frames in which it has any
+    score: float = 1.0
+    is_crowd: bool = False
+
+
+@dataclass
+class GroundTruth:
+    """The annotations of a data set."""
+
+    videos: dict[int | str, Video]
+    categories: dict[int, str]  # name by id
+    tracks: list[Track] | None  # None: without public labels
+
+
+def mean_area(frame_areas: Iterable[float | None]) -> float:
+    """Mean over the frames that have any area, as the official evaluator takes it; 0 where there is none."""
+    visible = [area for area in frame_areas if area]
+    return float(np.mean(visible)) if visible else 0.0
+
+
+class TrackEval(COCOeval):
+    """COCOeval, whose matching, accumulation and summary these are, on tracks in place of masks.
+
+    As in the official evaluator the overlap of two tracks is the sum over frames of their intersection by the sum of
+    their union, for crowds too, and areas are means over frames, small below 128^2 and large above 256^2 pixels.
+    """
+
+    def __init__(self, truth: GroundTruth, results: Sequence[Track]) -> None:
+        super().__init__(iouType="segm")
+        video_ids = sorted(truth.videos, key=lambda video_id: (isinstance(video_id, str), video_id))
+        self.params.imgIds = list(range(len(video_ids)))  # COCOeval wants numbers; results order by them
+        self.params.catIds = sorted(truth.categories)
+        self.params.areaRng = [[0, 1e10], [0, 128**2], [128**2, 256**2], [256**2, 1e10]]
+        self._video_index = {video_id: index for index, video_id in enumerate(video_ids)}
+        self._truth_tracks = truth.tracks or []
+        self._result_tracks = results
+
+    def _prepare(self) -> None:
+        self._gts = self._by_video_and_category(self._truth_tracks)
+        self._dts = self._by_video_and_category(self._result_tracks)
+        self.evalImgs: list[dict[str, Any] | None] = []
+        self.eval: dict[str, Any] = {}
+
+    def _by_video_and_category(self, tracks: Sequence[Track]) -> dict[tuple[int, int], list[dict[str, Any]]]:
+        grouped = defaultdict(list)
+        for index, track in enumerate(tracks):
+            video = self._video_index.get(track.video_id)
+            if video is None:
+                continue
+            entry = {
+                "id": index + 1,  # to COCOeval 0 means "not matched"
+                "masks": track.masks,
+                "area": track.area,
+                "score": track.score,
+                "iscrowd": int(track.is_crowd),
+                "ignore": int(track.is_crowd),
+            }
+            grouped[video, track.category_id].append(entry)
+        return grouped
+
+    def computeIoU(self, imgId: int, catId: int) -> np.ndarray | list:
+        """Overlaps (D, G), detections by falling score, at most as many as are counted."""
+        truth, results = self._gts[imgId, catId], self._dts[imgId, catId]
+        if not truth and not results:
+            return []
+        order = np.argsort([-result["score"] for result in results], kind="mergesort")[: self.params.maxDets[-1]]
+        return track_overlaps([results[i]["masks"] for i in order], [track["masks"] for track in truth])
+
+
+def track_overlaps(rows: Sequence[Sequence[Rle | None]], columns: Sequence[Sequence[Rle | None]]) -> np.ndarray:
+    """Intersection over union of tracks, summed over frames: float64 (D, G) for D and G tracks of T frames.
+
+    0 where both are empty throughout. The counts are whole numbers, so the result is exact but for one division.
+    """
+    shared = np.zeros((len(rows), len(columns)), np.int64)
+    if not shared.size:
+        return shared.astype(np.float64)
+    for row_masks, column_masks in zip(zip(*rows, strict=True), zip(*columns, strict=True), strict=True):
+        here = [i for i, mask in enumerate(row_masks) if mask is not None]
+        there = [j for j, mask in enumerate(column_masks) if mask is not None]
+        if here and there:
+            shared[np.ix_(here, there)] += intersections([row_masks[i] for i in here], [column_masks[j] for j in there])
+    row_areas = np.array([areas(masks).sum() for masks in rows])
+    column_areas = np.array([areas(masks).sum() for masks in columns])
+    union = row_areas[:, None] + column_areas[None, :] - shared
+    return shared / np.maximum(union, 1)
+
+
+def score(truth: GroundTruth, results: Sequence[Track]) -> dict[str, Any]:
+    """AP, AP50, AP75, APs, APm, APl, AR1, AR10 and ``per_category`` (AP by name), in percent.
+
+    ``None`` where there is no ground truth: no objects of that size or category. Video and category ids that the
+    ground truth does not list count for nothing, as in the official evaluator.
+    """
+    evaluation = TrackEval(truth, results)
+    if not truth.tracks:
+        return {**dict.fromkeys(METRICS), "per_category": dict.fromkeys(truth.categories.values())}
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return summary_in_percent(evaluation, [truth.categories[category] for category in evaluation.params.catIds])
+
+
+def summary_in_percent(evaluation: COCOeval, class_names: Sequence[str]) -> dict[str, Any]:
+    """What ``score`` returns, from a COCOeval that has summarised; ``class_names`` in the order of its categories."""
+    percent = [None if value < 0 else 100 * float(value) for value in evaluation.stats]
+    per_category: dict[str, float | None] = {}
+    for index, name in enumerate(class_names):
+        precision = evaluation.eval["precision"][:, :, index, 0, -1]  # all areas, most detections
+        precision = precision[precision > -1]
+        per_category[name] = 100 * float(precision.mean()) if precision.size else None
+    return {**dict(zip(METRICS, percent, strict=False)), "per_category": per_category}
+
+
+def truth_from_records(records: Sequence[VideoRecord], class_names: Sequence[str]) -> GroundTruth:
+    """The ground truth of a registered data set, categories contiguous.
+
+    A data set's own per-frame areas are taken from ``record.extra["areas"]`` (by instance id) where it has them: the
+    official evaluator sorts objects into sizes by those of the file, not by its masks.
+    """
+    tracks: list[Track] = []
+    for record in records:
+        masks = true_masks(record)
+        own_areas = record.extra.get("areas", {})
+        for instance in record.instances if masks else ():
+            frames = masks[instance.instance_id]
+            area = mean_area(own_areas.get(instance.instance_id) or areas(frames).tolist())
+            tracks.append(Track(record.video_id, instance.category_id, frames, area, is_crowd=instance.is_crowd))
+    videos = {record.video_id: Video(record.height, record.width, record.length) for record in records}
+    labelled = any(record.masks is not None for record in records)
+    return GroundTruth(videos, dict(enumerate(class_names)), tracks if labelled else None)
+
+
+def true_masks(record: VideoRecord) -> dict[int, list[Rle | None]]:
+    """The annotated masks of a record, T for each instance id, ``None`` where it is not visible."""
+    masks: dict[int, list[Rle | None]] = {}
+    if record.masks is None:
+        return masks
+    for instance in record.instances:
+        masks[instance.instance_id] = [None] * record.length
+    for frame in range(record.length):
+        for instance_id, mask in record.masks.read(frame).items():
+            frames = masks.setdefault(instance_id, [None] * record.length)
+            frames[frame] = to_rle(mask, record.height, record.width)
+    return masks
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The contents of a JSON file, or a ``UserError`` that says why there are none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a JSON file: it is not text") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not a JSON file: {error.msg} at line {error.lineno}") from None
+
+
+class _Reader:
+    """Reads the fields of one entry of a list in a JSON file; its errors name file and entry."""
+
+    def __init__(self, path: str | os.PathLike[str], entry: Any, where: str) -> None:
+        self.where = f"{path}: {where}"
+        if not isinstance(entry, dict):
+            raise UserError(f"{self.where}: expected an object with fields, found {type(entry).__name__}")
+        self.entry = entry
+        if "video_id" in entry:
+            self.where += f" (video_id {entry['video_id']!r})"
+
+    def error(self, text: str) -> UserError:
+        return UserError(f"{self.where}: {text}")
+
+    def field(self, name: str) -> Any:
+        if name not in self.entry:
+            raise self.error(f"field {name!r} is missing")
+        return self.entry[name]
+
+    def integer(self, name: str) -> int:
+        value = self.number(name)
+        if not value.is_integer():
+            raise self.error(f"field {name!r} is {self.entry[name]!r}, expected a whole number")
+        return int(value)
+
+    def number(self, name: str) -> float:
+        value = self.field(name)
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise self.error(f"field {name!r} is {value!r}, expected a finite number")
+        return number
+
+    def key(self, name: str, known: dict) -> Any:
+        """An id as ``known`` has it: numbers may have been written as text."""
+        value = self.field(name)
+        if isinstance(value, (str, int)) and value in known:
+            return value
+        with contextlib.suppress(TypeError, ValueError):
+            if float(value) in known:
+                return int(float(value))
+        return value
+
+    def masks(self, video: Video) -> list[Rle | None]:
+        """Field ``segmentations``, (T,), checked."""
+        segmentations = self.field("segmentations")
+        if not isinstance(segmentations, list) or len(segmentations) != video.length:
+            found = f"{len(segmentations)} entries" if isinstance(segmentations, list) else type(segmentations).__name__
+            raise self.error(f"field 'segmentations' is {found}, expected one for each of {video.length} frames")
+        masks: list[Rle | None] = []
+        for frame, mask in enumerate(segmentations):
+            try:
+                masks.append(to_rle(mask, video.height, video.width))
+            except ValueError as error:
+                raise self.error(f"field 'segmentations'[{frame}]: {error}") from None
+        present = [frame for frame, mask in enumerate(masks) if mask is not None]
+        invalid = first_invalid([mask for mask in masks if mask is not None])
+        if invalid is not None:
+            raise self.error(
+                f"field 'segmentations'[{present[invalid]}]: counts do not describe {video.height}x{video.width} pixels"
+            )
+        return masks
+
+
+def _entries(path: str | os.PathLike[str], data: dict, name: str) -> list[_Reader]:
+    value = data.get(name)
+    if not isinstance(value, list):
+        raise UserError(f"{path}: field {name!r} is {type(value).__name__}, expected a list")
+    return [_Reader(path, entry, f"{name}[{index}]") for index, entry in enumerate(value)]
+
+
+def read_truth(path: str | os.PathLike[str]) -> GroundTruth:
+    """Read annotations in the YouTube-VIS form. ``areas`` may be missing, ``annotations`` null (no public labels).
+
+    Raises:
+        UserError: file, entry and field that are not as expected.
+    """
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise UserError(
+            f"{path}: expected an object with videos, categories and annotations, found a {type(data).__name__}"
+        )
+    videos: dict[int | str, Video] = {}
+    for video in _entries(path, data, "videos"):
+        length = video.integer("length") if "length" in video.entry else len(video.field("file_names"))
+        video_id = video.field("id")
+        if not isinstance(video_id, (int, str)):
+            raise video.error(f"field 'id' is {video_id!r}, expected a number or text")
+        videos[video_id] = Video(video.integer("height"), video.integer("width"), length)
+    categories = {
+        category.integer("id"): str(category.entry.get("name", category.entry["id"]))
+        for category in _entries(path, data, "categories")
+    }
+    if data.get("annotations") is None:
+        return GroundTruth(videos, categories, None)
+    tracks: list[Track] = []
+    unknown = 0
+    for annotation in _entries(path, data, "annotations"):
+        video_id, category_id = annotation.key("video_id", videos), annotation.key("category_id", categories)
+        if video_id not in videos or category_id not in categories:
+            unknown += 1
+            continue
+        masks = annotation.masks(videos[video_id])
+        own_areas = annotation.entry.get("areas")
+        if own_areas is not None and not isinstance(own_areas, list):
+            raise annotation.error(f"field 'areas' is {own_areas!r}, expected a list")
+        area = mean_area(own_areas if own_areas is not None else areas(masks).tolist())
+        is_crowd = bool(annotation.entry.get("iscrowd", 0))
+        tracks.append(Track(video_id, category_id, masks, area, is_crowd=is_crowd))
+    if unknown:
+        logger.warning("%s: left out %d annotations of videos or categories that it does not list", path, unknown)
+    return GroundTruth(videos, categories, tracks)
+
+
+def read_results(path: str | os.PathLike[str], truth: GroundTruth) -> list[Track]:
+    """Read tracks in the YouTube-VIS result form, whoever wrote them: numbers may be text, masks null or uncompressed,
+    fields more than needed.
+
+    Raises:
+        UserError: file, entry and field that are not as expected.
+    """
+    data = read_json(path)
+    if not isinstance(data, list):
+        raise UserError(f"{path}: expected a list of tracks, found a {type(data).__name__}")
+    tracks: list[Track] = []
+    unknown: set[Any] = set()
+    for index, entry in enumerate(data):
+        result = _Reader(path, entry, f"entry {index}")
+        data[index] = None  # a large file need not stay in memory twice
+        video_id, category_id = result.key("video_id", truth.videos), result.key("category_id", truth.categories)
+        if video_id not in truth.videos:
+            raise result.error(f"the ground truth has no video {video_id!r} (it has {len(truth.videos)} videos)")
+        if category_id not in truth.categories:
+            unknown.add(category_id)
+            continue
+        masks = result.masks(truth.videos[video_id])
+        tracks.append(Track(video_id, category_id, masks, mean_area(areas(masks).tolist()), result.number("score")))
+    if unknown:
+        logger.warning(
+            "%s: left out tracks of categories that the ground truth does not list: %s", path, sorted(unknown, key=str)
+        )
+    return tracks
+
+
+def table(scores: dict[str, Any]) -> str:
+    """The scores as two lines of text, '-' where there is no ground truth."""
+    cells = ["-" if scores[name] is None else f"{scores[name]:.2f}" for name in METRICS]
+    width = max(map(len, (*METRICS, *cells)))
+    return "\n".join("  ".join(text.rjust(width) for text in row) for row in (METRICS, cells))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command of the module docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ausm_d2.evaluation.ytvis", description="AP of a YouTube-VIS or OVIS result file, in percent."
+    )
+    parser.add_argument("truth", metavar="GT.json", help="annotations in the YouTube-VIS form")
+    parser.add_argument("results", metavar="RESULTS.json", help="a list of video_id, category_id, score, segmentations")
+    parser.add_argument("--json", metavar="OUT.json", help="write the scores, AP per category too, to this file")
+    options = parser.parse_args(arguments)
+    truth = read_truth(options.truth)
+    results = read_results(options.results, truth)
+    scores = score(truth, results)
+    if options.json:
+        with atomic_write(options.json) as path:
+            path.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    if truth.tracks is None:
+        print(f"{options.truth} has no annotations, so there is nothing to score; the result file can be read.")
+    else:
+        print(table(scores))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    cli(main)
