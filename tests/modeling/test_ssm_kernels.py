@@ -140,6 +140,15 @@ def test_scan_extremes(backend: str) -> None:
     _compare_gradients(inputs, 1e-5, 1e-4)
 
 
+@pytest.mark.parametrize("name", ["u", "delta", "z", "B", "C", "initial_state"])
+def test_what_is_not_a_number_stays_visible(backend: str, name: str) -> None:
+    """Detectron2 stops a training whose loss is not finite: no kernel may turn it finite again."""
+    inputs = _inputs(2, 3, 20, 8)
+    inputs[name][1, 1, 5] = float("nan")
+    y, _ = _scan(inputs)
+    assert y[1].isnan().any() and not y[0].isnan().any()
+
+
 @torch.no_grad()
 def test_scan_in_place(backend: str) -> None:
     inputs = _inputs(6, 1, 37, 16)
