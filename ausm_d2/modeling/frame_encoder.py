@@ -152,10 +152,7 @@ class DeformablePixelDecoder(nn.Module):
         self.adapter_1 = Conv2d(finest, conv_dim, 1, bias=False, norm=norm(conv_dim))
         self.layer_1 = Conv2d(conv_dim, conv_dim, 3, padding=1, bias=False, norm=norm(conv_dim), activation=F.relu)
         self.mask_features = nn.Conv2d(conv_dim, mask_dim, 1)
-        for projection in projections:
-            nn.init.xavier_uniform_(projection.weight)
-            nn.init.zeros_(projection.bias)
-        for conv in (self.adapter_1, self.layer_1, self.mask_features):
+        for conv in (*projections, self.adapter_1, self.layer_1, self.mask_features):
             c2_xavier_fill(conv)
 
     def forward(self, features: Sequence[Tensor]) -> FrameFeatures:

@@ -1,0 +1,459 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Weights in: reads checkpoints safely, renames and resizes what they hold, and says what became of every tensor.
+
+Understood are, by what is in the file and not by its name:
+
+- the project's own checkpoints, and what ``tools/convert_weights.py`` writes;
+- Mask2Former's (``backbone.*``, ``sem_seg_head.*``), in the three layouts that are about:
+  ``sem_seg_head.pixel_decoder.*``, the older ``sem_seg_head.*`` without it (and ``static_query`` for ``query_feat``),
+  and a doubled ``pixel_decoder.pixel_decoder``;
+- classification checkpoints of the backbone: the official Swin files, timm's models, Detectron2's ResNets.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathManager
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from .errors import UserError
+from .io import atomic_write
+
+_BACKBONE = "frame_encoder.backbone."
+_CLASS_EMBED = "pixel_decoder.class_embed."
+_COCO_HEAD = "coco"  # label set of Mask2Former's COCO checkpoints
+_COMPUTED = ("relative_position_index", "attn_mask")  # buffers that Swin makes itself
+_LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a file of torch.save before 1.6 begins
+
+
+class Origin(StrEnum):
+    """Whose weights a file holds."""
+
+    AUSM = "AUSM"
+    MASK2FORMER = "Mask2Former"
+    BACKBONE = "image classification"
+
+
+class Status(StrEnum):
+    """What became of a tensor of the file or of the model."""
+
+    MATCHED = "matched"
+    RENAMED = "renamed"
+    RESIZED = "resized"
+    RANDOM = "left random"
+    UNUSED = "not used"
+    FAILED = "does not fit"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the account."""
+
+    status: Status
+    source: str = ""  # name in the file
+    target: str = ""  # name in the model
+    values: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The weights of a file, under the names and in the shapes of a model, and the account of it."""
+
+    origin: Origin
+    weights: dict[str, Tensor]
+    entries: list[Entry]
+
+    def of(self, *status: Status) -> list[Entry]:
+        """The entries of a status."""
+        return [entry for entry in self.entries if entry.status in status]
+
+    def table(self) -> str:
+        """What became of the tensors, one line per module and reason, and one per status in total."""
+        groups: dict[tuple[str, ...], list[Entry]] = {}
+        for entry in self.entries:
+            key = (entry.status, _module(entry.source), _module(entry.target), entry.reason)
+            groups.setdefault(key, []).append(entry)
+        order = list(Status)
+        rows = []
+        for (status, source, target, reason), entries in sorted(
+            groups.items(), key=lambda g: order.index(Status(g[0][0]))
+        ):
+            if len(entries) == 1:
+                source, target = entries[0].source, entries[0].target
+            else:
+                source, target = (f"{name}.*" if name else "" for name in (source, target))
+            rows.append([status, source, target, len(entries), sum(entry.values for entry in entries), reason])
+        header = ["", "in the file", "in the model", "tensors", "values", "why"]
+        return f"{tabulate(rows, header, tablefmt='simple')}\n\n{self.summary()}"
+
+    def summary(self) -> str:
+        """The counts in one line."""
+        counts = ", ".join(f"{len(self.of(status))} {status}" for status in Status)
+        return f"{self.origin} weights: {counts} (tensors)"
+
+    def check(self, path: str, *, complete: bool = False) -> None:
+        """Refuse weights that do not fit.
+
+        Args:
+            path: the file, for the message.
+            complete: also refuse weights that leave anything of the model random.
+
+        Raises:
+            UserError: naming by module how many tensors do not fit, and how the first of each differs.
+        """
+        bad = self.of(Status.FAILED, Status.RANDOM) if complete else self.of(Status.FAILED)
+        if not bad:
+            return
+        groups: dict[str, list[Entry]] = {}
+        for entry in bad:
+            groups.setdefault(_module(entry.target or entry.source), []).append(entry)
+        parts = [
+            f"{module} ({len(entries)} {'tensor' if len(entries) == 1 else 'tensors'}, such as "
+            f"{(entries[0].target or entries[0].source).removeprefix(module + '.')}: {entries[0].reason})"
+            for module, entries in groups.items()
+        ]
+        more = f"; and {len(parts) - 4} more modules" if len(parts) > 4 else ""
+        raise UserError(f"{path}: these {self.origin} weights do not fit the config: {'; '.join(parts[:4])}{more}")
+
+
+def _module(name: str) -> str:
+    """The part of the model that a tensor belongs to: the first one or two parts of its name."""
+    parts = name.split(".")
+    return ".".join(parts[: 1 if parts[0] == "backbone" else min(2, len(parts) - 1)]) or name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint that may come from a stranger: tensors, arrays and plain values, nothing else.
+
+    Args:
+        path: a file of ``torch.save`` or a pickle.
+
+    Returns:
+        ``"model"``: tensors by name; and whatever else the file holds (iteration, optimiser ..).
+
+    Raises:
+        UserError: if the file is missing, damaged, holds anything else (which is named), or no weights.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"weights file '{path}' does not exist")
+    try:
+        data = _read(Path(path))
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if not named:
+            raise UserError(f"{path}: not a checkpoint, or damaged") from error
+        raise UserError(
+            f"{path}: refused, it holds '{named[1]}'; a checkpoint may hold tensors, arrays and plain values only"
+        ) from error
+    except Exception as error:  # a damaged file fails in torch, zipfile or pickle, each in its own ways
+        raise UserError(f"{path}: not a checkpoint, or damaged ({type(error).__name__})") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds a {type(data).__name__}, expected a dictionary of tensors by name")
+    for key in ("model", "state_dict"):
+        if isinstance(data.get(key), dict):
+            weights = data.pop(key)
+            break
+    else:
+        weights, data = data, {}
+    return {**data, "model": {name: _tensor(path, name, value) for name, value in weights.items()}}
+
+
+def _tensor(path: str | os.PathLike[str], name: Any, value: Any) -> Tensor:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        value = torch.from_numpy(np.array(value))  # a copy: arrays of a pickle may be read-only
+    if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
+        raise UserError(f"{path}: '{name}' is a {type(value).__name__}, expected a dense tensor or an array of numbers")
+    return value.detach()
+
+
+def _read(path: Path) -> Any:
+    with path.open("rb") as file:
+        beginning = file.read(len(_LEGACY_TORCH))
+        file.seek(0)
+        if zipfile.is_zipfile(file) or beginning == _LEGACY_TORCH:
+            file.seek(0)
+            with torch.serialization.safe_globals(_numpy_globals()):
+                return torch.load(file, map_location="cpu", weights_only=True)
+        file.seek(0)
+        return _SafeUnpickler(file, encoding="latin1").load()
+
+
+def _numpy_globals() -> list[Any]:
+    """What arrays and NumPy's scalars are made of when they are in a file of ``torch.save``."""
+    array, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+    names = [(array, "numpy.core.multiarray._reconstruct"), (scalar, "numpy.core.multiarray.scalar")]
+    dtypes = [type(np.dtype(kind)) for kind in (*np.typecodes["AllInteger"], *np.typecodes["AllFloat"], "?")]
+    return [np.ndarray, np.dtype, array, scalar, *names, *dtypes]
+
+
+def _safe_callables() -> dict[str, Any]:
+    """The only names that a pickle may use. Python functions are wrapped, so that a pickle cannot write to them."""
+    array, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+    buffer: Any = np.empty(1).__reduce_ex__(5)[0]
+    plain: dict[str, Any] = {"collections.OrderedDict": OrderedDict}
+    for module in ("builtins", "__builtin__"):
+        plain |= {f"{module}.{kind.__name__}": kind for kind in (set, frozenset, bytearray, complex)}
+    for module in ("numpy.core", "numpy._core"):
+        plain[f"{module}.multiarray._reconstruct"] = array
+        plain[f"{module}.multiarray.scalar"] = scalar
+        plain[f"{module}.numeric._frombuffer"] = lambda *args: buffer(*args)
+    return plain | {
+        "numpy.ndarray": np.ndarray,
+        "numpy.dtype": np.dtype,
+        "_codecs.encode": lambda text, _: text.encode("latin1"),  # how bytes are written for Python 2
+        "torch.storage._load_from_bytes": lambda data: torch.load(
+            io.BytesIO(data), map_location="cpu", weights_only=True
+        ),
+        "torch._utils._rebuild_tensor_v2": lambda storage, offset, size, stride, *_: torch._utils._rebuild_tensor(
+            storage, offset, size, stride
+        ),
+        "torch._utils._rebuild_parameter": lambda data, *_: data,
+    }
+
+
+class _SafeUnpickler(pickle.Unpickler):
+    def __init__(self, file: Any, **kwargs: Any) -> None:
+        super().__init__(file, **kwargs)
+        self._callables = _safe_callables()
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self._callables[f"{module}.{name}"]
+        except KeyError:
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not allowed") from None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Converting
+
+
+def convert(state: Mapping[str, Tensor], target: Mapping[str, Tensor], *, origin: str | None = None) -> Conversion:
+    """Bring weights into the names and shapes of a model, and account for every tensor of both.
+
+    Args:
+        state: the file's tensors by name.
+        target: the model's ``state_dict()``.
+        origin: for files with the model's own names: whose weights they were before they were converted.
+
+    Raises:
+        UserError: if nothing of the file belongs to this model.
+    """
+    if all(name.startswith("module.") for name in state):  # saved from inside DistributedDataParallel
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    if any(name.startswith(("frame_encoder.", "id_pool.")) for name in state):
+        kind, places = Origin(origin) if origin in list(Origin) else Origin.AUSM, {n: n for n in state}
+    elif any(name.startswith("sem_seg_head.") for name in state):
+        kind, places = Origin.MASK2FORMER, {name: _place_of_mask2former(name) for name in state}
+    else:
+        kind, places = Origin.BACKBONE, _places_of_backbone(state, target)
+    if not any(place in target for place in places.values()):
+        raise UserError(
+            f"no tensor of the file belongs to this model; the file begins with {list(state)[:3]}, expected are the "
+            "names of AUSM, of Mask2Former (sem_seg_head.*) or of the backbone's classification weights"
+        )
+
+    weights: dict[str, Tensor] = {}
+    entries: list[Entry] = []
+    for source, value in state.items():
+        place = places[source]
+        status, reason = Status.MATCHED if place == source else Status.RENAMED, ""
+        if source.endswith(_COMPUTED):
+            status, reason = Status.UNUSED, "the model computes it"
+        elif place in weights:
+            status, reason = Status.UNUSED, f"the file has {place} twice"
+        elif place not in target:
+            status, reason = _leftover(kind, source, place)
+        elif value.is_floating_point() and not value.isfinite().all():
+            status, reason = Status.FAILED, "values that are not finite"
+        elif value.shape != target[place].shape:
+            resized = _resize(place, value, target[place].shape)
+            shapes = f"{tuple(value.shape)} in the file, {tuple(target[place].shape)} in the model"
+            if place.startswith(_CLASS_EMBED) and kind is Origin.MASK2FORMER:
+                status, reason = Status.UNUSED, f"head of another label set: {shapes}"
+            elif resized is None:
+                status, reason = Status.FAILED, shapes
+            else:
+                status, reason, value = Status.RESIZED, shapes, resized
+        if status in (Status.MATCHED, Status.RENAMED, Status.RESIZED):
+            weights[place] = value
+        named = place if place in target and status is not Status.UNUSED else ""
+        entries.append(Entry(status, source, named, value.numel(), reason))
+
+    found = {entry.target for entry in entries if entry.target}
+    heads = {name.split(".")[2] for name in found if name.startswith(_CLASS_EMBED)}
+    for name, value in target.items():
+        if name not in found and not name.endswith((*_COMPUTED, "num_batches_tracked")):
+            status, reason = _missing(kind, name, heads)
+            entries.append(Entry(status, "", name, value.numel(), reason))
+    return Conversion(kind, weights, entries)
+
+
+def _place_of_mask2former(name: str) -> str:
+    if name.startswith("backbone."):
+        return f"frame_encoder.{name}"
+    if not name.startswith("sem_seg_head."):
+        return name
+    rest = name.removeprefix("sem_seg_head.")
+    if not rest.startswith("predictor."):
+        while rest.startswith("pixel_decoder."):
+            rest = rest.removeprefix("pixel_decoder.")
+        return f"frame_encoder.pixel_decoder.{rest}"
+    rest = rest.removeprefix("predictor.").replace("static_query.", "query_feat.")
+    if rest.startswith("class_embed."):
+        rest = rest.replace("class_embed.", f"class_embed.{_COCO_HEAD}.")
+    return f"pixel_decoder.{rest}"
+
+
+def _places_of_backbone(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, str]:
+    """By name; or, where the names are of another library, by order, if all shapes agree."""
+
+    def plain(name: str) -> str:  # timm writes stages_0 for stages.0 when it returns features
+        return name.removeprefix("backbone.").replace("_", ".")
+
+    ours = [name for name in target if name.startswith(_BACKBONE)]
+    by_name = {plain(name.removeprefix(_BACKBONE).removeprefix("net.").removeprefix("model.")): name for name in ours}
+    places = {name: by_name.get(plain(name), name) for name in state}
+    if any(place in target for place in places.values()):
+        return places
+    theirs = [name for name in state if not name.endswith("num_batches_tracked")]
+    ours = [name for name in ours if not name.endswith("num_batches_tracked")]
+    if ours and [target[name].shape for name in ours] == [state[name].shape for name in theirs[: len(ours)]]:
+        return places | dict(zip(theirs, ours, strict=False))
+    return places
+
+
+def _leftover(kind: Origin, source: str, place: str) -> tuple[Status, str]:
+    """What to say of a tensor of the file that the model has no place for."""
+    if place.startswith(_CLASS_EMBED):
+        return Status.UNUSED, f"the config has no head '{place.split('.')[2]}'"
+    # A deeper Swin would fill a shallower one tensor by tensor and be no use.
+    if kind is Origin.AUSM or source.removeprefix("backbone.").startswith("layers."):
+        return Status.FAILED, "in the file, not in the model"
+    if source.endswith("num_batches_tracked"):
+        return Status.UNUSED, "a counter that frozen norms do not have"
+    if kind is Origin.BACKBONE:
+        return Status.UNUSED, "the classifier's"
+    if source.startswith("criterion."):
+        return Status.UNUSED, "a weight of the loss, which the config sets"
+    return Status.UNUSED, "not in the model"
+
+
+def _missing(kind: Origin, target: str, heads: set[str]) -> tuple[Status, str]:
+    """What to say of a tensor of the model that the file does not have."""
+    if target.startswith(_CLASS_EMBED) and target.split(".")[2] not in heads:
+        return Status.RANDOM, "a head that the file does not have"
+    if kind is Origin.MASK2FORMER and target.startswith("pixel_decoder.track_embed."):
+        return Status.RANDOM, "the position of tracked rows, new in AUSM"
+    if kind is Origin.BACKBONE and re.fullmatch(re.escape(_BACKBONE) + r"norm\d\.(weight|bias)", target):
+        return Status.RANDOM, "a norm per stage, which a classifier does not have"
+    if kind is Origin.MASK2FORMER:
+        scope: tuple[str, ...] = ("frame_encoder.", "pixel_decoder.")
+    else:
+        scope = ("",) if kind is Origin.AUSM else (_BACKBONE,)
+    if target.startswith(scope):
+        return Status.FAILED, "in the model, not in the file"
+    return Status.RANDOM, f"not part of {kind} weights"
+
+
+def _resize(name: str, value: Tensor, shape: torch.Size) -> Tensor | None:
+    """Position tables of another window size, interpolated; None where nothing can be done."""
+    if not name.endswith("relative_position_bias_table") or value.ndim != 2 or value.shape[1] != shape[1]:
+        return None
+    old, new = math.isqrt(value.shape[0]), math.isqrt(shape[0])
+    if old * old != value.shape[0] or new * new != shape[0]:
+        return None
+    square = value.float().T.reshape(1, -1, old, old)
+    return F.interpolate(square, size=(new, new), mode="bicubic", align_corners=False)[0].flatten(1).T.contiguous()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading and saving
+
+
+class AUSMCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, reading safely, converting on load, refusing what does not fit, writing atomically."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        complete: bool = False,
+        save_to_disk: bool | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        """
+        Args:
+            model: an AUSM.
+            save_dir: where checkpoints are written.
+            complete: the weights are to be used as they are (inference): nothing of the model may be left random.
+            save_to_disk: default: in the main process only.
+            checkpointables: objects with a state to save beside the model.
+        """
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.complete = complete
+        self._path = ""
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load weights from a path or an address; "" loads nothing.
+
+        Raises:
+            UserError: if there is no such file, it is refused or damaged, or does not fit the model.
+        """
+        self._path = path
+        if path:
+            try:
+                local = PathManager.get_local_path(path)
+            except Exception as error:  # each kind of address fails in its own ways
+                raise UserError(f"MODEL.WEIGHTS: '{path}' cannot be fetched: {error}") from error
+            if not os.path.isfile(local):
+                raise UserError(f"MODEL.WEIGHTS: weights file '{path}' does not exist")
+        return super().load(path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        return read_checkpoint(filename)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> None:
+        try:
+            conversion = convert(
+                checkpoint.pop("model"), self.model.state_dict(), origin=checkpoint.get("converted_from")
+            )
+        except UserError as error:
+            raise UserError(f"{self._path}: {error}") from error
+        conversion.check(self._path, complete=self.complete)
+        if conversion.of(Status.RENAMED, Status.RESIZED, Status.RANDOM, Status.UNUSED):
+            self.logger.info("Weights of %s:\n%s", self._path, conversion.table())
+        self.model.load_state_dict(conversion.weights, strict=False)
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``<save_dir>/<name>.pth`` and note it as the last checkpoint; the file is complete or not there."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        states = {key: value.state_dict() for key, value in self.checkpointables.items()}
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info("Saving checkpoint to %s", path)
+        with atomic_write(path) as temporary:
+            torch.save({"model": self.model.state_dict(), **states, **kwargs}, temporary)
+        self.tag_last_checkpoint(path.name)
