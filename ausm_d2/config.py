@@ -195,6 +195,7 @@ def _add_test_keys(cfg: CfgNode) -> None:
     test.TOPK = 10  # predictions kept; 10 for YouTube-VIS, 20 for OVIS (paper)
     # "video": the best (track, class) pairs of a video; "frame": the paper's instances per frame (deviations, 12).
     test.TOPK_SCOPE = "video"
+    test.HEAD = ""  # label set of what VideoPredictor detects; empty: the first of MODEL.AUSM.HEADS
     test.AMP = False  # bfloat16 autocast in streaming
     test.RESUME = False  # keep the videos that OUTPUT_DIR already holds results of
     # Times the input is repeated (Table 3): images as a still video, videos forward, backward, forward. Odd for videos.

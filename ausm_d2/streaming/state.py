@@ -27,15 +27,15 @@ class StreamState:
     """Memory of one stream. Tensors of the first group live with the model, the records of the slots on the CPU."""
 
     ssm: list[SSMState]  # Mamba caches by compressor layer, h * w sequences
-    x_prev: Tensor  # (D, h, w): X_{t-1}
+    x_prev: Tensor  # (D, h, w): X_{t-1}; before the first frame anything (X_0 is no memory)
     masks: Tensor  # bool (N_id, H4, W4): M_{t-1}
 
     ids: Tensor  # int64 (N_id): index into B of the vector a slot wears, or FREE
     track_ids: Tensor  # int64 (N_id): the id the user sees; meaningless for free slots
     prompted: Tensor  # bool (N_id): given by the user
-    allocated: Tensor  # int64 (N_id): frame the slot was taken at
     last_seen: Tensor  # int64 (N_id): last frame with a mask that is not empty
     class_sums: Tensor  # float64 (N_id, K): class probabilities, summed over the frames since the slot was taken
+    predicted: Tensor  # int64 (N_id): how many frames that are; the one an object was given in is not one of them
 
     generator: torch.Generator  # of the Sampler
     frame_index: int = -1  # of the latest frame; -1 before the first one
@@ -60,11 +60,12 @@ class StreamState:
         self.masks[slot] = mask
         self.track_ids[slot] = track_id
         self.prompted[slot] = prompted
-        self.allocated[slot] = self.last_seen[slot] = self.frame_index
+        self.last_seen[slot] = self.frame_index
         self.class_sums[slot] = 0
+        self.predicted[slot] = 0
 
     def to(self, device: torch.device | str) -> StreamState:
-        """A copy with the model's part on ``device``."""
+        """The same state with the model's part on ``device``; as with ``Tensor.to``, what need not move is shared."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["ssm"] = [SSMState(*(each.to(device) for each in state)) for state in self.ssm]
         for name in ("x_prev", "masks"):
@@ -79,17 +80,16 @@ class StreamState:
         return StreamState(**values)
 
     def reset(self) -> None:
-        """Forget everything but the Sampler's position, in place."""
+        """Forget everything but the Sampler's position, in place; the next frame is a first one."""
         for state in self.ssm:
             for each in state:
                 each.zero_()
-        self.x_prev.zero_()
         for slot in range(len(self.ids)):
             self.release(slot)
         self.frame_index, self.next_track_id, self.recycled, self.dropped = -1, 1, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain tensors and numbers, for ``torch.save``; see :meth:`from_state_dict`."""
+        """Plain tensors and numbers, for ``torch.save``. The next frame overwrites some of them."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["ssm"] = [tuple(state) for state in self.ssm]
         values["generator"] = self.generator.get_state()

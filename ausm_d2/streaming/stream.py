@@ -42,7 +42,22 @@ class FrameOutput:
     probabilities: Tensor  # float64 (R, K), CPU: class probabilities in this frame; their sum is 1 - p(background)
     mean_probabilities: Tensor  # float64 (R, K), CPU: over all frames since the row was allocated
     mask_logits: Tensor  # (R, H4, W4), on the model's device
+    visible: Tensor  # bool (R), CPU: some logit is above 0
+    prompted: Tensor  # bool (R), CPU: objects that were given at this or an earlier frame
     given: set[int]  # track ids whose masks were given at this frame; their logits only echo them
+
+    def select(self, rows: list[int]) -> FrameOutput:
+        """The same frame with only these rows."""
+        return FrameOutput(
+            frame_index=self.frame_index,
+            track_ids=[self.track_ids[row] for row in rows],
+            probabilities=self.probabilities[rows],
+            mean_probabilities=self.mean_probabilities[rows],
+            mask_logits=self.mask_logits[rows],
+            visible=self.visible[rows],
+            prompted=self.prompted[rows],
+            given=self.given,
+        )
 
 
 class Stream:
@@ -85,14 +100,14 @@ class Stream:
         size = (height // 2, width // 2)
         return StreamState(
             ssm=model.compressor.init_states(size[0] * size[1], device=device, dtype=dtype),
-            x_prev=model.x_start.detach().to(dtype)[:, None, None].expand(-1, *size).clone(),
+            x_prev=torch.zeros(len(model.x_start), *size, dtype=dtype, device=device),
             ids=torch.full((num_id,), FREE),
             masks=torch.zeros(num_id, height, width, dtype=torch.bool, device=device),
             track_ids=torch.zeros(num_id, dtype=torch.int64),
             prompted=torch.zeros(num_id, dtype=torch.bool),
-            allocated=torch.zeros(num_id, dtype=torch.int64),
             last_seen=torch.zeros(num_id, dtype=torch.int64),
             class_sums=torch.zeros(num_id, model.heads[self.head], dtype=torch.float64),
+            predicted=torch.zeros(num_id, dtype=torch.int64),
             generator=torch.Generator().manual_seed(self.seed),
         )
 
@@ -120,11 +135,15 @@ class Stream:
         features = self.model.encode(self.model.normalise(image[None]))
         x = features.x
         if self.state is None:
-            self.state = self._start(*features.mask_features.shape[-2:], dtype=x.dtype)
+            height, width = features.mask_features.shape[-2:]
+            self.state = self._start(height, width, x.dtype)
         state = self.state
-        if state.frame_index < 0 and self.model.prompt_index == "zero":
-            self._add(prompts, mask_size)
-            prompts = {}
+        x_prev = state.x_prev
+        if state.frame_index < 0:
+            x_prev = self.model.x_start.to(x.dtype)[:, None, None].expand_as(x[0])
+            if self.model.prompt_index == "zero":
+                self._add(prompts, mask_size)
+                prompts = {}
         state.frame_index += 1
 
         # E_t = X_{t-1} + HistoryMarker(A_{t-1}, M_{t-1}) .. (y_trk, y_det) = PixelDecoder(concat(A_{t-1}, V), G_t)
@@ -133,7 +152,7 @@ class Stream:
         predictions, ssm = self.model.predict(
             x=x[:, None],
             mask_features=features.mask_features[:, None],
-            x_prev=state.x_prev[None, None],
+            x_prev=x_prev[None, None],
             ids=self.model.id_pool(ids.clamp(min=0))[None],
             in_use=in_use[None, None],
             history=state.masks[None, None],
@@ -155,6 +174,7 @@ class Stream:
         num_id = len(state.ids)
         state.masks = masks[:num_id] & in_use[:, None, None]
         state.class_sums += probabilities[:num_id]
+        state.predicted += 1
         state.last_seen[state.in_use & visible[:num_id]] = state.frame_index
         source = torch.arange(num_id)  # row of Q that a slot's output is read from
         if self.detect:
@@ -164,13 +184,13 @@ class Stream:
         slots = state.in_use.nonzero()[:, 0]
         rows = source[slots]
         logits = mask_logits[rows.to(mask_logits.device)].float()
-        current = probabilities[rows]
-        age = (state.frame_index - state.allocated[slots] + 1 - state.prompted[slots].long()).clamp(min=1)
-        mean = state.class_sums[slots] / age[:, None]
+        current, shown = probabilities[rows], visible[rows]
         for i, slot in enumerate(slots.tolist()):
             if slot in given:  # certain to be there, of unknown class
                 logits[i] = torch.where(state.masks[slot], _GIVEN_LOGIT, -_GIVEN_LOGIT)
-                current[i] = mean[i] = 1 / current.shape[1]
+                current[i], shown[i] = 1 / current.shape[1], True
+        age = state.predicted[slots, None]
+        mean = torch.where(age > 0, state.class_sums[slots] / age.clamp(min=1), current)
         track_ids = state.track_ids[slots].tolist()
         return FrameOutput(
             frame_index=state.frame_index,
@@ -178,17 +198,21 @@ class Stream:
             probabilities=current,
             mean_probabilities=mean,
             mask_logits=logits,
+            visible=shown,
+            prompted=state.prompted[slots],
             given={track_id for slot, track_id in zip(slots.tolist(), track_ids, strict=True) if slot in given},
         )
 
     def add(self, prompts: dict[int, Tensor]) -> None:
         """Objects given at the latest frame, after its step: they are tracked from the next frame on.
 
+        An object that is followed already is corrected: its mask in the history is replaced.
+
         Args:
             prompts: bool (H_in, W_in) by the user's object id.
 
         Raises:
-            UserError: if a mask is not of the frame's size, or no ID vector is free.
+            UserError: if a mask is not of the frame's size, or too few ID vectors are free; then nothing has changed.
         """
         self._state()
         assert self.size is not None
@@ -239,12 +263,16 @@ class Stream:
             if slot is None:
                 state.dropped += 1
                 continue
-            state.occupy(
-                slot, id_index=self._draw(), mask=masks[row], track_id=state.next_track_id, prompted=False
-            )
+            state.occupy(slot, id_index=self._draw(), mask=masks[row], track_id=state.next_track_id, prompted=False)
             state.next_track_id += 1
             state.class_sums[slot] = probabilities[row]
+            state.predicted[slot] = 1
             source[slot] = row
+
+    def _recyclable(self) -> Tensor:
+        """bool (N_id): slots of unprompted tracks that are hidden now."""
+        state = self._state()
+        return state.in_use & ~state.prompted & (state.last_seen < state.frame_index)
 
     def _take_slot(self) -> int | None:
         """A free slot, or the one of the longest-unseen unprompted track, or None (docs/deviations.md, 11)."""
@@ -259,7 +287,7 @@ class Stream:
                 state.frame_index,
                 len(state.ids),
             )
-        hidden = (~state.prompted & (state.last_seen < state.frame_index)).nonzero()[:, 0].tolist()
+        hidden = self._recyclable().nonzero()[:, 0].tolist()
         if not hidden:
             return None
         slot = min(hidden, key=lambda each: int(state.last_seen[each]))
@@ -268,26 +296,44 @@ class Stream:
         return slot
 
     def _add(self, prompts: dict[int, Tensor], size: tuple[int, int]) -> set[int]:
-        """A_t and M_t gain the given objects. Returns their slots."""
+        """A_t and M_t gain the given objects; all of them or, where one is refused, none. Returns their slots."""
         state = self._state()
-        slots = set()
         for object_id, mask in prompts.items():
             if tuple(mask.shape) != size:
                 raise UserError(
                     f"the mask of object {object_id} is {mask.shape[1]}x{mask.shape[0]} pixels, "
                     f"the frame {size[1]}x{size[0]}"
                 )
-            if object_id in self.track_ids:
-                state.release(self._slot_of(object_id))  # a correction: the object keeps its id
-            slot = self._take_slot()
+        known = {object_id: self._slot_of(object_id) for object_id in self.track_ids if object_id in prompts}
+        state.prompted[list(known.values())] = True  # a correction: the object keeps its id, its slot and its vector
+        room = int((~state.in_use | self._recyclable()).sum())
+        if len(prompts) - len(known) > room:
+            raise UserError(
+                f"{len(prompts) - len(known)} new objects cannot be followed: {room} of {len(state.ids)} ID vectors "
+                "(MODEL.AUSM.NUM_ID) are free"
+            )
+        slots = set()
+        for object_id, mask in prompts.items():
+            marked = self._mark(mask)
+            slot = known.get(object_id)
             if slot is None:
-                raise UserError(
-                    f"object {object_id} cannot be followed: all {len(state.ids)} ID vectors (MODEL.AUSM.NUM_ID) are in use"
-                )
-            height, width = state.masks.shape[-2:]
-            padded = F.pad(mask, (0, 4 * width - size[1], 0, 4 * height - size[0])).to(state.masks.device)
-            marked = masks_at_stride4(padded[None])[0] > 0
-            state.occupy(slot, id_index=self._draw(), mask=marked, track_id=object_id, prompted=True)
+                slot = self._take_slot()
+                assert slot is not None
+                state.occupy(slot, id_index=self._draw(), mask=marked, track_id=object_id, prompted=True)
+            else:
+                state.masks[slot] = marked
+                state.last_seen[slot] = state.frame_index
             state.next_track_id = max(state.next_track_id, object_id + 1)
             slots.add(slot)
         return slots
+
+    def _mark(self, mask: Tensor) -> Tensor:
+        """bool (H_in, W_in) -> bool (H4, W4) as M has it. A mask too small for any cell keeps the fullest one."""
+        state = self._state()
+        height, width = (4 * side for side in state.masks.shape[-2:])
+        padded = F.pad(mask, (0, width - mask.shape[1], 0, height - mask.shape[0])).to(state.masks.device)
+        marked = masks_at_stride4(padded[None])[0] > 0
+        if mask.any() and not marked.any():
+            coverage = F.avg_pool2d(padded[None].float(), 4)[0]
+            marked = coverage == coverage.max()
+        return marked

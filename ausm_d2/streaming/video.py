@@ -10,6 +10,7 @@ Shape shorthand:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,10 +75,13 @@ class VideoSettings:
         return torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))
 
     def resize_mask(self, mask: np.ndarray, size: tuple[int, int]) -> Tensor:
-        """bool (H, W) -> bool (H_in, W_in) = ``size``: the pixels that are covered by half."""
+        """bool (H, W) -> bool (H_in, W_in) = ``size``: the pixels that are covered by half, or else the most."""
         if mask.shape != size:
             interpolation = _interpolation(size[0], mask.shape[0])
-            mask = cv2.resize(mask.astype(np.float32), size[::-1], interpolation=interpolation) >= 0.5
+            coverage = cv2.resize(mask.astype(np.float32), size[::-1], interpolation=interpolation)
+            mask = coverage >= 0.5
+            if not mask.any():
+                mask = (coverage == coverage.max()) & (coverage > 0)
         return torch.from_numpy(mask)
 
 
@@ -86,30 +90,97 @@ def _interpolation(new: int, old: int) -> int:
 
 
 def upsample_logits(logits: Tensor, input_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Mask logits (R, H4, W4) of a padded input of ``input_size`` = (H_in, W_in) -> (R, H, W) = ``size``, in one step."""
+    """Mask logits (R, H4, W4) of an input of ``input_size`` = (H_in, W_in), then padded -> (R, H, W) = ``size``."""
     if not len(logits):
         return logits.new_zeros(0, *size)
     padded = [side * 4 for side in logits.shape[-2:]]
     if tuple(padded) == input_size:
         return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
-    # The padding's share of the output, rounded up, so that what is cut off is padding only.
-    scale = [out / side for out, side in zip(size, input_size, strict=True)]
-    grid = [int(np.ceil(side * s - 1e-6)) for side, s in zip(padded, scale, strict=True)]
+    # The padding is upsampled too and then cut off. Output sizes are rounded down: the excess of 1e-7 keeps a side that
+    # is met exactly from losing its last pixel.
+    scale = [4 * out / side * (1 + 1e-7) for out, side in zip(size, input_size, strict=True)]
     out = F.interpolate(
-        logits[None], scale_factor=[4 * s for s in scale], mode="bilinear", align_corners=False,
-        recompute_scale_factor=False,
-    )[0]  # fmt: skip
-    out = F.pad(out, (0, max(0, grid[1] - out.shape[2]), 0, max(0, grid[0] - out.shape[1])), mode="replicate")
-    return out[:, : size[0], : size[1]]
+        logits[None], scale_factor=scale, mode="bilinear", align_corners=False, recompute_scale_factor=False
+    )
+    return out[0, :, : size[0], : size[1]]
+
+
+def winners(logits: Tensor) -> Tensor:
+    """(R, H, W) logits -> int64 (H, W): the row each pixel belongs to, -1 where every logit is <= 0."""
+    if not len(logits):
+        return torch.full(logits.shape[1:], -1, device=logits.device)
+    largest, row = logits.max(dim=0)
+    return torch.where(largest > 0, row, -1)
 
 
 def without_overlaps(logits: Tensor) -> Tensor:
     """(R, H, W) logits -> bool (R, H, W): every pixel to its largest row, background where every logit is <= 0."""
-    masks = logits > 0
-    if len(logits) > 1:
-        best = logits.argmax(dim=0)
-        masks &= best[None] == torch.arange(len(logits), device=logits.device)[:, None, None]
-    return masks
+    return winners(logits) == torch.arange(len(logits), device=logits.device)[:, None, None]
+
+
+class FrameStream:
+    """A stream that takes frames as they are stored, and gives masks of their size."""
+
+    def __init__(self, model: AUSM, settings: VideoSettings, *, head: str, detect: bool) -> None:
+        """
+        Args:
+            model: in evaluation mode.
+            settings: how frames are resized and the stream is run.
+            head, detect: as for :class:`Stream`.
+        """
+        self.settings = settings
+        self.stream = Stream(model, head=head, detect=detect, fg_threshold=settings.fg_threshold, seed=settings.seed)
+        self.size: tuple[int, int] | None = None  # (H, W)
+
+    def step(self, frame: np.ndarray, prompts: Mapping[int, np.ndarray] | None = None) -> FrameOutput:
+        """The next frame.
+
+        Args:
+            frame: uint8 (H, W, 3), RGB.
+            prompts: bool (H, W) masks of objects given at this frame, by id.
+
+        Raises:
+            UserError: if the frame's size differs from the frames before, or a prompt is unusable.
+        """
+        size = frame.shape[:2]
+        if self.size not in (None, size):
+            assert self.size is not None
+            raise UserError(
+                f"a frame of {size[1]}x{size[0]} pixels follows frames of {self.size[1]}x{self.size[0]}: "
+                "all frames of a video have one size"
+            )
+        image = self.settings.resize(frame)
+        given = self._resized(prompts or {}, (image.shape[1], image.shape[2]))
+        with torch.autocast(self.stream.model.device.type, torch.bfloat16, enabled=self.settings.amp):
+            output = self.stream.step(image, given)
+        self.size = size
+        return output
+
+    def add(self, prompts: Mapping[int, np.ndarray]) -> None:
+        """Objects given at the latest frame: bool (H, W) masks by id; see :meth:`Stream.add`."""
+        assert self.stream.size is not None
+        self.stream.add(self._resized(prompts, self.stream.size))
+
+    def _resized(self, prompts: Mapping[int, np.ndarray], size: tuple[int, int]) -> dict[int, Tensor]:
+        return {object_id: self.settings.resize_mask(mask, size) for object_id, mask in prompts.items()}
+
+    def logits(self, output: FrameOutput, given: Mapping[int, np.ndarray] | None = None) -> Tensor:
+        """The mask logits of all rows at the size of the frame.
+
+        Args:
+            output: of the latest step.
+            given: bool (H, W) by id: masks that are the output, exactly, and win over all others.
+
+        Returns:
+            (R, H, W).
+        """
+        assert self.size is not None and self.stream.size is not None
+        logits = upsample_logits(output.mask_logits, self.stream.size, self.size)
+        for row, track_id in enumerate(output.track_ids):
+            if given and track_id in given:
+                mask = torch.from_numpy(given[track_id]).to(logits.device)
+                logits[row] = torch.where(mask, torch.inf, -torch.inf)
+        return logits
 
 
 def segment_video(model: AUSM, item: dict[str, Any], settings: VideoSettings) -> dict[str, Any]:
@@ -132,35 +203,40 @@ def segment_video(model: AUSM, item: dict[str, Any], settings: VideoSettings) ->
 
 
 def _segment_unprompted(model: AUSM, record: VideoRecord, settings: VideoSettings, *, head: str) -> dict[str, Any]:
-    stream = Stream(model, head=head, detect=True, fg_threshold=settings.fg_threshold, seed=settings.seed)
+    stream = FrameStream(model, settings, head=head, detect=True)
     masks: dict[int, list[Rle | None]] = {}
     scores: dict[int, Tensor] = {}
-    size = (record.height, record.width)
     for visit in visits(record.length, repeat=settings.repeat, spatial_traversal=settings.spatial_traversal):
         frame = record.frames[visit.frame]
         if visit.corner is not None:
             frame = crop(frame, visit.corner)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.amp):
-            output = stream.step(settings.resize(frame))
-        rows = range(len(output.track_ids))
-        if settings.topk_scope == "frame":
-            rows = output.probabilities.amax(dim=1).argsort(descending=True)[: settings.topk].tolist()
+        output = stream.step(frame)
         for row, track_id in enumerate(output.track_ids):
             scores[track_id] = output.mean_probabilities[row]
-        if visit.counts:
-            for row, mask in zip(rows, _masks(output, list(rows), stream, size), strict=True):
-                if mask.any():
-                    masks.setdefault(output.track_ids[row], [None] * record.length)[visit.frame] = encode(mask)
-    return {"video_id": record.video_id, "tracks": _best(masks, scores, settings)}
+        if not visit.counts:
+            continue
+        shown = shown_rows(output, settings.topk if settings.topk_scope == "frame" else None)
+        for track_id, mask in zip(shown.track_ids, (stream.logits(shown) > 0).cpu().numpy(), strict=True):
+            if mask.any():
+                masks.setdefault(track_id, [None] * record.length)[visit.frame] = encode(mask)
+    return {"video_id": record.video_id, "tracks": best_tracks(masks, scores, settings)}
 
 
-def _masks(output: FrameOutput, rows: list[int], stream: Stream, size: tuple[int, int]) -> np.ndarray:
+def shown_rows(output: FrameOutput, topk: int | None = None) -> FrameOutput:
+    """Given objects, and the tracks whose masks are not empty, of all or of the ``topk`` surest rows (Sec. 4)."""
+    best = output.probabilities.amax(dim=1).argsort(descending=True)[:topk]
+    shown = output.prompted.clone()
+    shown[best] |= output.visible[best]
+    return output.select(shown.nonzero()[:, 0].tolist())
+
+
+def row_masks(output: FrameOutput, rows: list[int], stream: Stream, size: tuple[int, int]) -> np.ndarray:
     """bool (R, H, W) of the given rows."""
     assert stream.size is not None
     return (upsample_logits(output.mask_logits[rows], stream.size, size) > 0).cpu().numpy()
 
 
-def _best(masks: dict[int, list[Rle | None]], scores: dict[int, Tensor], settings: VideoSettings) -> list[dict]:
+def best_tracks(masks: dict[int, list[Rle | None]], scores: dict[int, Tensor], settings: VideoSettings) -> list[dict]:
     """The result entries of a video, best first: the top (track, class) pairs, or every track with its best class."""
     tracks = list(masks)
     if not tracks:
@@ -199,38 +275,20 @@ def given_masks(record: VideoRecord) -> dict[int, dict[int, np.ndarray]]:
     return prompts
 
 
-def _segment_prompted(
-    model: AUSM, record: VideoRecord, settings: VideoSettings, *, overlap: bool
-) -> dict[str, Any]:
+def _segment_prompted(model: AUSM, record: VideoRecord, settings: VideoSettings, *, overlap: bool) -> dict[str, Any]:
     prompts = given_masks(record)
-    size = (record.height, record.width)
-    stream = Stream(model, head=settings.prompt_head, detect=False, fg_threshold=settings.fg_threshold, seed=settings.seed)
+    stream = FrameStream(model, settings, head=settings.prompt_head, detect=False)
     objects: dict[int, list[Rle | None]] = {
         object_id: [None] * record.length for by_id in prompts.values() for object_id in by_id
     }
     waiting = dict(prompts)
     for visit in visits(record.length, repeat=settings.repeat, spatial_traversal=False):
-        image = settings.resize(record.frames[visit.frame])
-        given = waiting.pop(visit.frame, {})
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.amp):
-            output = stream.step(
-                image,
-                {i: settings.resize_mask(mask, (image.shape[1], image.shape[2])) for i, mask in given.items()},
-            )
+        output = stream.step(record.frames[visit.frame], waiting.pop(visit.frame, {}))
         if not visit.counts:
             continue
-        masks = frame_masks(output, stream, size, overlap=overlap)
-        exact = prompts.get(visit.frame, {}) if model.prompt_index == "frame" else {}
-        for object_id, mask in masks.items():
-            mask = exact.get(object_id, mask)
+        logits = stream.logits(output, prompts.get(visit.frame) if model.prompt_index == "frame" else None)
+        masks = (logits > 0 if overlap else without_overlaps(logits)).cpu().numpy()
+        for object_id, mask in zip(output.track_ids, masks, strict=True):
             if mask.any():
                 objects[object_id][visit.frame] = encode(mask)
     return {"video_id": record.video_id, "objects": objects}
-
-
-def frame_masks(output: FrameOutput, stream: Stream, size: tuple[int, int], *, overlap: bool) -> dict[int, np.ndarray]:
-    """The masks of all rows of a frame at its stored size, by track id: bool (H, W)."""
-    assert stream.size is not None
-    logits = upsample_logits(output.mask_logits, stream.size, size)
-    masks = (logits > 0 if overlap else without_overlaps(logits)).cpu().numpy()
-    return dict(zip(output.track_ids, masks, strict=True))
