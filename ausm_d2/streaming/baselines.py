@@ -1,0 +1,183 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""References: what a model has to beat. Called as a model in evaluation mode is: test items -> one result each.
+
+Shape shorthand:
+    H, W: stored frame size
+    T: frames of the video
+    P, R: tracks, detections of a frame
+    K: classes
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.evaluation import inference_context
+from pycocotools import mask as coco_mask
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from ..data.video import VideoRecord
+from ..evaluation.rle import Rle, encode
+from .stream import Stream
+from .video import best_tracks, given_masks, row_masks
+
+if TYPE_CHECKING:
+    from ..meta_arch import AUSM
+
+
+class Reference(ABC):
+    """One way to segment a video; ``name`` is how tables call it."""
+
+    name: str
+
+    def __call__(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Test items (whole videos) -> results, as :class:`~ausm_d2.meta_arch.AUSM` gives them."""
+        return [self.segment(item) for item in batched_inputs]
+
+    @abstractmethod
+    def segment(self, item: dict[str, Any]) -> dict[str, Any]:
+        """The result of one test item."""
+
+
+class CopiedMask(Reference):
+    """The mask that is given, unchanged in all later frames."""
+
+    name = "first mask copied"
+
+    def segment(self, item: dict[str, Any]) -> dict[str, Any]:
+        record: VideoRecord = item["record"]
+        objects: dict[int, list[Rle | None]] = {}
+        for frame, masks in given_masks(record).items():
+            for object_id, mask in masks.items():
+                objects[object_id] = [None] * frame + [encode(mask)] * (record.length - frame)
+        return {"video_id": record.video_id, "objects": objects}
+
+
+class FlowMask(Reference):
+    """The mask that is given, carried from frame to frame by dense optical flow (OpenCV's DIS, medium preset).
+
+    What is carried is the mask's soft coverage: it is not rounded between frames, so that errors do not add up.
+    """
+
+    name = "mask carried by DIS optical flow"
+
+    def __init__(self) -> None:
+        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+
+    def segment(self, item: dict[str, Any]) -> dict[str, Any]:
+        record: VideoRecord = item["record"]
+        prompts = given_masks(record)
+        objects: dict[int, list[Rle | None]] = {
+            object_id: [None] * record.length for masks in prompts.values() for object_id in masks
+        }
+        coverage: dict[int, np.ndarray] = {}  # float32 (H, W) in 0..1
+        pixels = np.stack(np.meshgrid(np.arange(record.width), np.arange(record.height)), axis=-1)  # x, y of each
+        previous = None
+        for frame in range(record.length):
+            current = cv2.cvtColor(record.frames[frame], cv2.COLOR_RGB2GRAY)
+            if coverage:
+                # From this frame back to the one before: where each pixel comes from.
+                origin = (pixels + self._flow.calc(current, previous, None)).astype(np.float32)
+                coverage = {
+                    object_id: cv2.remap(mask, origin, None, cv2.INTER_LINEAR) for object_id, mask in coverage.items()
+                }
+            for object_id, mask in prompts.get(frame, {}).items():
+                coverage[object_id] = mask.astype(np.float32)
+            for object_id, soft in coverage.items():
+                if (soft >= 0.5).any():
+                    objects[object_id][frame] = encode(soft >= 0.5)
+            previous = current
+        return {"video_id": record.video_id, "objects": objects}
+
+
+@dataclass
+class _Track:
+    """Detections that were linked."""
+
+    last_mask: Rle
+    last_seen: int
+    segmentations: list[Rle | None]  # T
+    class_sums: Tensor  # (K): class probabilities, summed over the frames with a detection
+    detections: int = 1
+
+
+class FrameByFrame(Reference):
+    """The same weights on every frame by itself, without any history; detections are linked by the overlap of masks.
+
+    Detections are paired with tracks (Hungarian) by intersection over union with the track's last mask; a track's score
+    is the mean over its detections.
+    """
+
+    name = "frame by frame, IoU linking"
+
+    def __init__(self, model: AUSM, *, min_overlap: float = 0.5, max_gap: int = 3) -> None:
+        """
+        Args:
+            model: the weights; also how frames are resized, and which detections and results are kept.
+            min_overlap: intersection over union from which a detection continues a track.
+            max_gap: frames in a row without a detection after which a track ends.
+        """
+        self.model = model
+        self.min_overlap = min_overlap
+        self.max_gap = max_gap
+
+    def segment(self, item: dict[str, Any]) -> dict[str, Any]:
+        record: VideoRecord = item["record"]
+        tracks: list[_Track] = []
+        with inference_context(self.model):
+            for frame in range(record.length):
+                masks, probabilities = self._detect(record, frame, item["head"])
+                self._link(tracks, frame, masks, probabilities, record.length)
+        return {
+            "video_id": record.video_id,
+            "tracks": best_tracks(
+                {track_id: track.segmentations for track_id, track in enumerate(tracks, 1)},
+                {track_id: track.class_sums / track.detections for track_id, track in enumerate(tracks, 1)},
+                self.model.video,
+            ),
+        }
+
+    def _detect(self, record: VideoRecord, frame: int, head: str) -> tuple[list[Rle], Tensor]:
+        """Masks (R) and class probabilities (R, K) of one frame, in a stream that ends with it."""
+        settings = self.model.video
+        stream = Stream(self.model, head=head, detect=True, fg_threshold=settings.fg_threshold, seed=settings.seed)
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=settings.amp):
+            output = stream.step(settings.resize(record.frames[frame]))
+        masks = row_masks(output, list(range(len(output.track_ids))), stream, (record.height, record.width))
+        kept = [row for row, mask in enumerate(masks) if mask.any()]
+        return [encode(masks[row]) for row in kept], output.probabilities[kept]
+
+    def _link(self, tracks: list[_Track], frame: int, masks: list[Rle], probabilities: Tensor, length: int) -> None:
+        """Continue ``tracks`` with the detections of a frame; those that fit none begin tracks of their own."""
+        alive = [track for track in tracks if frame - track.last_seen <= self.max_gap + 1]
+        continued: dict[int, _Track] = {}
+        if alive and masks:
+            overlaps = coco_mask.iou([track.last_mask for track in alive], masks, [0] * len(masks))  # (P, R)
+            overlaps = np.where(overlaps >= self.min_overlap, overlaps, 0)
+            pairs = zip(*linear_sum_assignment(overlaps, maximize=True), strict=True)
+            continued = {row: alive[place] for place, row in pairs if overlaps[place, row] > 0}
+        for row, mask in enumerate(masks):
+            if row in continued:
+                track = continued[row]
+                track.last_mask, track.last_seen = mask, frame
+                track.class_sums = track.class_sums + probabilities[row]
+                track.detections += 1
+            else:
+                track = _Track(mask, frame, [None] * length, probabilities[row])
+                tracks.append(track)
+            track.segmentations[frame] = mask
+
+
+def references(task: str, model: AUSM) -> dict[str, Reference]:
+    """The references for a data set's task, by a key that fits into file names; none for images."""
+    if task == "vos":
+        return {"first_mask": CopiedMask(), "optical_flow": FlowMask()}
+    if task == "vis":
+        return {"frame_by_frame": FrameByFrame(model)}
+    return {}
