@@ -135,9 +135,9 @@ class Conversion:
 
 
 def _module(name: str) -> str:
-    """The part of the model that a tensor belongs to: the first one or two parts of its name."""
-    parts = name.split(".")
-    return ".".join(parts[: 1 if parts[0] == "backbone" else min(2, len(parts) - 1)]) or name
+    """The part of the model that a tensor belongs to: the first two parts of its name at most, up to a number."""
+    first, *rest = name.split(".")
+    return f"{first}.{rest[0]}" if len(rest) > 1 and first != "backbone" and not rest[0].isdigit() else first
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -72,6 +72,7 @@ def _add_backbone_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM = CfgNode()
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
     cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # strides 4, 8, 16, 32
+    cfg.MODEL.TIMM.FREEZE_NORM = True  # batch norms keep their statistics and scales
 
 
 def _add_model_keys(cfg: CfgNode) -> None:

@@ -26,6 +26,7 @@ from ausm_d2.errors import UserError
 from .deformable_attention import MSDeformAttn
 from .position import sine_position
 from .swin import build_swin_backbone
+from .timm_backbone import build_timm_backbone as build_timm_backbone  # registers it
 
 
 class FrameFeatures(NamedTuple):

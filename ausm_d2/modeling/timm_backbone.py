@@ -1,0 +1,90 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Any pyramid of timm's model zoo as a registered Detectron2 backbone.
+
+Shape shorthand:
+    B: images
+    H, W: image size
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from timm.layers import freeze_batch_norm_2d
+from torch import Tensor
+
+from ausm_d2.errors import UserError
+
+_STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+
+
+class TimmBackbone(Backbone):
+    """A ``features_only`` model of timm, its outputs named by their strides: ``res2`` (4) .. ``res5`` (32)."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        out_features: tuple[str, ...] = tuple(_STRIDES),
+        in_channels: int = 3,
+        freeze_norm: bool = True,
+    ) -> None:
+        """
+        Args:
+            name: a model of timm, with random weights.
+            out_features: the outputs to return, finest first.
+            in_channels: channels of the images.
+            freeze_norm: batch norms keep the statistics and scales they were loaded with. Otherwise the frames of a
+                batch see each other through them in training.
+
+        Raises:
+            UserError: if timm has no such model, or the model no such outputs.
+        """
+        super().__init__()
+        unknown = sorted(set(out_features) - set(_STRIDES))
+        if unknown:
+            raise UserError(f"MODEL.TIMM.OUT_FEATURES: unknown {unknown}, expected some of {list(_STRIDES)}")
+        try:
+            with torch.device("meta"):  # only to learn which of its outputs has which stride
+                probe: Any = timm.create_model(name, features_only=True)
+                strides = probe.feature_info.reduction()
+        except (RuntimeError, AttributeError) as error:  # unknown; or known, but without features
+            raise UserError(f"MODEL.TIMM.NAME: timm has no '{name}' that returns features: {error}") from error
+        missing = [f"{key} (stride {_STRIDES[key]})" for key in out_features if _STRIDES[key] not in strides]
+        if missing:
+            raise UserError(f"MODEL.TIMM.NAME: '{name}' has outputs of strides {strides}, missing are {missing}")
+        last = {stride: index for index, stride in enumerate(strides)}
+        indices = [last[_STRIDES[key]] for key in out_features]
+        net: Any = timm.create_model(name, features_only=True, out_indices=indices, in_chans=in_channels)
+        self.net = freeze_batch_norm_2d(net) if freeze_norm else net
+        self._channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
+        self._out_features = list(out_features)
+        self._out_feature_strides = {key: _STRIDES[key] for key in out_features}
+        self._out_feature_channels = dict(zip(out_features, net.feature_info.channels(), strict=True))
+
+    @property
+    def size_divisibility(self) -> int:
+        return max(self._out_feature_strides.values())
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) -> ``{"res2": (B, C_2, H/4, W/4), .., "res5": (B, C_5, H/32, W/32)}``."""
+        outputs = self.net(x)
+        if self._channels_last:
+            outputs = [output.permute(0, 3, 1, 2).contiguous() for output in outputs]
+        return dict(zip(self._out_features, outputs, strict=True))
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """Build the backbone that ``MODEL.TIMM`` describes. Its weights come from ``MODEL.WEIGHTS``, as everything's."""
+    return TimmBackbone(
+        cfg.MODEL.TIMM.NAME,
+        out_features=tuple(cfg.MODEL.TIMM.OUT_FEATURES),
+        in_channels=input_shape.channels or 3,
+        freeze_norm=cfg.MODEL.TIMM.FREEZE_NORM,
+    )
