@@ -199,6 +199,8 @@ class AUSM(nn.Module):
         height, width = images.shape[-2:]
         bottom, right = ((max(side, least) for side, least in zip((height, width), size or (0, 0), strict=True)))
         right, bottom = right + -right % SIZE_DIVISIBILITY, bottom + -bottom % SIZE_DIVISIBILITY
+        if (bottom, right) == (SIZE_DIVISIBILITY, SIZE_DIVISIBILITY):
+            right *= 2  # the group norms need more than one cell at the coarsest stride
         return F.pad(images, (0, right - width, 0, bottom - height))
 
     def encode(self, images: Tensor) -> FrameFeatures:

@@ -1,0 +1,89 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""A stand-in for the model whose predictions a test writes down, so that what a stream does with them shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ausm_d2.meta_arch import AUSM
+from ausm_d2.modeling.frame_encoder import FrameFeatures
+from ausm_d2.modeling.id_pool import IDPool
+from ausm_d2.modeling.pixel_decoder import Predictions
+from ausm_d2.streaming.stream import Stream
+
+SIDE = 32  # pixels of a frame; masks have 8 x 8 cells
+CELLS = SIDE // 4
+
+
+def frame() -> Tensor:
+    return torch.zeros(3, SIDE, SIDE, dtype=torch.uint8)
+
+
+def cells(*places: int) -> Tensor:
+    """A mask of some of the 64 cells, logits 5 and -5."""
+    logits = torch.full((CELLS * CELLS,), -5.0)
+    logits[list(places)] = 5.0
+    return logits.view(CELLS, CELLS)
+
+
+def pixels(*places: int) -> Tensor:
+    """The same mask in pixels: bool (SIDE, SIDE)."""
+    return (cells(*places) > 0).repeat_interleave(4, 0).repeat_interleave(4, 1)
+
+
+class Row:
+    """What is predicted for one row: class probabilities (the rest is background) and cells."""
+
+    def __init__(self, probabilities: Sequence[float], *places: int) -> None:
+        self.logits = torch.tensor([*probabilities, max(1 - sum(probabilities), 1e-9)]).log()
+        self.mask = cells(*places)
+
+
+class ScriptedModel:
+    """``script[t]`` gives the rows of frame t: by slot ("tracks") and by query ("detections")."""
+
+    def __init__(self, script: list[dict[str, dict[int, Row]]], *, num_id: int = 4, num_det: int = 3) -> None:
+        self.script = script
+        self.num_det = num_det
+        self.heads = {"things": 2}
+        self.prompt_index = "frame"
+        self.id_pool = IDPool(num_id, 8)
+        self.x_start = torch.ones(8)
+        self.device = torch.device("cpu")
+        self.compressor = self
+        self.seen: list[dict[str, Any]] = []  # arguments of each prediction
+
+    def check_head(self, head: str) -> None:
+        assert head in self.heads
+
+    def normalise(self, images: Tensor) -> Tensor:
+        return images.float()
+
+    def encode(self, images: Tensor) -> FrameFeatures:
+        x = torch.full((1, 8, CELLS // 2, CELLS // 2), float(len(self.seen) + 1))
+        return FrameFeatures(x=x, mask_features=torch.zeros(1, 8, CELLS, CELLS), multi_scale=[])
+
+    def init_states(self, sequences: int, *, device: torch.device, dtype: torch.dtype) -> list:
+        return []
+
+    def predict(self, **arguments: Any) -> tuple[list[Predictions], list]:
+        rows = self.script[len(self.seen)]
+        self.seen.append({**arguments, "history": arguments["history"].clone()})
+        num_id = self.id_pool.num_id
+        nothing = Row([0.0, 0.0])
+        every = [rows.get("tracks", {}).get(i, nothing) for i in range(num_id)]
+        every += [rows.get("detections", {}).get(i, nothing) for i in range(self.num_det)]
+        classes, masks = torch.stack([row.logits for row in every]), torch.stack([row.mask for row in every])
+        return [Predictions(class_logits=classes[None], mask_logits=masks[None])], []
+
+
+def scripted(
+    script: list[dict[str, dict[int, Row]]], *, detect: bool = True, **model: Any
+) -> tuple[Stream, ScriptedModel]:
+    """A stream over a script, and its model."""
+    stand_in = ScriptedModel(script, **model)
+    return Stream(cast(AUSM, stand_in), head="things", detect=detect, fg_threshold=0.5), stand_in
