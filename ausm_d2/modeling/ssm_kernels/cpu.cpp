@@ -194,7 +194,7 @@ inline void store_transposed(float* p, const Vec* v, int64_t columns, int count)
 }
 #endif
 
-// Memory of one thread, in vectors, zero at first.
+// Memory for one part of the work, in vectors, zero at first.
 class Scratch {
  public:
   explicit Scratch(int64_t vectors) : data_(static_cast<Vec*>(std::aligned_alloc(64, round_up(vectors)))), next_(data_) {
@@ -229,7 +229,7 @@ struct Rows {
 
 struct Scan {
   int64_t N, T, E, S;
-  int32_t threads, bfloat16, delta_softplus, reserved;
+  int32_t threads, parts, bfloat16, delta_softplus;
   Rows u, delta, z, B, C, y;  // z may be null
   const float *A;             // (S, E), times log2(e)
   const float *D, *delta_bias, *initial;  // may be null
@@ -237,12 +237,12 @@ struct Scan {
   // Backward only.
   Rows dy, du, ddelta, dz, dB, dC;
   const float* dlast;                 // may be null
-  float *dA, *dD, *dbias, *dinitial;  // dA (threads, S, E), dD and dbias (threads, E), zero at first; dinitial may be null
+  float *dA, *dD, *dbias, *dinitial;  // dA (parts, S, E), dD and dbias (parts, E); dinitial may be null
 };
 
 struct Conv {
   int64_t N, T, E, K;
-  int32_t threads, bfloat16;
+  int32_t threads, parts, bfloat16, reserved;
   Rows x, y;
   const float *weight, *bias;  // (K, E), (E)
   const void* initial;         // (N, E, K), may be null
@@ -250,16 +250,16 @@ struct Conv {
   // Backward only.
   Rows dy, dx;
   const void* dlast;      // may be null
-  float *dweight, *dbias;  // (threads, K, E), (threads, E), zero at first
+  float *dweight, *dbias;  // (parts, K, E), (parts, E)
   void* dinitial;         // may be null
 };
 
-// body(thread, begin, end) for `threads` equal parts of `count` sequences.
-template <typename Body>
-void parallel(int threads, int64_t count, Body body) {
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int thread = 0; thread < threads; ++thread)
-    body(thread, count * thread / threads, count * (thread + 1) / threads);
+// body(part, begin, end) for equal parts of all sequences; a thread takes the next part when it is done with one. What is
+// summed over sequences is summed within a part: the result does not depend on which thread took which.
+template <typename Arguments, typename Body>
+void parallel(const Arguments& a, Body body) {
+#pragma omp parallel for num_threads(a.threads) schedule(dynamic, 1)
+  for (int part = 0; part < a.parts; ++part) body(part, a.N * part / a.parts, a.N * (part + 1) / a.parts);
 }
 
 // What a block of channels needs of its inputs at every frame.
@@ -297,7 +297,7 @@ inline void forward_states(const Scan& a, const Vec* A, Vec* h, const float* B, 
 
 template <typename T>
 void scan_forward(const Scan& a) {
-  parallel(a.threads, a.N, [&a](int, int64_t begin, int64_t end) {
+  parallel(a, [&a](int, int64_t begin, int64_t end) {
     Scratch scratch(3 * a.T + 2 * a.S + 2 * (a.T * a.S / L + 1));
     const Inputs in = {scratch.take(a.T), scratch.take(a.T), scratch.take(a.T)};
     Vec *A = scratch.take(a.S), *h = scratch.take(a.S);
@@ -376,7 +376,7 @@ inline void backward_states(const Scan& a, const Vec* A, const Vec* h0, Vec* dh,
 
 template <typename T>
 void scan_backward(const Scan& a) {
-  parallel(a.threads, a.N, [&a](int thread, int64_t begin, int64_t end) {
+  parallel(a, [&a](int part, int64_t begin, int64_t end) {
     const int64_t blocks = (a.E + L - 1) / L;
     Scratch scratch(7 * a.T + 3 * a.S + 2 * (a.T * a.S / L + 1) + 2 * a.T * a.S + 8 * a.T + blocks * (a.S + 2));
     const Inputs in = {scratch.take(a.T), scratch.take(a.T), scratch.take(a.T)};
@@ -449,9 +449,9 @@ void scan_backward(const Scan& a) {
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t e = block * L;
       const int count = a.E - e < L ? int(a.E - e) : L;
-      for (int64_t s = 0; s < a.S; ++s) store(a.dA + (thread * a.S + s) * a.E + e, dA[block * a.S + s], count);
-      store(a.dD + thread * a.E + e, dD[block], count);
-      store(a.dbias + thread * a.E + e, dbias[block], count);
+      for (int64_t s = 0; s < a.S; ++s) store(a.dA + (part * a.S + s) * a.E + e, dA[block * a.S + s], count);
+      store(a.dD + part * a.E + e, dD[block], count);
+      store(a.dbias + part * a.E + e, dbias[block], count);
     }
   });
 }
@@ -472,7 +472,7 @@ inline Vec convolve(const Conv& a, const Vec* weight, Vec bias, const Vec* in, i
 
 template <typename T>
 void conv_forward(const Conv& a) {
-  parallel(a.threads, a.N, [&a](int, int64_t begin, int64_t end) {
+  parallel(a, [&a](int, int64_t begin, int64_t end) {
     Scratch scratch(2 * a.K + a.T);
     Vec *weight = scratch.take(a.K), *in = scratch.take(a.K + a.T);
     for (int64_t n = begin; n < end; ++n)
@@ -492,7 +492,7 @@ void conv_forward(const Conv& a) {
 
 template <typename T>
 void conv_backward(const Conv& a) {
-  parallel(a.threads, a.N, [&a](int thread, int64_t begin, int64_t end) {
+  parallel(a, [&a](int part, int64_t begin, int64_t end) {
     const int64_t blocks = (a.E + L - 1) / L;
     Scratch scratch(a.K + 2 * (a.K + a.T) + blocks * (a.K + 1));
     Vec *weight = scratch.take(a.K), *in = scratch.take(a.K + a.T), *din = scratch.take(a.K + a.T);
@@ -521,8 +521,8 @@ void conv_backward(const Conv& a) {
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t e = block * L;
       const int count = a.E - e < L ? int(a.E - e) : L;
-      for (int64_t k = 0; k < a.K; ++k) store(a.dweight + (thread * a.K + k) * a.E + e, dweight[block * a.K + k], count);
-      store(a.dbias + thread * a.E + e, dbias[block], count);
+      for (int64_t k = 0; k < a.K; ++k) store(a.dweight + (part * a.K + k) * a.E + e, dweight[block * a.K + k], count);
+      store(a.dbias + part * a.E + e, dbias[block], count);
     }
   });
 }

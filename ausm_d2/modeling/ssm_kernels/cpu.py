@@ -41,7 +41,7 @@ def _struct(name: str, sizes: str, flags: str, rows: str, pointers: str, more_ro
 _Scan = _struct(
     "_Scan",
     "N T E S",
-    "threads bfloat16 delta_softplus reserved",
+    "threads parts bfloat16 delta_softplus",
     "u delta z B C y",
     "A D delta_bias initial last",
     "dy du ddelta dz dB dC",
@@ -50,7 +50,7 @@ _Scan = _struct(
 _Conv = _struct(
     "_Conv",
     "N T E K",
-    "threads bfloat16",
+    "threads parts bfloat16 reserved",
     "x y",
     "weight bias initial last",
     "dy dx",
@@ -95,8 +95,10 @@ def _activation_dtype(tensor: Tensor) -> torch.dtype:
     return torch.bfloat16 if tensor.dtype == torch.bfloat16 else torch.float32
 
 
-def _threads(sequences: int) -> int:
-    return max(1, min(torch.get_num_threads(), sequences))
+def _share(sequences: int) -> dict[str, int]:
+    """More parts than threads: one that has to wait for its core leaves parts to the others."""
+    threads = max(1, min(torch.get_num_threads(), sequences))
+    return {"threads": threads, "parts": 1 if threads == 1 else max(1, min(4 * threads, sequences))}
 
 
 def _scan_arguments(
@@ -117,7 +119,7 @@ def _scan_arguments(
         T=frames,
         E=channels,
         S=B.shape[-1],
-        threads=_threads(sequences),
+        **_share(sequences),
         bfloat16=u.dtype == torch.bfloat16,
         delta_softplus=delta_softplus,
         u=_rows(u),
@@ -179,9 +181,9 @@ class _SelectiveScan(torch.autograd.Function):
         dlast = _plain(dlast, torch.float32)
         du, ddelta, dz = (None if x is None else torch.empty(x.shape, dtype=x.dtype) for x in (u, delta, z))
         dB, dC = torch.empty(B.shape, dtype=B.dtype), torch.empty(C.shape, dtype=C.dtype)
-        threads, channels = arguments.threads, u.shape[-1]
-        dA = torch.zeros(threads, *exponent.shape)
-        dD, dbias = torch.zeros(threads, channels), torch.zeros(threads, channels)
+        parts, channels = arguments.parts, u.shape[-1]
+        dA = torch.empty(parts, *exponent.shape)
+        dD, dbias = torch.empty(parts, channels), torch.empty(parts, channels)
         dinitial = torch.empty_like(initial) if ctx.needs_input_grad[9] else None
         for name, rows in (("dy", dy), ("du", du), ("ddelta", ddelta), ("dz", dz), ("dB", dB), ("dC", dC)):
             setattr(arguments, name, _rows(rows))
@@ -265,7 +267,7 @@ class _CausalConv(torch.autograd.Function):
         dy = torch.zeros_like(x) if dy is None else _unit(dy, x.dtype)
         dlast = _plain(dlast, x.dtype)
         dx = torch.empty(x.shape, dtype=x.dtype)
-        dweight, dbias = (torch.zeros(arguments.threads, *like.shape) for like in (weight, bias))
+        dweight, dbias = (torch.empty(arguments.parts, *like.shape) for like in (weight, bias))
         dinitial = torch.empty_like(initial) if ctx.needs_input_grad[3] else None
         arguments.dy, arguments.dx = _rows(dy), _rows(dx)
         for name, tensor in (("dlast", dlast), ("dweight", dweight), ("dbias", dbias), ("dinitial", dinitial)):
@@ -281,7 +283,7 @@ def _conv_arguments(x: Tensor, weight: Tensor, bias: Tensor, initial: Tensor | N
         T=frames,
         E=channels,
         K=len(weight),
-        threads=_threads(sequences),
+        **_share(sequences),
         bfloat16=x.dtype == torch.bfloat16,
         x=_rows(x),
         weight=_pointer(weight),

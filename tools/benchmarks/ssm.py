@@ -1,0 +1,182 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Selective scan: time and memory of every backend beside the plain loop; the single step beside its memory traffic.
+
+Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; S: state size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ausm_d2.modeling.ssm_kernels import BACKENDS, selective_scan, use_backend
+from ausm_d2.modeling.ssm_kernels.build import CompileError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of activations")
+    parser.add_argument("--sequences", type=int, nargs="+", default=[960, 4096], help="pixels")
+    parser.add_argument("--frames", type=int, nargs="+", default=[4, 16], help="frames of a clip")
+    parser.add_argument("--channels", type=int, default=512, help="inner channels")
+    parser.add_argument("--state", type=int, default=16, help="state size")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each, alternating")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Two tables.
+
+    scan: forward and backward from the zero state: median and quartiles of the time (ms), peak memory beyond that of
+    the inputs (MB, in a process of its own), and the plain loop's time and memory over them. step: one frame in place,
+    for the largest N, and its time over that of reading and writing the state once.
+    """
+    dtype, device = getattr(torch, args.dtype), torch.device(args.device)
+    backends = _present(device, dtype)
+    scan = []
+    for n in args.sequences:
+        for t in args.frames:
+            size = (n, t, args.channels, args.state)
+            times = _interleaved({name: _scan(name, size, device, dtype) for name in backends}, args.repeats, device)
+            memory = {name: _in_new_process(_peak_memory, name, size, args.device, args.dtype) for name in backends}
+            for name in backends:
+                median = statistics.median(times[name])
+                scan.append(
+                    {
+                        "N": n,
+                        "T": t,
+                        "E": args.channels,
+                        "S": args.state,
+                        "backend": name,
+                        **_spread(times[name]),
+                        "speed_over_loop": statistics.median(times["loop"]) / median,
+                        "peak_mb": memory[name] / 1e6,
+                        "loop_memory_over_it": memory["loop"] / max(memory[name], 1),
+                    }
+                )
+    size = (max(args.sequences), 1, args.channels, args.state)
+    steps: dict[str, Callable[[], Any]] = {name: _step(name, size, device, dtype) for name in backends}
+    state = torch.zeros(size[0], size[2], size[3], device=device)
+    times = _interleaved({**steps, "state read and written": lambda: state.mul_(0.5)}, 5 * args.repeats, device)
+    floor = statistics.median(times["state read and written"])
+    step = [
+        {"N": size[0], "E": size[2], "S": size[3], "what": name, **_spread(values)}
+        | {
+            "over_floor": statistics.median(values) / floor,
+            "gb_per_s": 2 * state.nbytes / statistics.median(values) / 1e9,
+        }
+        for name, values in times.items()
+    ]
+    return {"scan": scan, "step": step}
+
+
+def _present(device: torch.device, dtype: torch.dtype) -> list[str]:
+    names = []
+    for name, backend in BACKENDS.items():
+        try:
+            if backend.supports(torch.empty(0, device=device, dtype=dtype)):
+                names.append(name)
+        except CompileError:
+            continue
+    return names
+
+
+def _inputs(size: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    n, t, e, s = size
+
+    def activation(channels: int) -> Tensor:
+        return torch.randn(n, t, channels, device=device).to(dtype)
+
+    return {
+        "u": activation(e),
+        "delta": activation(e) - 3,
+        "A": -torch.arange(1.0, s + 1, device=device).repeat(e, 1),
+        "B": activation(s),
+        "C": activation(s),
+        "D": torch.ones(e, device=device),
+        "z": activation(e),
+        "delta_bias": torch.zeros(e, device=device),
+    }
+
+
+def _scan(name: str, size: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
+    inputs = {key: value.requires_grad_() for key, value in _inputs(size, device, dtype).items()}
+    gradient = torch.ones_like(inputs["u"])
+
+    def forward_and_backward() -> None:
+        with use_backend(name):
+            y = selective_scan(**inputs, delta_softplus=True)[0]
+            torch.autograd.grad(y, list(inputs.values()), gradient)
+
+    return forward_and_backward
+
+
+def _step(name: str, size: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
+    inputs = _inputs(size, device, dtype)
+    state = torch.zeros(size[0], size[2], size[3], device=device)
+
+    @torch.no_grad()
+    def step() -> None:
+        with use_backend(name):
+            selective_scan(**inputs, delta_softplus=True, initial_state=state, inplace=True)
+
+    return step
+
+
+def _interleaved(functions: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of every call; in turns, so that whatever else the machine does falls on all of them alike."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for repeat in range(repeats + 1):
+        for name, function in functions.items():
+            _synchronize(device)
+            start = time.perf_counter()
+            function()
+            _synchronize(device)
+            if repeat:  # the first is the warm-up
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _spread(seconds: list[float]) -> dict[str, float]:
+    low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return {"ms": median * 1e3, "ms_q1": low * 1e3, "ms_q3": high * 1e3}
+
+
+def _in_new_process(function: Callable[..., int], *args: Any) -> int:
+    """Memory that an earlier measurement has freed would hide what a later one takes."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def _peak_memory(name: str, size: tuple[int, int, int, int], device_name: str, dtype_name: str) -> int:
+    """Bytes that one forward and backward needs at the most, beyond its inputs."""
+    device, dtype = torch.device(device_name), getattr(torch, dtype_name)
+    _scan(name, (2, 2, 16, 4), device, dtype)()
+    function = _scan(name, size, device, dtype)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
+    before = _status("VmRSS")
+    function()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
