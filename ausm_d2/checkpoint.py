@@ -423,6 +423,8 @@ class AUSMCheckpointer(DetectionCheckpointer):
             UserError: if there is no such file, it is refused or damaged, or does not fit the model.
         """
         self._path = path
+        if self.complete and not path:
+            self.logger.warning("MODEL.WEIGHTS is empty: the weights are random")
         if path:
             try:
                 local = PathManager.get_local_path(path)
@@ -443,8 +445,8 @@ class AUSMCheckpointer(DetectionCheckpointer):
         except UserError as error:
             raise UserError(f"{self._path}: {error}") from error
         conversion.check(self._path, complete=self.complete)
-        if conversion.of(Status.RENAMED, Status.RESIZED, Status.RANDOM, Status.UNUSED):
-            self.logger.info("Weights of %s:\n%s", self._path, conversion.table())
+        plain = conversion.origin is Origin.AUSM and not conversion.of(Status.RESIZED, Status.RANDOM)
+        self.logger.info("%s: %s", self._path, conversion.summary() if plain else f"\n{conversion.table()}")
         self.model.load_state_dict(conversion.weights, strict=False)
 
     def save(self, name: str, **kwargs: Any) -> None:

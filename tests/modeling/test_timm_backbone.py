@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from ausm_d2.checkpoint import AUSMCheckpointer, Status, convert
+from ausm_d2.config import load_config
 from ausm_d2.errors import UserError
+from ausm_d2.modeling.frame_encoder import FrameEncoder
 from ausm_d2.modeling.timm_backbone import TimmBackbone
 from tests.tiny import clip, tiny_model
 
@@ -91,6 +93,29 @@ def test_weights_under_other_names_load_by_order() -> None:
     foreign["_part3"] = torch.zeros(5, 5)
     with pytest.raises(UserError, match="no tensor of the file belongs to this model"):
         convert(foreign, model.state_dict())
+
+
+def test_detectron2s_resnet_weights_load_by_name() -> None:
+    """As in detectron2://ImageNetPretrained/torchvision/*.pkl: no prefix, a classifier on the stem."""
+    opts = [
+        "MODEL.BACKBONE.NAME",
+        "build_resnet_backbone",
+        "MODEL.RESNETS.OUT_FEATURES",
+        ["res2", "res3", "res4", "res5"],
+    ]
+    model = tiny_model(*opts, "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64)
+    state = {name: value + 1 for name, value in model.frame_encoder.backbone.state_dict().items()}
+    conversion = convert(state | {"stem.fc.weight": torch.zeros(1000, 512)}, model.state_dict())
+    conversion.check("file")
+    assert all(conversion.weights[f"frame_encoder.backbone.{name}"] is value for name, value in state.items())
+    assert [entry.source for entry in conversion.of(Status.UNUSED)] == ["stem.fc.weight"]
+
+
+@pytest.mark.parametrize("name", ["ausm_nano", "ausm_nano_timm", "ausm_nano_resnet"])
+def test_configs_of_each_backbone(name: str) -> None:
+    config = Path(__file__).resolve().parents[2] / "configs" / "synth" / f"{name}.yaml"
+    encoder = FrameEncoder(load_config(str(config)))
+    assert encoder(torch.randn(1, 3, 64, 96)).x.shape[2:] == (8, 12)
 
 
 @pytest.mark.parametrize(
