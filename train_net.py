@@ -2,38 +2,63 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """Train, resume or evaluate AUSM, with Detectron2's own flags.
 
-    python train_net.py --config-file configs/synth/ausm_nano.yaml [--eval-only] [--resume] [KEY VALUE ...]
+python train_net.py --config-file configs/synth/ausm_nano.yaml [--eval-only] [--resume] [KEY VALUE ...]
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import nn
 
+from ausm_d2.checkpoint import AUSMCheckpointer
 from ausm_d2.config import load_config
 from ausm_d2.engine import Trainer, check_datasets
-from ausm_d2.errors import cli
+from ausm_d2.errors import UserError, cli
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """The frozen config; nothing is written before it is known to be good."""
+def checked_config(args: argparse.Namespace) -> CfgNode:
+    """The frozen config of a run that can begin; nothing has been written.
+
+    Raises:
+        UserError: a config, data sets or weights that cannot be used.
+    """
     cfg = load_config(args.config_file, args.opts)
+    if args.eval_only and not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST: empty, expected the names of the data sets to evaluate on")
     check_datasets(cfg, [*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)])
+    META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)  # what else the model asks of its config
+
+    last = AUSMCheckpointer(nn.Module(), cfg.OUTPUT_DIR)
+    resumes = args.resume and last.has_checkpoint()
+    weights = last.get_checkpoint_file() if resumes else cfg.MODEL.WEIGHTS
+    key = f"{cfg.OUTPUT_DIR}/last_checkpoint" if resumes else "MODEL.WEIGHTS"
+    if args.eval_only and not weights:
+        raise UserError(f"{key}: empty, expected the weights to evaluate")
+    if weights and "://" not in weights and not Path(weights).is_file():
+        raise UserError(f"{key}: weights file '{weights}' does not exist")
+    if args.eval_only:
+        cfg.MODEL.WEIGHTS = weights
+    else:
+        cfg.TEST.AUSM.RESUME = False  # of a periodic evaluation: the weights have changed since the one before
     cfg.freeze()
-    default_setup(cfg, args)
     return cfg
 
 
-def run(args: argparse.Namespace) -> None:
-    cfg = setup(args)
+def run(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """In each process."""
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="ausm_d2", abbrev_name="ausm")
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        AUSMCheckpointer(model, complete=True).load(cfg.MODEL.WEIGHTS)
         results = Trainer.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)
@@ -51,7 +76,7 @@ def main() -> None:
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
-        args=(args,),
+        args=(args, checked_config(args)),
     )
 
 

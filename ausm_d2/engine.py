@@ -3,35 +3,47 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+import logging
+import weakref
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import inference_on_dataset
+from detectron2.utils import comm
 from torch import nn
 
 from . import meta_arch as meta_arch  # registers AUSM
-from .data.build import build_test_loader, build_train_loader, registered_names
+from .checkpoint import AUSMCheckpointer
+from .data.build import build_test_loader, build_train_loader, get_records, registered_names
+from .data.catalog import register_from_config
 from .errors import UserError
-from .evaluation import build_evaluator
+from .evaluation.evaluators import Scores, VideoEvaluators, build_evaluator
+from .io import atomic_write
+from .streaming.baselines import references
 from .training.solver import build_optimizer
+
+logger = logging.getLogger(__name__)
 
 
 def check_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
-    """Every data set is known, and the config has a head of its label set.
+    """Every data set is known (the user's own ones are registered first), and the config has a head of its label set.
 
     Raises:
         UserError: naming the data set, its classes and the head.
     """
+    register_from_config(cfg)
     heads = {str(name): int(classes) for name, classes in cfg.MODEL.AUSM.HEADS}
     for name in names:
         if name not in DatasetCatalog:
             raise UserError(f"data set '{name}' is not registered; registered: {', '.join(registered_names())}")
         metadata = MetadataCatalog.get(name)
+        if not metadata.get("thing_classes"):
+            get_records(name)  # a user's own data set: its classes are in its file
         classes = len(metadata.thing_classes)
         if metadata.head not in heads:
             raise UserError(
@@ -47,20 +59,104 @@ def check_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
 class Trainer(DefaultTrainer):
     """What train_net.py runs."""
 
+    def build_hooks(self) -> list[Any]:
+        # Detectron2 has just made a checkpointer of its own, and no hook holds it yet.
+        self.checkpointer = AUSMCheckpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        return super().build_hooks()
+
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
         check_datasets(cfg, cfg.DATASETS.TRAIN)
         return build_train_loader(cfg)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
+    def build_test_loader(
+        cls, cfg: CfgNode, dataset_name: str, finished: Collection[int | str] = ()
+    ) -> torch.utils.data.DataLoader:
         check_datasets(cfg, [dataset_name])
-        return build_test_loader(cfg, dataset_name)
+        return build_test_loader(cfg, dataset_name, finished)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return build_evaluator(dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name))
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> VideoEvaluators:
+        return build_evaluator(dataset_name, cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Evaluate on every data set of ``DATASETS.TEST``, with ``TEST.AUSM.BASELINES`` the references too.
+
+        The table of all results is logged and written to ``OUTPUT_DIR/table.md``.
+
+        Args:
+            model: an AUSM, or the DistributedDataParallel of one.
+
+        Returns:
+            Scores by measure and name under the data set's name (as in Detectron2 without it, if it is the only key),
+            the references' under ``<data set>/<reference>``; in all processes but the first they are empty.
+
+        Raises:
+            UserError: data sets that are unknown or do not fit the config.
+        """
+        check_datasets(cfg, cfg.DATASETS.TEST)
+        ausm: Any = getattr(model, "module", model)
+        results: dict[str, Scores] = {}
+        rows: list[tuple[str, str, Scores]] = []
+        for dataset_name in cfg.DATASETS.TEST:
+            results[dataset_name] = cls._evaluate(cfg, dataset_name, model)
+            rows.append((dataset_name, cfg.MODEL.META_ARCHITECTURE, results[dataset_name]))
+            if not cfg.TEST.AUSM.BASELINES:
+                continue
+            task = MetadataCatalog.get(dataset_name).task
+            for key, reference in references(task, ausm).items():
+                logger.info("Reference on %s: %s", dataset_name, reference.name)
+                own = cfg.clone()  # as TEST.AUSM.RESUME has it, each keeps its results in a folder of its own
+                own.defrost()
+                own.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR, "references", key))
+                scores = cls._evaluate(own, dataset_name, reference)
+                results[f"{dataset_name}/{key}"] = scores
+                rows.append((dataset_name, reference.name, scores))
+        if rows and comm.is_main_process():
+            table = results_table(rows)
+            logger.info("Results:\n%s", table)
+            with atomic_write(Path(cfg.OUTPUT_DIR, "table.md")) as path:
+                path.write_text(table + "\n", encoding="utf-8")
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    @classmethod
+    def _evaluate(
+        cls, cfg: CfgNode, dataset_name: str, model: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+    ) -> Scores:
+        evaluator = cls.build_evaluator(cfg, dataset_name)
+        loader = cls.build_test_loader(cfg, dataset_name, evaluator.finished_video_ids())
+        return inference_on_dataset(model, loader, evaluator)
+
+
+def results_table(rows: Sequence[tuple[str, str, Scores]]) -> str:
+    """A Markdown table.
+
+    Args:
+        rows: data set, method and scores of each row. Measures that none of them has get no column.
+    """
+    titles = ["Data set", "Method"]
+    columns = [[dataset for dataset, _, _ in rows], [method for _, method, _ in rows]]
+    for measure, names in {"segm": ("AP", "AP50", "AP75"), "vos": ("J&F", "J", "F")}.items():
+        for name in names:
+            values = [scores.get(measure, {}).get(name) for _, _, scores in rows]
+            if any(value is not None for value in values):
+                titles.append(name)
+                columns.append(["" if value is None else f"{value:.1f}" for value in values])
+    if any("reappearance" in scores for _, _, scores in rows):
+        titles.append("Hidden objects back on their track")
+        columns.append([_came_back(scores.get("reappearance")) for _, _, scores in rows])
+
+    widths = [max(map(len, (title, *column))) for title, column in zip(titles, columns, strict=True)]
+    lines = [titles, ["-" * width for width in widths], *zip(*columns, strict=True)]
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def _came_back(counts: Mapping[str, float] | None) -> str:
+    return f"{counts['back']:.0f} of {counts['hidden']:.0f}" if counts else ""

@@ -1,0 +1,151 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from torch import nn
+
+from ausm_d2.data.synthvis import CLASSES, SynthVis
+from ausm_d2.engine import Trainer, check_datasets, results_table
+from ausm_d2.errors import UserError
+from ausm_d2.evaluation import vos
+from ausm_d2.streaming.baselines import FlowMask
+from tests.tiny import tiny_cfg, tiny_model
+
+NAMES = ("tiny_val", "tiny_val_vos")
+
+
+@pytest.fixture(autouse=True)
+def _tiny_val() -> Iterator[None]:
+    """Two short synthetic videos, unprompted and prompted."""
+    records = list(SynthVis(3, 2, 5, complete=True))
+    for name, task in zip(NAMES, ("vis", "vos"), strict=True):
+        DatasetCatalog.register(name, lambda: records)
+        MetadataCatalog.get(name).set(
+            thing_classes=list(CLASSES),
+            evaluator_type="vos" if task == "vos" else "ytvis",
+            task=task,
+            head="synthvis",
+        )
+    yield
+    for name in NAMES:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def cfg_for(output_dir: Path, *opts: Any) -> CfgNode:
+    cfg = tiny_cfg("DATASETS.TEST", NAMES, "OUTPUT_DIR", str(output_dir), "MODEL.AUSM.PROMPT_HEAD", "synthvis")
+    cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 0, *opts])
+    return cfg
+
+
+class Counting(nn.Module):
+    """A model that notes which videos it is shown; as a DistributedDataParallel, it holds the model in ``module``."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        self.module = tiny_model("MODEL.AUSM.PROMPT_HEAD", "synthvis")
+        self.seen: list[tuple[str, int]] = []
+
+    def forward(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        assert not self.training and not torch.is_grad_enabled()
+        self.seen += [(item["dataset_name"], item["record"].video_id) for item in items]
+        return self.module(items)
+
+
+ALL_VIDEOS = [(name, video) for name in NAMES for video in (0, 1)]
+
+
+def test_every_data_set_is_evaluated_and_the_references_with_it(tmp_path: Path) -> None:
+    cfg = cfg_for(tmp_path, "TEST.AUSM.BASELINES", True)
+    model = Counting(cfg)
+    results = Trainer.test(cfg, model)
+
+    assert sorted(model.seen) == ALL_VIDEOS
+    assert model.training, "the model's mode is restored"
+    references = ["tiny_val/frame_by_frame", "tiny_val_vos/first_mask", "tiny_val_vos/optical_flow"]
+    assert sorted(results) == sorted([*NAMES, *references])
+    for name, scores in results.items():
+        assert set(scores) == {"segm" if name.split("/")[0] == "tiny_val" else "vos", "reappearance"}
+    records = DatasetCatalog.get("tiny_val_vos")
+    flow = FlowMask()([{"record": record} for record in records])
+    expected = vos.summary([vos.score_record(r, out["objects"]) for r, out in zip(records, flow, strict=True)])
+    assert results["tiny_val_vos/optical_flow"]["vos"] == pytest.approx(expected)
+
+    table = (tmp_path / "table.md").read_text()
+    assert [line.split("|")[2].strip() for line in table.splitlines()[2:]] == [
+        "AUSM",
+        "frame by frame, IoU linking",
+        "AUSM",
+        "first mask copied",
+        "mask carried by DIS optical flow",
+    ]
+    assert f"{expected['J&F']:.1f}" in table.splitlines()[-1]
+    json.dumps(results)  # plain numbers
+
+
+def test_without_references(tmp_path: Path) -> None:
+    cfg = cfg_for(tmp_path)
+    assert list(Trainer.test(cfg, Counting(cfg))) == list(NAMES)
+
+
+def test_one_data_set_alone_is_not_nested(tmp_path: Path) -> None:
+    cfg = cfg_for(tmp_path, "DATASETS.TEST", NAMES[1:])
+    assert list(Trainer.test(cfg, Counting(cfg))) == ["vos", "reappearance"]
+
+
+def test_resume_runs_only_what_is_missing(tmp_path: Path) -> None:
+    cfg = cfg_for(tmp_path, "TEST.AUSM.RESUME", True, "TEST.AUSM.BASELINES", True)
+    first = Trainer.test(cfg, Counting(cfg))
+    again = Counting(cfg)
+    assert Trainer.test(cfg, again) == first
+    assert again.seen == []
+
+    (tmp_path / "inference" / "tiny_val_vos" / "videos" / "1.json").unlink()
+    rest = Counting(cfg)
+    assert Trainer.test(cfg, rest) == first
+    assert rest.seen == [("tiny_val_vos", 1)]
+
+    cfg.TEST.AUSM.RESUME = False
+    everything = Counting(cfg)
+    Trainer.test(cfg, everything)
+    assert sorted(everything.seen) == ALL_VIDEOS
+
+
+def test_data_sets_that_do_not_fit_the_config() -> None:
+    with pytest.raises(UserError, match=r"data set 'no_such' is not registered; registered: .*synthvis_val"):
+        check_datasets(tiny_cfg(), ["no_such"])
+    with pytest.raises(UserError, match=r"'tiny_val' needs the head 'synthvis' \(6 classes\)"):
+        check_datasets(tiny_cfg("MODEL.AUSM.HEADS", [["object", 1]]), ["tiny_val"])
+    with pytest.raises(UserError, match=r"'tiny_val' has 6 classes, MODEL.AUSM.HEADS gives its head 'synthvis' 4"):
+        check_datasets(tiny_cfg("MODEL.AUSM.HEADS", [["synthvis", 4]]), ["tiny_val"])
+
+
+def test_ones_own_data_sets_are_known(tmp_path: Path) -> None:
+    annotations = {
+        "videos": [{"id": 1, "height": 8, "width": 8, "length": 1, "file_names": ["a/0.jpg"]}],
+        "categories": [{"id": 4, "name": "cat"}, {"id": 9, "name": "dog"}],
+        "annotations": [],
+    }
+    (tmp_path / "own.json").write_text(json.dumps(annotations))
+    own = ["test_engine_own", str(tmp_path / "own.json"), str(tmp_path), "object"]
+    with pytest.raises(UserError, match="'test_engine_own' has 2 classes, MODEL.AUSM.HEADS gives its head 'object' 1"):
+        check_datasets(tiny_cfg("DATASETS.YTVIS_STYLE", [own]), ["test_engine_own"])
+
+
+def test_table() -> None:
+    unprompted = {"segm": {"AP": 51.26, "AP50": 70.0, "APs": 1.0}, "reappearance": {"hidden": 7.0, "back": 5.0}}
+    prompted = {"vos": {"J&F": 80.0, "J": 78.94, "F": 81.06}}
+    assert results_table([("a_val", "AUSM", unprompted), ("b", "flow", prompted)]).splitlines() == [
+        "| Data set | Method | AP   | AP50 | J&F  | J    | F    | Hidden objects back on their track |",
+        "| -------- | ------ | ---- | ---- | ---- | ---- | ---- | ---------------------------------- |",
+        "| a_val    | AUSM   | 51.3 | 70.0 |      |      |      | 5 of 7                             |",
+        "| b        | flow   |      |      | 80.0 | 78.9 | 81.1 |                                    |",
+    ]
