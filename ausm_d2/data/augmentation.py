@@ -23,9 +23,11 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.config import CfgNode
 
+from ausm_d2.data.masks import cut_out
 from ausm_d2.data.video import StoredMask
 from ausm_d2.errors import UserError
 
+_IDENTITY = np.eye(3)
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, for RGB
 
 
@@ -42,10 +44,17 @@ class ClipPlan:
         """The plan that leaves T frames of ``size`` (H, W) as they are."""
         return cls(np.broadcast_to(np.eye(3), (num_frames, 3, 3)), size)
 
+    def __post_init__(self) -> None:
+        self._stored_size = self.size
+
     @property
     def num_frames(self) -> int:
         """T."""
         return len(self.matrices)
+
+    def moves(self, t: int) -> bool:
+        """Whether the geometry of frame t changes at all."""
+        return self.size != self._stored_size or not np.array_equal(self.matrices[t], _IDENTITY)
 
     def transform(self, matrix: np.ndarray, size: tuple[int, int] | None = None) -> None:
         """Append a matrix (3, 3) or (T, 3, 3); ``size`` (h, w) is the frame size after it, if it changes."""
@@ -298,54 +307,60 @@ def build_augmentations(cfg: CfgNode, pseudo: bool) -> list[Augmentation]:
 # Rendering
 
 
-def _warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], fill: tuple[float, ...]) -> np.ndarray:
-    """Resample uint8 (H, W) or (H, W, 3) to ``size`` (h, w); outside of the image is ``fill``.
+def _reduction(matrix: np.ndarray) -> int:
+    """By how much to shrink before sampling bilinearly, as a whole factor: 2 from half the size on, and so on."""
+    scale = math.sqrt(abs(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]))
+    return max(1, int(1 / scale + 1e-6))
 
-    Whole pixels are copied, a change of size alone is one area-averaging resize; everything else is, where it shrinks,
-    one such resize and then a bilinear warp of what is left, so that nothing aliases and the geometry stays exact.
-    """
+
+def _shrink(image: np.ndarray, factor: int) -> np.ndarray:
+    """Means of blocks of ``factor`` x ``factor`` pixels, counted from the upper left; the last ones are filled up."""
     height, width = image.shape[:2]
-    if matrix[0, 1] == 0 and matrix[1, 0] == 0:
-        if matrix[0, 0] < 0:  # mirrored: the same as mirroring what is not
-            flipped = np.diag([-1.0, 1.0, 1.0])
-            flipped[0, 2] = size[1]
-            return cv2.flip(_warp(image, flipped @ matrix, size, fill), 1)
-        if matrix[1, 1] < 0:
-            flipped = np.diag([1.0, -1.0, 1.0])
-            flipped[1, 2] = size[0]
-            return cv2.flip(_warp(image, flipped @ matrix, size, fill), 0)
-        scale_x, scale_y, x, y = matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]
-        whole = (round(height * scale_y), round(width * scale_x))
-        exact = abs(height * scale_y - whole[0]) < 1e-6 and abs(width * scale_x - whole[1]) < 1e-6
-        if exact and abs(x - round(x)) < 1e-6 and abs(y - round(y)) < 1e-6:
-            if whole != (height, width):
-                shrinks = scale_x < 1 or scale_y < 1
-                image = cv2.resize(image, whole[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-            return _window(image, round(-x), round(-y), size, fill)
-    scale = math.sqrt(abs(np.linalg.det(matrix[:2, :2])))
-    if scale < 0.9:
-        small = (max(1, round(width * scale)), max(1, round(height * scale)))
-        matrix = matrix @ _scaling(width / small[0], height / small[1])
-        image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
-    # OpenCV puts coordinate 0 into the middle of the first pixel.
-    centred = _translation(-0.5, -0.5) @ matrix @ _translation(0.5, 0.5)
+    below, right = -height % factor, -width % factor
+    if below or right:
+        image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE)
+    size = ((width + right) // factor, (height + below) // factor)
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def _sample(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], fill: tuple[float, ...]) -> np.ndarray:
+    """Bilinear samples of ``image``, ``size`` = (h, w); ``fill`` outside of it."""
+    centred = matrix[:2].copy()  # OpenCV's 0 is the middle of the first pixel
+    centred[:, 2] += matrix[:2, :2].sum(axis=1) / 2 - 0.5
     return cv2.warpAffine(
-        image, centred[:2], size[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=fill
+        image, centred, size[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=fill
     )
+
+
+def _warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], fill: tuple[float, ...]) -> np.ndarray:
+    """Resample uint8 (H, W, 3) to ``size`` (h, w); ``fill`` outside of the image. Whole pixels are only copied."""
+    factor = _reduction(matrix)
+    if factor > 1:
+        image, matrix = _shrink(image, factor), matrix @ _scaling(factor, factor)
+    if matrix[0, 1] == 0 and matrix[1, 0] == 0 and matrix[1, 1] > 0:
+        if matrix[0, 0] < 0:  # mirrored: the mirror image of what is not
+            mirror = np.array([[-1.0, 0, size[1]], [0, 1, 0], [0, 0, 1]])
+            return cv2.flip(_warp(image, mirror @ matrix, size, fill), 1)
+        scaled = np.array([image.shape[0] * matrix[1, 1], image.shape[1] * matrix[0, 0]])
+        start = -matrix[1::-1, 2]
+        whole, offset = np.round(scaled).astype(int), np.round(start).astype(int)
+        if max(np.abs(scaled - whole).max(), np.abs(start - offset).max()) < 1e-6:
+            if tuple(whole) != image.shape[:2]:
+                image = cv2.resize(image, (int(whole[1]), int(whole[0])), interpolation=cv2.INTER_LINEAR)
+            return _window(image, int(offset[1]), int(offset[0]), size, fill)
+    return _sample(image, matrix, size, fill)
 
 
 def _window(image: np.ndarray, x: int, y: int, size: tuple[int, int], fill: tuple[float, ...]) -> np.ndarray:
     """Cut ``size`` (h, w) at column x, row y (a view where it lies inside of the image), padded with ``fill``."""
     height, width = image.shape[:2]
-    if x == 0 and y == 0 and (height, width) == size:
-        return image
     top, left = max(y, 0), max(x, 0)
     bottom, right = min(y + size[0], height), min(x + size[1], width)
     inside = image[top : max(bottom, top), left : max(right, left)]
     if inside.shape[:2] == size:
         return inside
-    padded = np.empty((*size, *image.shape[2:]), np.uint8)
-    padded[:] = fill if image.ndim == 3 else fill[0]
+    padded = np.empty((*size, 3), np.uint8)
+    padded[:] = fill
     if inside.size:
         padded[top - y : top - y + inside.shape[0], left - x : left - x + inside.shape[1]] = inside
     return padded
@@ -353,53 +368,66 @@ def _window(image: np.ndarray, x: int, y: int, size: tuple[int, int], fill: tupl
 
 def render_frame(image: np.ndarray, plan: ClipPlan, t: int, fill: tuple[float, float, float]) -> np.ndarray:
     """Frame t of the plan from the stored frame (H, W, 3): uint8 (h, w, 3), possibly ``image`` itself."""
-    image = _warp(image, plan.matrices[t], plan.size, fill)
+    if plan.moves(t):
+        image = _warp(image, plan.matrices[t], plan.size, fill)
     return image if plan.colours is None else cv2.transform(image, plan.colours[t])
 
 
-def render_mask(mask: StoredMask, stored_size: tuple[int, int], plan: ClipPlan, t: int) -> np.ndarray:
-    """Mask of frame t of the plan, bool (h, w), from a stored mask of a frame of ``stored_size`` (H, W).
+def render_mask(mask: StoredMask, stored_size: tuple[int, int], plan: ClipPlan, t: int, target: np.ndarray) -> bool:
+    """Draw the mask of frame t of the plan into ``target``, bool (h, w), all False; only where it has anything.
 
-    Polygons are transformed and rasterised at the new size; bitmaps go the way of the pixels and count from a half on.
+    Polygons are moved and rasterised at the new size; bitmaps go the way of the pixels and count from a half on.
+
+    Args:
+        mask: of a frame of ``stored_size`` (H, W).
+
+    Returns:
+        Whether anything of it can be seen.
 
     Raises:
-        UserError: a mask that cannot be decoded or whose size is not the frame's.
+        UserError: a mask that cannot be read, or whose size is not the frame's.
     """
     matrix = plan.matrices[t]
     if isinstance(mask, list):
-        moved = [_move(polygon, matrix) for polygon in mask]
-        rles = mask_util.frPyObjects(moved, *plan.size)
-        return mask_util.decode(mask_util.merge(rles)).view(bool)
-    bitmap = decode_mask(mask, stored_size)
-    if plan.size == stored_size and np.array_equal(matrix, np.eye(3)):
-        return bitmap
-    image = np.ascontiguousarray(bitmap).view(np.uint8) * np.uint8(255)
-    return _warp(image, matrix, plan.size, (0.0,)) > 127
+        return _draw_polygons(mask, matrix, target)
+    part, x, y = cut_out(mask, stored_size)  # columns first, and so is what is made of it
+    if not part.size:
+        return False
+    if not plan.moves(t):
+        target[y : y + part.shape[1], x : x + part.shape[0]] = part.T > 0
+        return True
+    factor = _reduction(matrix)
+    if factor > 1:  # in the blocks of pixels that the image is shrunk by
+        part = cv2.copyMakeBorder(part, x % factor, 0, y % factor, 0, cv2.BORDER_CONSTANT, value=0)
+        part, x, y = _shrink(part, factor), x // factor, y // factor
+        matrix = matrix @ _scaling(factor, factor)
+    width, height = part.shape
+    corners = np.array([[x, y], [x + width, y], [x, y + height], [x + width, y + height]])
+    left, top, right, bottom = _bounds(corners @ matrix[:2, :2].T + matrix[:2, 2], target.shape)
+    if left >= right or top >= bottom:
+        return False
+    of_part = matrix[:, [1, 0, 2]]
+    of_part[:2, 2] += matrix[:2, :2] @ (x, y) - (left, top)
+    drawn = _sample(part, of_part, (bottom - top, right - left), (0.0,)) > 127
+    target[top:bottom, left:right] = drawn
+    return bool(drawn.any())
 
 
-def _move(polygon: list[float], matrix: np.ndarray) -> list[float]:
-    points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
-    return (points @ matrix[:2, :2].T + matrix[:2, 2]).ravel().tolist()
+def _draw_polygons(polygons: list[list[float]], matrix: np.ndarray, target: np.ndarray) -> bool:
+    moved = [np.reshape(polygon, (-1, 2)) @ matrix[:2, :2].T + matrix[:2, 2] for polygon in polygons]
+    left, top, right, bottom = _bounds(np.concatenate(moved), target.shape)
+    if left >= right or top >= bottom:
+        return False
+    shifted = [(points - (left, top)).ravel().tolist() for points in moved]
+    rles = mask_util.frPyObjects(shifted, bottom - top, right - left)
+    drawn = mask_util.decode(mask_util.merge(rles)).view(bool)
+    target[top:bottom, left:right] = drawn
+    return bool(drawn.any())
 
 
-def decode_mask(mask: StoredMask, size: tuple[int, int]) -> np.ndarray:
-    """A stored mask as bool (H, W); ``size`` is the (H, W) it must have.
-
-    Raises:
-        UserError: a mask that cannot be decoded or whose size is another.
-    """
-    if isinstance(mask, np.ndarray):
-        found, bitmap = mask.shape, mask
-    elif isinstance(mask, list):
-        return mask_util.decode(mask_util.merge(mask_util.frPyObjects(mask, *size))).view(bool)
-    else:
-        found = tuple(mask["size"])
-        if found == size:
-            compressed = mask_util.frPyObjects(mask, *size) if isinstance(mask["counts"], list) else mask
-            try:
-                bitmap = mask_util.decode(compressed).view(bool)
-            except ValueError as error:
-                raise UserError(f"an RLE mask that cannot be decoded ({error})") from None
-    if found != size:
-        raise UserError(f"a mask of {found[0]} x {found[1]} (height x width) in a frame of {size[0]} x {size[1]}")
-    return bitmap
+def _bounds(points: np.ndarray, size: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the whole pixels around ``points`` (P, 2), with one to spare, inside of (h, w)."""
+    low, high = np.floor(points.min(axis=0)) - 1, np.ceil(points.max(axis=0)) + 1
+    left, top = np.maximum(low, 0).astype(int)
+    right, bottom = np.minimum(high, size[::-1]).astype(int)
+    return int(left), int(top), int(right), int(bottom)

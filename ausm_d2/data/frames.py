@@ -36,7 +36,7 @@ def read_image(path: str) -> np.ndarray:
         raise UserError(f"{path}: the picture cannot be read: {error.strerror or error}") from None
     image = None
     if _looks_complete(data):
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
     if image is None:
         try:
             with Image.open(io.BytesIO(data.tobytes())) as picture:
@@ -44,7 +44,7 @@ def read_image(path: str) -> np.ndarray:
         except (OSError, SyntaxError, UnidentifiedImageError) as error:
             reason = str(error).replace("\n", " ").partition(" <_io")[0] if len(data) else "the file is empty"
             raise UserError(f"{path}: the picture cannot be decoded: {reason}") from None
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    return image
 
 
 def image_size(path: str) -> tuple[int, int]:

@@ -10,7 +10,8 @@ Shape shorthand:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -35,6 +36,7 @@ class ClipMapper:
         samplers: Mapping[str, ClipSampler],
         augmentations: Sequence[Augmentation],
         pseudo_augmentations: Sequence[Augmentation],
+        copy_paste: float = 0.0,
         fill: tuple[float, float, float] = (124.0, 116.0, 104.0),
     ) -> None:
         """
@@ -42,11 +44,13 @@ class ClipMapper:
             samplers: the clip sampler of each data set, by name.
             augmentations: for clips of videos, in their order.
             pseudo_augmentations: for clips made of one image.
+            copy_paste: probability that objects of another image go through a clip made of one image.
             fill: RGB of what lies outside of the stored frame; the mean pixel, so that the model sees zeros.
         """
         self.samplers = samplers
         self.augmentations = augmentations
         self.pseudo_augmentations = pseudo_augmentations
+        self.copy_paste = copy_paste
         self.fill = fill
 
     @classmethod
@@ -61,11 +65,24 @@ class ClipMapper:
             "samplers": {name: ClipSampler(cfg, ranges[i] if ranges else None) for i, name in enumerate(names)},
             "augmentations": build_augmentations(cfg, pseudo=False),
             "pseudo_augmentations": build_augmentations(cfg, pseudo=True),
+            "copy_paste": cfg.INPUT.PSEUDO.COPY_PASTE,
             "fill": (red, green, blue),
         }
 
-    def __call__(self, dataset_name: str, record: VideoRecord, rng: np.random.Generator) -> dict[str, Any]:
+    def __call__(
+        self,
+        dataset_name: str,
+        record: VideoRecord,
+        rng: np.random.Generator,
+        draw_other: Callable[[np.random.Generator], VideoRecord] | None = None,
+    ) -> dict[str, Any]:
         """
+        Args:
+            dataset_name: what the record is of.
+            record: a video, or an image as a video of one frame.
+            rng: everything random comes from it.
+            draw_other: gives any other record of the data set, for copy-paste.
+
         Returns:
             "image" uint8 (T, 3, h, w) RGB; "masks" bool (N, T, h, w), row i = instance i in every frame;
             "classes" int64 (N,); "labelled" bool (T,); "head", "exhaustive", "task", "dataset_name", "video_id";
@@ -76,50 +93,22 @@ class ClipMapper:
         """
         metadata = MetadataCatalog.get(dataset_name)
         sampler = self.samplers[dataset_name]
-        stored_size = (record.height, record.width)
-        if metadata.task == "image":
-            indices, augmentations = [0] * sampler.num_frames, self.pseudo_augmentations
-        else:
-            indices, augmentations = sampler(labelled_frames(record), rng), self.augmentations
-        plan = ClipPlan.identity(len(indices), stored_size)
-        for augmentation in augmentations:
+        pseudo = metadata.task == "image"
+        indices = [0] * sampler.num_frames if pseudo else sampler(labelled_frames(record), rng)
+        plan = ClipPlan.identity(len(indices), (record.height, record.width))
+        for augmentation in self.pseudo_augmentations if pseudo else self.augmentations:
             augmentation(plan, rng)
+        clip = self._render(record, indices, plan)
+        if pseudo and draw_other is not None and rng.random() < self.copy_paste:
+            other = draw_other(rng)
+            pasted_plan = _passing_by(plan, (other.height, other.width), rng)
+            clip.paste(self._render(other, indices, pasted_plan), rng)
 
-        height, width = plan.size
-        image = np.empty((len(indices), 3, height, width), np.uint8)
-        # In temporal order, because a video file is read forwards; each stored frame once.
-        order = sorted(range(len(indices)), key=lambda t: indices[t])
-        visible: dict[int, list[tuple[int, np.ndarray]]] = {}
-        categories = {instance.instance_id: instance.category_id for instance in record.instances}
-        crowds = {instance.instance_id for instance in record.instances if instance.is_crowd}
-        stored_index, frame = -1, np.empty(0)
-        masks: Mapping[int, StoredMask] = {}
-        for t in order:
-            if indices[t] != stored_index:
-                stored_index = indices[t]
-                frame = read_frame(record, stored_index)
-                masks = record.masks.read(stored_index) if record.masks else {}
-            cv2.split(render_frame(frame, plan, t, self.fill), list(image[t]))
-            for instance_id, mask in masks.items():
-                if instance_id in crowds:
-                    continue
-                try:
-                    rendered = render_mask(mask, stored_size, plan, t)
-                except UserError as error:
-                    where = f"{dataset_name}, video {record.name}, frame {record.frames.names[stored_index]}"
-                    raise UserError(f"{where}, instance {instance_id}: {error}") from None
-                if rendered.any():
-                    visible.setdefault(instance_id, []).append((t, rendered))
-
-        result = np.zeros((len(visible), len(indices), height, width), bool)
-        for row, frames in enumerate(visible.values()):
-            for t, rendered in frames:
-                result[row, t] = rendered
         labelled = [record.labelled is None or record.labelled[index] for index in indices]
         return {
-            "image": torch.from_numpy(image),
-            "masks": torch.from_numpy(result),
-            "classes": torch.tensor([categories.get(i, 0) for i in visible], dtype=torch.int64),
+            "image": torch.from_numpy(clip.image),
+            "masks": torch.from_numpy(clip.masks),
+            "classes": torch.tensor(clip.classes, dtype=torch.int64),
             "labelled": torch.tensor(labelled, dtype=torch.bool),
             "head": metadata.head,
             "exhaustive": metadata.exhaustive,
@@ -130,6 +119,73 @@ class ClipMapper:
             "height": record.height,
             "width": record.width,
         }
+
+    def _render(self, record: VideoRecord, indices: Sequence[int], plan: ClipPlan) -> _Clip:
+        """Frames ``indices`` (T) of a record as ``plan`` wants them; only instances that can be seen."""
+        image = np.empty((len(indices), 3, *plan.size), np.uint8)
+        crowds = {instance.instance_id for instance in record.instances if instance.is_crowd}
+        stored: dict[int, Mapping[int, StoredMask]] = {}
+        # In temporal order, because a video file is read forwards; each stored frame once.
+        last, frame = -1, np.empty(0)
+        for t in sorted(range(len(indices)), key=lambda t: indices[t]):
+            if indices[t] != last:
+                last = indices[t]
+                frame = read_frame(record, last)
+                stored[last] = record.masks.read(last) if record.masks else {}
+            cv2.split(render_frame(frame, plan, t, self.fill), list(image[t]))
+
+        ids = [i for i in dict.fromkeys(i for masks in stored.values() for i in masks) if i not in crowds]
+        result = np.zeros((len(ids), len(indices), *plan.size), bool)
+        seen: np.ndarray = np.zeros(len(ids), bool)
+        for row, instance_id in enumerate(ids):
+            for t, index in enumerate(indices):
+                mask = stored[index].get(instance_id)
+                try:
+                    if mask is not None:
+                        seen[row] |= render_mask(mask, (record.height, record.width), plan, t, result[row, t])
+                except UserError as error:
+                    where = f"video {record.name}, frame {record.frames.names[index]}, instance {instance_id}"
+                    raise UserError(f"{where}: {error}") from None
+        if not seen.all():
+            result, ids = result[seen], [instance_id for row, instance_id in enumerate(ids) if seen[row]]
+        categories = {instance.instance_id: instance.category_id for instance in record.instances}
+        return _Clip(image, result, [categories.get(instance_id, 0) for instance_id in ids])
+
+
+@dataclass
+class _Clip:
+    image: np.ndarray  # uint8 (T, 3, h, w)
+    masks: np.ndarray  # bool (N, T, h, w)
+    classes: list[int]  # N
+
+    def paste(self, other: _Clip, rng: np.random.Generator) -> None:
+        """Put some of the other clip's objects before everything in this one."""
+        chosen = np.flatnonzero(rng.random(len(other.classes)) < 0.5)
+        pasted = other.masks[chosen]
+        cover = pasted.any(axis=0)
+        for t in range(len(self.image)):
+            self.image[t][:, cover[t]] = other.image[t][:, cover[t]]
+        masks = np.concatenate([self.masks & ~cover, pasted])
+        classes = np.concatenate([np.asarray(self.classes, np.int64), np.asarray(other.classes, np.int64)[chosen]])
+        visible = masks.any(axis=(1, 2, 3))
+        self.masks, self.classes = masks[visible], classes[visible].tolist()
+
+
+def _passing_by(plan: ClipPlan, size: tuple[int, int], rng: np.random.Generator) -> ClipPlan:
+    """A plan for another image of ``size``: 40 to 100 % as large as the frames of ``plan``, on a straight way."""
+    other = ClipPlan.identity(plan.num_frames, size)
+    height, width = plan.size
+    scale = rng.uniform(0.4, 1.0) * min(height / size[0], width / size[1])
+    path = np.linspace(0.0, 1.0, plan.num_frames)
+    (y0, x0), (y1, x1) = rng.random((2, 2))
+    matrix = np.zeros((plan.num_frames, 3, 3))
+    matrix[:, 0, 0] = matrix[:, 1, 1] = scale
+    matrix[:, 0, 2] = (x0 + (x1 - x0) * path) * width - scale * size[1] / 2
+    matrix[:, 1, 2] = (y0 + (y1 - y0) * path) * height - scale * size[0] / 2
+    matrix[:, 2, 2] = 1.0
+    other.transform(matrix, plan.size)
+    other.colours = plan.colours
+    return other
 
 
 def labelled_frames(record: VideoRecord) -> Sequence[int]:

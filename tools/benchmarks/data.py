@@ -1,0 +1,146 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Loader throughput: training clips from 1280x720 JPEG, against the cost of decoding those JPEGs alone."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.config import get_cfg
+
+from ausm_d2.config import add_ausm_config
+from ausm_d2.data.build import get_records, prepare_worker
+from ausm_d2.data.catalog import register_ytvis_style
+from ausm_d2.data.mapper import ClipMapper
+from ausm_d2.data.video import VideoRecord
+from ausm_d2.evaluation.rle import encode
+
+_NAME = "benchmark_data"
+_SIZE = (720, 1280)  # pixels: height, width
+_OBJECTS = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--clips", type=int, default=40, help="training clips per measurement")
+    parser.add_argument("--frames", type=int, default=5, help="frames of a clip")
+    parser.add_argument("--short-side", type=int, default=480, help="of the augmented frames, pixels")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Frames per second of one worker (one thread), and how many times the cost of JPEG decoding a frame is.
+
+    Times are those that the thread computes, so that a busy machine does not count. "plain" only resizes; "full" also
+    crops (probability 0.5), flips, rotates and changes colours.
+    """
+    prepare_worker()
+    with tempfile.TemporaryDirectory() as folder:
+        return _measure(Path(folder), args)
+
+
+def _measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    files = _write_video(folder, num_frames=2 * args.frames)
+    register_ytvis_style(_NAME, str(folder / "labels.json"), str(folder))
+    record = get_records(_NAME)[0]
+    full = {
+        "INPUT.AUGMENTATIONS": ["brightness", "contrast", "saturation", "rotation"],
+        "INPUT.CROP.ENABLED": True,
+        "INPUT.CROP.TYPE": "absolute_range",
+        "INPUT.CROP.SIZE": [384, 600],
+        "INPUT.CROP.DRIFT": 0.1,
+        "INPUT.RANDOM_FLIP": "flip_by_clip",
+    }
+    mappers = {
+        "plain": _mapper(args, {"INPUT.RANDOM_FLIP": "none"}),
+        "without colour": _mapper(args, {**full, "INPUT.AUGMENTATIONS": ["rotation"]}),
+        "full": _mapper(args, full),
+    }
+    unlabelled = dataclasses.replace(record, masks=None)
+    encoded = [np.fromfile(file, np.uint8) for file in files]
+
+    def decode(i: int) -> None:
+        for data in encoded[: args.frames]:
+            cv2.imdecode(data, cv2.IMREAD_COLOR)
+
+    steps: dict[str, Callable[[int], Any]] = {"decoding alone": decode}
+    for name, mapper in mappers.items():
+        steps[name] = partial(_one_clip, mapper, record)
+    steps["full, without masks"] = partial(_one_clip, mappers["full"], unlabelled)
+
+    # Interleaved, so that whatever else the machine does falls on all of them alike.
+    seconds = dict.fromkeys(steps, 0.0)
+    for i in range(-2, args.clips):
+        for name, step in steps.items():
+            start = time.thread_time()
+            step(max(i, 0))
+            if i >= 0:  # the first two warm up
+                seconds[name] += time.thread_time() - start
+    frames = args.clips * args.frames
+    return {
+        "jpeg": f"{_SIZE[1]}x{_SIZE[0]}, quality 90, {np.mean([len(data) for data in encoded]) / 1000:.0f} kB, "
+        f"{_OBJECTS} objects",
+        "frames_per_second": {name: round(frames / value, 1) for name, value in seconds.items()},
+        "milliseconds_per_frame": {name: round(1000 * value / frames, 2) for name, value in seconds.items()},
+        "times_the_cost_of_decoding": {
+            name: round(value / seconds["decoding alone"], 2) for name, value in seconds.items()
+        },
+    }
+
+
+def _one_clip(mapper: ClipMapper, record: VideoRecord, seed: int) -> None:
+    mapper(_NAME, record, np.random.default_rng(seed))
+
+
+def _mapper(args: argparse.Namespace, keys: dict[str, Any]) -> ClipMapper:
+    cfg = get_cfg()
+    add_ausm_config(cfg)
+    cfg.DATASETS.TRAIN = (_NAME,)
+    cfg.INPUT.SAMPLING_FRAME_NUM = args.frames
+    cfg.INPUT.MIN_SIZE_TRAIN = (args.short_side,)
+    cfg.merge_from_list([part for item in keys.items() for part in item])
+    return ClipMapper(cfg)
+
+
+def _write_video(folder: Path, num_frames: int) -> list[Path]:
+    """A textured scene with objects of wavy outline that move; JPEGs and a file in the YouTube-VIS form."""
+    rng = np.random.default_rng(0)
+    height, width = _SIZE
+    scene = np.zeros((height, width, 3), np.float32)
+    for octave in range(8):  # as many bytes per pixel as DAVIS frames have at that quality, 0.28
+        noise = rng.standard_normal((3 * 2**octave, 5 * 2**octave, 3)).astype(np.float32)
+        scene += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC) * 50 / 1.34**octave
+    scene = np.clip(scene + 120, 0, 255)
+    angles = np.linspace(0, 2 * np.pi, 120, endpoint=False)
+    radii = 90 + 12 * np.sin(angles * rng.integers(3, 12, (_OBJECTS, 1))) + 10 * np.cos(2 * angles)
+    outlines = np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=-1)
+    starts, ways = rng.uniform((250, 150), (1000, 550), (_OBJECTS, 2)), rng.uniform(-12, 12, (_OBJECTS, 2))
+    files = []
+    segmentations: list[list[Any]] = [[] for _ in range(_OBJECTS)]
+    for t in range(num_frames):
+        frame = np.roll(scene, 3 * t, axis=1).astype(np.uint8)
+        for i in range(_OBJECTS):
+            mask = np.zeros((height, width), np.uint8)
+            cv2.fillPoly(mask, [np.round(outlines[i] + starts[i] + t * ways[i]).astype(np.int32)], 1)
+            frame[mask > 0] = frame[mask > 0] // 2 + rng.integers(0, 128, 3, dtype=np.uint8)
+            segmentations[i].append(encode(mask))
+        files.append(folder / f"{t:05d}.jpg")
+        cv2.imwrite(str(files[-1]), frame, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    labels = {
+        "categories": [{"id": 1, "name": "thing"}],
+        "videos": [
+            {"id": 1, "height": height, "width": width, "length": num_frames, "file_names": [f.name for f in files]}
+        ],
+        "annotations": [
+            {"id": i + 1, "video_id": 1, "category_id": 1, "segmentations": segmentations[i]} for i in range(_OBJECTS)
+        ],
+    }
+    (folder / "labels.json").write_text(json.dumps(labels))
+    return files
