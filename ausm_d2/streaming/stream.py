@@ -305,13 +305,15 @@ class Stream:
                     f"the frame {size[1]}x{size[0]}"
                 )
         known = {object_id: self._slot_of(object_id) for object_id in self.track_ids if object_id in prompts}
-        state.prompted[list(known.values())] = True  # a correction: the object keeps its id, its slot and its vector
-        room = int((~state.in_use | self._recyclable()).sum())
+        available = ~state.in_use | self._recyclable()
+        available[list(known.values())] = False
+        room = int(available.sum())
         if len(prompts) - len(known) > room:
             raise UserError(
                 f"{len(prompts) - len(known)} new objects cannot be followed: {room} of {len(state.ids)} ID vectors "
                 "(MODEL.AUSM.NUM_ID) are free"
             )
+        state.prompted[list(known.values())] = True  # a correction: the object keeps its id, its slot and its vector
         slots = set()
         for object_id, mask in prompts.items():
             marked = self._mark(mask)

@@ -286,7 +286,8 @@ def _segment_prompted(model: AUSM, record: VideoRecord, settings: VideoSettings,
         output = stream.step(record.frames[visit.frame], waiting.pop(visit.frame, {}))
         if not visit.counts:
             continue
-        logits = stream.logits(output, prompts.get(visit.frame) if model.prompt_index == "frame" else None)
+        predicted = model.prompt_index == "zero" and visit.frame == 0
+        logits = stream.logits(output, None if predicted else prompts.get(visit.frame))
         masks = (logits > 0 if overlap else without_overlaps(logits)).cpu().numpy()
         for object_id, mask in zip(output.track_ids, masks, strict=True):
             if mask.any():

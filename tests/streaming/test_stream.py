@@ -196,6 +196,10 @@ def test_more_prompts_than_vectors_change_nothing() -> None:
         stream.add({2: pixels(2), 3: pixels(3)})
     with pytest.raises(UserError, match="mask of object 4 is 8x8 pixels, the frame 32x32"):
         stream.add({2: pixels(2), 4: pixels(2)[:8, :8]})
+    stream.state.prompted[0] = False
+    with pytest.raises(UserError, match=r"2 new objects cannot be followed: 1 of 2"):
+        stream.add({1: pixels(9), 2: pixels(2), 3: pixels(3)})  # with a correction of 1
+    assert torch.equal(masks(stream)[0], cells(1) > 0) and not stream.state.prompted.any()
     assert torch.equal(stream.state.ids, before) and torch.equal(stream.state.generator.get_state(), generator)
     stream.add({2: pixels(2), 1: pixels(9)})
     assert stream.track_ids == [1, 2]

@@ -1,0 +1,260 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""From stored frames to masks of their size, and whole videos to results."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ausm_d2.data.video import VideoRecord
+from ausm_d2.errors import UserError
+from ausm_d2.evaluation.rle import decode
+from ausm_d2.meta_arch import AUSM
+from ausm_d2.streaming.stream import FrameOutput
+from ausm_d2.streaming.video import (
+    FrameStream,
+    VideoSettings,
+    best_tracks,
+    segment_video,
+    shown_rows,
+    upsample_logits,
+    winners,
+    without_overlaps,
+)
+from tests.data.stubs import ArrayFrames, ListedMasks
+from tests.tiny import tiny_cfg, tiny_model
+
+SIZE = (50, 70)
+
+
+@pytest.fixture(scope="module")
+def model() -> AUSM:
+    return tiny_model().eval()
+
+
+def settings(*opts: Any) -> VideoSettings:
+    return VideoSettings.from_config(tiny_cfg(*opts))
+
+
+def noise(count: int, size: tuple[int, int] = SIZE) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*size, 3), np.uint8) for _ in range(count)]
+
+
+def box(x: int, y: int, width: int = 20, height: int = 20) -> np.ndarray:
+    mask = np.zeros(SIZE, bool)
+    mask[y : y + height, x : x + width] = True
+    return mask
+
+
+def by_hand(logits: Tensor, input_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """Bilinear sampling where the centre of each pixel lies in the grid of cells (R, H4, W4), in float64."""
+    values = logits.double().numpy()
+    for axis in (0, 1):
+        places = (np.arange(size[axis]) + 0.5) * input_size[axis] / size[axis] / 4 - 0.5
+        cells = np.arange(values.shape[axis + 1])
+        values = np.apply_along_axis(lambda row, at=places, x=cells: np.interp(at, x, row), axis + 1, values)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("input_size", "size"),
+    [
+        ((64, 96), (64, 96)),  # as stored, no padding
+        ((50, 70), (50, 70)),  # as stored, padded
+        ((50, 96), (100, 192)),  # enlarged, padded on one side only
+        ((61, 67), (33, 41)),  # shrunk, odd sizes
+        ((96, 170), (1080, 1913)),
+        ((49, 97), (147, 291)),  # 3 times; its scale is rounded in floating point
+        ((1, 1), (7, 5)),
+    ],
+)
+def test_masks_are_upsampled_to_where_they_belong(input_size: tuple[int, int], size: tuple[int, int]) -> None:
+    padded = [-(-side // 32) * 8 for side in input_size]
+    logits = torch.randn(2, *padded)
+    upsampled = upsample_logits(logits, input_size, size)
+    assert upsampled.shape == (2, *size)
+    np.testing.assert_allclose(upsampled.numpy(), by_hand(logits, input_size, size), atol=2e-3)
+
+
+def test_upsampling_no_rows() -> None:
+    assert upsample_logits(torch.zeros(0, 16, 24), (50, 70), SIZE).shape == (0, *SIZE)
+
+
+def test_a_pixel_goes_to_its_surest_row() -> None:
+    logits = torch.tensor([[[3.0, 1.0, -1.0]], [[2.0, 4.0, -2.0]], [[-1.0, 5.0, -3.0]]])
+    assert winners(logits).tolist() == [[0, 2, -1]]
+    assert without_overlaps(logits)[:, 0].tolist() == [[True, False, False], [False] * 3, [False, True, False]]
+    assert winners(logits[:0]).tolist() == [[-1, -1, -1]] and without_overlaps(logits[:0]).shape == (0, 1, 3)
+
+
+def test_frames_are_resized_as_the_config_says() -> None:
+    frame = noise(1, (100, 160))[0]
+    assert settings().resize(frame).shape == (3, 100, 160)
+    assert np.array_equal(settings().resize(frame).permute(1, 2, 0), frame)
+    assert settings("INPUT.MIN_SIZE_TEST", 50).resize(frame).shape == (3, 50, 80)
+    assert settings("INPUT.MIN_SIZE_TEST", 50, "INPUT.MAX_SIZE_TEST", 60).resize(frame).shape == (3, 38, 60)
+
+
+def test_masks_are_resized_by_the_share_they_cover() -> None:
+    mask = np.zeros((8, 8), bool)
+    mask[0:2, 0:2] = mask[4:6, 3] = mask[7, 7] = True  # all, half and a quarter of a cell of 2 x 2
+    resized = settings().resize_mask(mask, (4, 4))
+    assert resized.nonzero().tolist() == [[0, 0], [2, 1]]
+    assert np.array_equal(settings().resize_mask(mask, (8, 8)), mask)
+    lone = np.zeros((8, 8), bool)
+    lone[7, 7] = True
+    assert settings().resize_mask(lone, (4, 4)).nonzero().tolist() == [[3, 3]]  # never lost
+    assert not settings().resize_mask(np.zeros((8, 8), bool), (4, 4)).any()
+
+
+def rows(*entries: tuple[float, bool, bool]) -> FrameOutput:
+    """Rows of a frame: probability, visible, prompted."""
+    probabilities, visible, prompted = (torch.tensor(each) for each in zip(*entries, strict=True))
+    return FrameOutput(
+        frame_index=0,
+        track_ids=list(range(1, len(entries) + 1)),
+        probabilities=probabilities[:, None].double(),
+        mean_probabilities=probabilities[:, None].double(),
+        mask_logits=torch.zeros(len(entries), 1, 1),
+        visible=visible,
+        prompted=prompted,
+        given=set(),
+    )
+
+
+def test_what_is_shown() -> None:
+    output = rows((0.5, True, False), (0.9, True, False), (0.7, False, False), (0.6, True, False), (0.1, False, True))
+    assert shown_rows(output).track_ids == [1, 2, 4, 5]
+    assert shown_rows(output, 2).track_ids == [2, 5]  # the second best is hidden
+    assert shown_rows(output, 3).track_ids == [2, 4, 5]
+
+
+def test_scope_of_the_best() -> None:
+    masks: dict = {3: [None], 8: [None]}
+    scores = {3: torch.tensor([0.5, 0.4, 0.0]), 8: torch.tensor([0.1, 0.2, 0.6]), 9: torch.tensor([0.9, 0.9, 0.9])}
+
+    def pairs(scope: str, topk: int) -> list[tuple[int, int, float]]:
+        entries = best_tracks(masks, scores, settings("TEST.AUSM.TOPK_SCOPE", scope, "TEST.AUSM.TOPK", topk))
+        return [(entry["track_id"], entry["category_id"], round(entry["score"], 3)) for entry in entries]
+
+    # 9 never had a mask that counts. A video's best are pairs, so a track may come with two classes.
+    assert pairs("video", 3) == [(8, 2, 0.6), (3, 0, 0.5), (3, 1, 0.4)]
+    assert pairs("frame", 3) == [(8, 2, 0.6), (3, 0, 0.5)]
+    assert best_tracks({}, {}, settings()) == []
+    with pytest.raises(UserError, match=r"TEST\.AUSM\.TOPK_SCOPE: 'clip' is not one of video, frame"):
+        settings("TEST.AUSM.TOPK_SCOPE", "clip")
+
+
+def test_given_masks_are_the_output_exactly_and_win(model: AUSM) -> None:
+    stream = FrameStream(model, settings("INPUT.MIN_SIZE_TEST", 32), head="object", detect=False)
+    thin = np.zeros(SIZE, bool)
+    thin[np.arange(50), np.arange(50)] = True
+    prompts = {5: box(3, 4), 2: thin}
+    output = stream.step(noise(1)[0], prompts)
+    logits = stream.logits(output, prompts)
+    assert output.track_ids == [5, 2]
+    assert np.array_equal((logits > 0).numpy(), np.stack([prompts[5], prompts[2]]))
+    assert np.array_equal(without_overlaps(logits).numpy(), np.stack([prompts[5], prompts[2] & ~prompts[5]]))
+    stream.add({5: prompts[5]})
+    with pytest.raises(UserError, match="frame of 35x50 pixels follows frames of 70x50"):
+        stream.step(noise(1, (50, 35))[0])
+
+
+def record(length: int, prompts: dict[int, tuple[int, np.ndarray]] | None = None) -> VideoRecord:
+    """Noise, and objects that are given at a frame."""
+    given = prompts or {}
+    masks = {i: [mask if t == frame else None for t in range(length)] for i, (frame, mask) in given.items()}
+    return VideoRecord(
+        video_id="v",
+        name="v",
+        height=SIZE[0],
+        width=SIZE[1],
+        frames=ArrayFrames(noise(length)),
+        masks=ListedMasks(masks),
+        prompt_frames={i: frame for i, (frame, _) in given.items()},
+    )
+
+
+def segment(model: AUSM, video: VideoRecord, how: VideoSettings, *, overlap: bool = False) -> dict[str, Any]:
+    task = "vos" if video.prompt_frames else "vis"
+    head = "object" if task == "vos" else "synthvis"
+    item = {"record": video, "dataset_name": "x", "task": task, "head": head, "overlap": overlap}
+    return segment_video(model, item, how)
+
+
+def test_a_prompted_video(model: AUSM) -> None:
+    given = {4: (0, box(2, 2)), 9: (0, box(12, 8)), 6: (2, box(40, 20))}
+    for overlap in (False, True):
+        result = segment(model, record(4, given), settings(), overlap=overlap)
+        assert result["video_id"] == "v" and set(result["objects"]) == {4, 9, 6}
+        masks = {i: [None if rle is None else decode(rle) for rle in of] for i, of in result["objects"].items()}
+        assert masks[6][0] is None and masks[6][1] is None and np.array_equal(masks[6][2], given[6][1])
+        assert np.array_equal(masks[4][0], given[4][1])
+        assert np.array_equal(masks[9][0], given[9][1] if overlap else given[9][1] & ~given[4][1])
+        for t in range(4):
+            shown = [of[t] for of in masks.values() if of[t] is not None]
+            assert overlap or np.sum(shown, axis=0).max() <= 1
+            assert all(mask.any() for mask in shown)  # an empty mask is no mask
+
+
+def test_prompt_zero_predicts_the_first_frame() -> None:
+    model = tiny_model("MODEL.AUSM.PROMPT_INDEX", "zero").eval()
+    result = segment(model, record(2, {4: (0, box(2, 2)), 6: (1, box(30, 20))}), settings())
+    first = result["objects"][4][0]
+    assert first is None or not np.array_equal(decode(first), box(2, 2))
+    assert np.array_equal(decode(result["objects"][6][1]), box(30, 20))
+
+
+def test_an_unprompted_video_has_the_masks_of_its_stream(model: AUSM) -> None:
+    how = settings("TEST.AUSM.TOPK", 100)
+    video = record(3)
+    tracks = {track["track_id"]: track for track in segment(model, video, how)["tracks"]}
+    stream = FrameStream(model, how, head="synthvis", detect=True)
+    seen = set()
+    for t in range(3):
+        output = stream.step(video.frames[t])
+        for track_id, mask in zip(output.track_ids, (stream.logits(output) > 0).numpy(), strict=True):
+            if mask.any():
+                seen.add(track_id)
+                assert np.array_equal(decode(tracks[track_id]["segmentations"][t]), mask)
+            elif track_id in tracks:
+                assert tracks[track_id]["segmentations"][t] is None
+    assert seen == set(tracks) and seen
+    for row, track_id in enumerate(output.track_ids):
+        if track_id in tracks:
+            entries = [track for track in segment(model, video, how)["tracks"] if track["track_id"] == track_id]
+            by_class = {entry["category_id"]: entry["score"] for entry in entries}
+            assert by_class == pytest.approx(dict(enumerate(output.mean_probabilities[row].tolist())))
+
+
+def test_per_frame_scope_keeps_the_best_of_each_frame(model: AUSM) -> None:
+    how = settings("TEST.AUSM.TOPK", 2, "TEST.AUSM.TOPK_SCOPE", "frame")
+    tracks = segment(model, record(3), how)["tracks"]
+    assert len({track["track_id"] for track in tracks}) == len(tracks)
+    for t in range(3):
+        assert sum(track["segmentations"][t] is not None for track in tracks) <= 2
+    whole = segment(model, record(3), replace(how, topk=100))["tracks"]
+    assert len(whole) > len(tracks)
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_repeated_input_gives_every_frame_one_result(model: AUSM, length: int) -> None:
+    how = settings("TEST.AUSM.REPEAT", 3, "TEST.AUSM.SPATIAL_TRAVERSAL", length == 1, "TEST.AUSM.TOPK", 100)
+    tracks = segment(model, record(length), how)["tracks"]
+    assert tracks and all(len(track["segmentations"]) == length for track in tracks)
+    objects = segment(model, record(length, {3: (0, box(2, 2))}), replace(how, spatial_traversal=False))["objects"]
+    assert np.array_equal(decode(objects[3][0]), box(2, 2)) and len(objects[3]) == length
+
+
+def test_prompts_that_are_missing_are_named(model: AUSM) -> None:
+    video = record(2, {4: (0, box(2, 2))})
+    with pytest.raises(UserError, match="video v: object 4 has no mask in frame 1, where it is given"):
+        segment(model, replace(video, prompt_frames={4: 1}), settings())
+    with pytest.raises(UserError, match="video v: has no masks to prompt with"):
+        segment(model, replace(video, masks=None), settings())
