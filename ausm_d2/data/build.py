@@ -152,6 +152,23 @@ def _has_instances(record: VideoRecord) -> bool:
     return any(not instance.is_crowd for instance in record.instances)
 
 
+def get_training_records(cfg: CfgNode, name: str) -> list[VideoRecord]:
+    """The records of a data set that have something to learn (all, without ``FILTER_EMPTY_ANNOTATIONS``).
+
+    Raises:
+        UserError: there are none.
+    """
+    records = get_records(name)
+    # Class-agnostic data sets list no instances: finding them would mean reading every mask.
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and MetadataCatalog.get(name).task != "vos":
+        kept = [record for record in records if _has_instances(record)]
+        logger.info("%s: %d of %d videos have instances", name, len(kept), len(records))
+        records = kept
+    if not records:
+        raise UserError(f"data set {name!r} has no video with instances to train on")
+    return records
+
+
 def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
     """Endless batches of ``SOLVER.IMS_PER_BATCH`` clips (all processes together) drawn from ``DATASETS.TRAIN``.
 
@@ -165,18 +182,7 @@ def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
     names = list(cfg.DATASETS.TRAIN)
     if not names:
         raise UserError("DATASETS.TRAIN: empty")
-    records = []
-    for name in names:
-        of_one = get_records(name)
-        # Class-agnostic data sets list no instances: finding them would mean reading every mask.
-        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and MetadataCatalog.get(name).task != "vos":
-            kept = [record for record in of_one if _has_instances(record)]
-            logger.info("%s: %d of %d videos have instances", name, len(kept), len(of_one))
-            of_one = kept
-        if not of_one:
-            raise UserError(f"data set {name!r} has no video with instances to train on")
-        records.append(of_one)
-
+    records = [get_training_records(cfg, name) for name in names]
     sizes = [len(of_one) for of_one in records]
     ratios = list(cfg.DATASETS.DATASET_RATIO) or sizes
     if len(ratios) != len(names) or min(ratios) < 0 or sum(ratios) <= 0:

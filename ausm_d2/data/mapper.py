@@ -162,12 +162,12 @@ class _Clip:
         """Put some of the other clip's objects before everything in this one."""
         chosen = np.flatnonzero(rng.random(len(other.classes)) < 0.5)
         pasted = other.masks[chosen]
-        cover = pasted.any(axis=0)
+        cover = np.logical_or.reduce(pasted, axis=0)
         for t in range(len(self.image)):
             self.image[t][:, cover[t]] = other.image[t][:, cover[t]]
         masks = np.concatenate([self.masks & ~cover, pasted])
         classes = np.concatenate([np.asarray(self.classes, np.int64), np.asarray(other.classes, np.int64)[chosen]])
-        visible = masks.any(axis=(1, 2, 3))
+        visible = np.flatnonzero(masks.any(axis=(1, 2, 3)))
         self.masks, self.classes = masks[visible], classes[visible].tolist()
 
 

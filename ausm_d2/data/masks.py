@@ -14,13 +14,11 @@ from functools import cached_property
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
-from PIL import Image, UnidentifiedImageError
 
 from ausm_d2.data.video import MaskSource, StoredMask
 from ausm_d2.errors import UserError
+from ausm_d2.evaluation.png import read_labels, read_picture
 from ausm_d2.evaluation.rle import to_rle
-
-_VOID = 255  # of 8-bit label pictures
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class ObjectFolders:
         for object_id, folder in self.folders.items():
             if name in self.pictures[object_id]:
                 path = f"{self.root}/{folder}/{name}.png"
-                mask = _read_png(path) > 0
+                mask = read_picture(path) > 0
                 _check_size(path, mask, self.size)
                 if mask.any():
                     masks[object_id] = mask
@@ -80,45 +78,6 @@ def _check_size(path: str, picture: np.ndarray, size: tuple[int, int]) -> None:
     if picture.shape != size:
         height, width = picture.shape
         raise UserError(f"{path}: is {height} x {width} (height x width), its frame is {size[0]} x {size[1]}")
-
-
-def read_labels(path: str) -> np.ndarray:
-    """A label picture as integers (H, W): pixel = object id, 0 = background or void.
-
-    8-bit: if its only values are 0 and 255, it holds one object, id 1; else 255 is void. 16-bit: every value is an id.
-
-    Raises:
-        UserError: it is missing, broken, or a picture in colours.
-    """
-    labels = _read_png(path)
-    if labels.dtype == np.uint8:
-        void = labels == _VOID
-        if void.any():
-            labels = np.where(void, np.uint8(not labels[~void].any()), labels)
-    return labels
-
-
-def _read_png(path: str) -> np.ndarray:
-    """Pixel values (H, W): uint8 of palette, grey and black and white pictures, int32 of 16-bit ones."""
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            mode, values = picture.mode, np.asarray(picture)
-    except FileNotFoundError:
-        raise UserError(f"{path}: the mask is missing") from None
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
-        raise UserError(f"{path}: the mask cannot be decoded: {error}") from None
-    if mode in ("LA", "La", "PA"):  # with transparency
-        return values[..., 0]
-    if mode == "1":
-        return values.astype(np.uint8)
-    if mode.startswith("I"):
-        return values.astype(np.int32)
-    if mode in ("RGB", "RGBA") and (values[..., :1] == values[..., 1:3]).all():  # grey, saved as colours
-        return values[..., 0]
-    if mode not in ("P", "L"):
-        raise UserError(f"{path}: a picture in colours (mode {mode}); a palette or grey one with pixel = id expected")
-    return values
 
 
 class FirstFrames(Mapping[int, int]):

@@ -1,0 +1,221 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""``python -m ausm_d2.data.check NAME...``: what a data set holds, and everything that is wrong with it.
+
+Every picture and every mask is read. Exit code 1 if there is any problem. ``--preview DIR`` also writes contact sheets
+of clips exactly as training sees them.
+
+Shape shorthand:
+    H, W: frame size in pixels
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+from tqdm import tqdm
+
+from ausm_d2.config import add_ausm_config
+from ausm_d2.data.build import MixtureSampler, get_records, get_training_records
+from ausm_d2.data.catalog import register_from_config
+from ausm_d2.data.mapper import ClipMapper, read_frame
+from ausm_d2.data.masks import cut_out
+from ausm_d2.data.problems import collect_problems, problem
+from ausm_d2.data.video import StoredMask, VideoRecord
+from ausm_d2.errors import UserError, cli
+from ausm_d2.io import atomic_write
+
+
+@dataclass
+class Findings:
+    """What was found in some videos of a data set."""
+
+    videos: int = 0
+    frames: int = 0
+    labelled: int = 0  # frames
+    masks: int = 0
+    instances: Counter[int] = field(default_factory=Counter)  # by class
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, other: Findings) -> None:
+        self.videos += other.videos
+        self.frames += other.frames
+        self.labelled += other.labelled
+        self.masks += other.masks
+        self.instances.update(other.instances)
+        self.problems += other.problems
+
+
+def check_dataset(name: str, max_videos: int = 0, processes: int = 1) -> Findings:
+    """Read a whole data set, or ``max_videos`` of it, spread evenly.
+
+    Problems of entries that could not be made a record come first; then those of each video, in their order.
+    """
+    found = Findings()
+    with collect_problems() as problems:
+        try:
+            records = get_records(name)
+        except UserError as error:
+            records = []
+            problem(str(error))
+    found.problems += problems
+    if max_videos and len(records) > max_videos:
+        records = [records[i] for i in np.linspace(0, len(records) - 1, max_videos).astype(int)]
+    for of_one in tqdm(_in_processes(records, processes), total=len(records), desc=name, unit="video", disable=None):
+        found.add(of_one)
+    return found
+
+
+def _in_processes(records: Sequence[VideoRecord], processes: int) -> Iterator[Findings]:
+    if processes <= 1:
+        yield from map(check_video, records)
+        return
+    with ProcessPoolExecutor(processes) as pool:
+        yield from pool.map(check_video, records, chunksize=4)
+
+
+def check_video(record: VideoRecord) -> Findings:
+    """Read every frame and mask of a video."""
+    found = Findings(videos=1)
+    with collect_problems() as problems:
+        try:
+            _check_video(record, found)
+        except UserError as error:  # the video as a whole
+            problem(str(error))
+    found.problems = problems
+    return found
+
+
+def _check_video(record: VideoRecord, found: Findings) -> None:
+    categories = {instance.instance_id: instance.category_id for instance in record.instances}
+    seen: dict[int, int] = {}  # class by object
+    labelled = [True] * record.length if record.labelled is None else record.labelled
+    if len(labelled) != record.length:
+        problem(f"video {record.name}: {len(labelled)} frames are described, but the video has {record.length}")
+    for index, name in enumerate(record.frames.names):
+        found.frames += 1
+        try:
+            read_frame(record, index)
+        except UserError as error:
+            problem(str(error))
+        if record.masks is None or index >= len(labelled) or not labelled[index]:
+            continue
+        found.labelled += 1
+        try:
+            masks = record.masks.read(index)
+        except UserError as error:
+            problem(str(error))
+            continue
+        for instance_id, mask in masks.items():
+            found.masks += 1
+            seen[instance_id] = categories.get(instance_id, 0)
+            wrong = _wrong_with(mask, (record.height, record.width))
+            if wrong:
+                problem(f"video {record.name}, frame {name}, instance {instance_id}: {wrong}")
+    found.instances.update(seen.values())
+    for object_id, index in (record.prompt_frames or {}).items():
+        if record.masks is not None and object_id not in record.masks.read(index):
+            problem(f"video {record.name}: object {object_id} has no mask in frame {index}, where it is given")
+
+
+def _wrong_with(mask: StoredMask, size: tuple[int, int]) -> str:
+    if isinstance(mask, list):
+        points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in mask])
+        # COCO's own polygons reach a pixel over the border here and there.
+        outside = (points < -1).any() or (points > np.add(size[::-1], 1)).any()
+        return f"polygon outside of the frame of {size[0]} x {size[1]} (height x width)" if outside else ""
+    try:
+        return "" if cut_out(mask, size)[0].size else "empty mask (an object that is not visible has none)"
+    except UserError as error:
+        return str(error)
+
+
+def report(name: str, found: Findings) -> str:
+    """The findings as text."""
+    classes = MetadataCatalog.get(name).get("thing_classes", [])
+    lines = [
+        f"{name}: {found.videos} videos, {found.frames} frames ({found.labelled} with labels), "
+        f"{found.instances.total()} instances, {found.masks} masks, {len(found.instances)} of {len(classes)} classes"
+    ]
+    lines += [f"  {classes[i]}: {count}" for i, count in found.instances.most_common()]
+    lines += [f"problem: {text}" for text in found.problems]
+    lines.append(f"{name}: {len(found.problems) or 'no'} problem{'' if len(found.problems) == 1 else 's'}")
+    return "\n".join(lines)
+
+
+# Preview
+
+
+def contact_sheet(cfg: CfgNode, name: str, num_clips: int = 6, seed: int = 0) -> np.ndarray:
+    """Training clips of a data set, one a row, masks overlaid: uint8 (rows, columns, 3), RGB."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TRAIN = (name,)
+    cfg.INPUT.SAMPLING_FRAME_RANGES = []
+    mapper, records = ClipMapper(cfg), get_training_records(cfg, name)
+    rows = []
+    for draw in MixtureSampler([len(records)], [1.0], seed):
+        rng = np.random.default_rng(draw.seed)
+        item = mapper(name, records[draw.record], rng, lambda rng: records[int(rng.integers(len(records)))])
+        rows.append(_draw_clip(item["image"].numpy(), item["masks"].numpy()))
+        if len(rows) == num_clips:
+            break
+    width = max(row.shape[1] for row in rows)
+    return np.concatenate([np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0))) for row in rows])
+
+
+def _draw_clip(image: np.ndarray, masks: np.ndarray, height: int = 180) -> np.ndarray:
+    """Frames (T, 3, h, w) side by side, masks (N, T, h, w) as colours with outlines: (height, columns, 3)."""
+    frames = []
+    for t, frame in enumerate(image.transpose(0, 2, 3, 1)):
+        drawn = frame.copy()
+        for i, mask in enumerate(masks[:, t]):
+            hue = np.array([[[(i * 67) % 180, 200, 255]]], np.uint8)
+            colour = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0]
+            drawn[mask] = (drawn[mask] * 0.6 + colour * 0.4).astype(np.uint8)
+            outline = mask & ~cv2.erode(mask.view(np.uint8), np.ones((3, 3), np.uint8)).view(bool)
+            drawn[outline] = colour
+        width = max(1, round(frame.shape[1] * height / frame.shape[0]))
+        drawn = cv2.resize(drawn, (width, height), interpolation=cv2.INTER_AREA)
+        frames.append(np.pad(drawn, ((0, 0), (0, 4), (0, 0))))
+    return np.concatenate(frames, axis=1)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m ausm_d2.data.check", description=(__doc__ or "").split("\n\n")[1])
+    parser.add_argument("names", nargs="+", metavar="NAME", help="registered data sets")
+    parser.add_argument("--config-file", default="", help="for --preview and for data sets of your own")
+    parser.add_argument("--preview", metavar="DIR", help="write DIR/NAME.png, training clips with their masks")
+    parser.add_argument("--max-videos", type=int, default=0, help="read only so many, spread evenly; 0: all")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="of the config")
+    args = parser.parse_args()
+    cfg = get_cfg()
+    add_ausm_config(cfg)
+    if args.config_file:
+        cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    register_from_config(cfg)
+    problems = 0
+    for name in args.names:
+        found = check_dataset(name, args.max_videos, args.processes)
+        print(report(name, found))
+        problems += len(found.problems)
+        if args.preview and found.videos:
+            path = Path(args.preview) / f"{name}.png"
+            with atomic_write(path) as temporary:
+                cv2.imwrite(str(temporary), cv2.cvtColor(contact_sheet(cfg, name), cv2.COLOR_RGB2BGR))
+            print(f"{name}: training clips in {path}")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    cli(main)
