@@ -10,7 +10,7 @@ A whole clip at once and the same frames one by one, through the state, are the 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +102,8 @@ class Mamba(nn.Module):
         """
         conv_state, ssm_state = (None, None) if state is None else state
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        u, conv_state = causal_conv(u, self.conv1d.weight[:, 0], self.conv1d.bias, conv_state, inplace=inplace)
+        weight, bias = self.conv1d.weight[:, 0], cast(Tensor, self.conv1d.bias)
+        u, conv_state = causal_conv(u, weight, bias, conv_state, inplace=inplace)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         y, ssm_state = selective_scan(
             u,

@@ -17,16 +17,17 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ausm_d2.errors import UserError
-from ausm_d2.modeling.ssm_kernels import cpu, loop
 from ausm_d2.modeling.ssm_kernels.build import CompileError
+from ausm_d2.modeling.ssm_kernels.cpu import CpuBackend
+from ausm_d2.modeling.ssm_kernels.fused import FusedBackend
+from ausm_d2.modeling.ssm_kernels.loop import LoopBackend
 
-BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "loop": loop}
+BACKENDS: dict[str, FusedBackend | LoopBackend] = {"cpu": CpuBackend(), "loop": LoopBackend()}
 """In the order of preference."""
 
 _forced: str | None = os.environ.get("AUSM_SSM_BACKEND") or None
@@ -48,7 +49,7 @@ def _warn(reason: str) -> None:
     warnings.warn(f"the fused kernels of Mamba are not used, a slow loop is: {reason}", stacklevel=4)
 
 
-def _backend(x: Tensor) -> ModuleType:
+def _backend(x: Tensor) -> FusedBackend | LoopBackend:
     if _forced is not None:
         if _forced not in BACKENDS:
             raise UserError(f"AUSM_SSM_BACKEND: found {_forced!r}, expected one of {', '.join(BACKENDS)}")
