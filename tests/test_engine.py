@@ -136,7 +136,7 @@ def test_ones_own_data_sets_are_known(tmp_path: Path) -> None:
     }
     (tmp_path / "own.json").write_text(json.dumps(annotations))
     own = ["test_engine_own", str(tmp_path / "own.json"), str(tmp_path), "object"]
-    with pytest.raises(UserError, match="'test_engine_own' has 2 classes, MODEL.AUSM.HEADS gives its head 'object' 1"):
+    with pytest.raises(UserError, match=r"'test_engine_own' has 2 classes, MODEL.AUSM.HEADS gives its head 'object' 1"):
         check_datasets(tiny_cfg("DATASETS.YTVIS_STYLE", [own]), ["test_engine_own"])
 
 

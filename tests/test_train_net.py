@@ -1,0 +1,198 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+import train_net
+from ausm_d2.data.synthvis import CLASSES, SynthVis
+from ausm_d2.errors import cli
+from tests.tiny import tiny_cfg, tiny_model
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _loggers() -> Iterator[None]:
+    """Detectron2 gives these loggers files and streams of their own; the tests after these want none of them."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "ausm_d2")]
+    before = [(each.handlers[:], each.propagate, each.level) for each in loggers]
+    yield
+    for each, (handlers, each.propagate, level) in zip(loggers, before, strict=True):
+        each.handlers[:] = handlers
+        each.setLevel(level)
+
+
+@pytest.fixture
+def data_sets() -> Iterator[list[str]]:
+    """Two short synthetic videos, for training, unprompted and prompted evaluation."""
+    records = list(SynthVis(3, 2, 4, complete=True))
+    names = ["few_train", "few_val", "few_val_vos"]
+    for name in names:
+        task = "vos" if name.endswith("vos") else "vis"
+        DatasetCatalog.register(name, lambda: records)
+        MetadataCatalog.get(name).set(
+            thing_classes=list(CLASSES),
+            evaluator_type={"vis": "ytvis", "vos": "vos"}[task],
+            task=task,
+            head="synthvis",
+            exhaustive=True,
+        )
+    yield names
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A tiny model's YAML file, for data that is embedded; its OUTPUT_DIR is ``tmp_path / "out"``."""
+    cfg = tiny_cfg("OUTPUT_DIR", str(tmp_path / "out"), "MODEL.AUSM.PROMPT_HEAD", "synthvis")
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("synthvis_train",), ("synthvis_val",)
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.SAMPLING_FRAME_NUM = (48,), 2
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SEED = 1, 2, (), 7
+    cfg.DATALOADER.NUM_WORKERS = 0
+    path = tmp_path / "tiny.yaml"
+    path.write_text(cfg.dump())
+    return path
+
+
+@pytest.fixture
+def run(config: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run train_net.py with further arguments, in this process; returns its exit code."""
+
+    def run(*arguments: Any) -> int:
+        monkeypatch.setattr(sys, "argv", ["train_net.py", "--config-file", str(config), *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli(train_net.main)
+        return int(exit_.value.code)  # type: ignore[arg-type]
+
+    return run
+
+
+def metrics(output_dir: Path, name: str) -> dict[int, float]:
+    """What metrics.json says of one value, by iteration."""
+    lines = [json.loads(line) for line in (output_dir / "metrics.json").read_text().splitlines()]
+    return {line["iteration"]: line[name] for line in lines if name in line}
+
+
+def test_train_resume_and_evaluate(run: Callable[..., int], data_sets: list[str], tmp_path: Path) -> None:
+    train, *test = data_sets
+    names = ["DATASETS.TRAIN", [train], "DATASETS.TEST", test]
+    out = tmp_path / "out"
+
+    assert run(*names, "TEST.EVAL_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", 1) == 0
+    assert {"model_0000000.pth", "model_0000001.pth", "model_final.pth", "config.yaml", "log.txt"} <= {
+        path.name for path in out.iterdir()
+    }
+    assert list(out.glob("events.out.tfevents.*")), "TensorBoard"
+    assert list(metrics(out, "total_loss")) == [1]
+    for name in ("few_val/segm/AP", "few_val/reappearance/hidden", "few_val_vos/vos/J&F"):
+        assert list(metrics(out, name)) == [0, 2], "in training, and at its end"
+    checkpoint = torch.load(out / "model_final.pth", weights_only=False)
+    assert checkpoint["iteration"] == 1
+
+    # Two more iterations: those before are not run again, and the optimiser goes on.
+    assert run("--resume", *names, "SOLVER.MAX_ITER", 4) == 0
+    assert list(metrics(out, "total_loss")) == [1, 3]
+    resumed = torch.load(out / "model_final.pth", weights_only=False)
+    assert resumed["iteration"] == 3
+    steps = {int(state["step"]) for state in resumed["trainer"]["_trainer"]["optimizer"]["state"].values()}
+    assert max(steps) == 4
+    assert not torch.equal(checkpoint["model"]["x_start"], resumed["model"]["x_start"])
+
+    # Evaluation of the last checkpoint, by --resume and by name, gives what the training measured at its end.
+    measured = metrics(out, "few_val_vos/vos/J&F")[4]
+    expected = ["TEST.EXPECTED_RESULTS", [["vos", "J&F", measured, 1e-6]]]
+    only = ["DATASETS.TRAIN", [], "DATASETS.TEST", test[1:], *expected]
+    assert run("--eval-only", "--resume", *only) == 0
+    assert run("--eval-only", *only, "MODEL.WEIGHTS", out / "model_final.pth", "OUTPUT_DIR", tmp_path / "again") == 0
+    assert f"| {measured:.1f} " in (tmp_path / "again" / "table.md").read_text()
+
+
+def test_resumed_evaluation_is_of_the_weights_that_are_there_now(
+    run: Callable[..., int], data_sets: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TEST.AUSM.RESUME keeps results, but not those of a checkpoint that has been replaced since."""
+    out = tmp_path / "out"
+    arguments = ["--resume", "--eval-only", "DATASETS.TEST", data_sets[2:], "TEST.AUSM.RESUME", True]
+    for name in ("model_0000001.pth", "model_0000003.pth"):
+        out.mkdir(exist_ok=True)
+        torch.save({"model": tiny_model().state_dict()}, out / name)
+    (out / "last_checkpoint").write_text("model_0000001.pth")
+    assert run(*arguments) == 0
+    assert run(*arguments) == 0
+    (out / "last_checkpoint").write_text("model_0000003.pth")
+    assert run(*arguments) == 1
+    assert "the results here come from other weights" in capsys.readouterr().err
+
+
+MISTAKES = {
+    "unknown data set": (["DATASETS.TEST", ["no_such_val"]], "data set 'no_such_val' is not registered"),
+    "unknown training set": (["DATASETS.TRAIN", ["no_such"]], "data set 'no_such' is not registered"),
+    "unknown key": (["MODEL.AUSM.NUM_IDS", 3], "MODEL.AUSM.NUM_IDS"),
+    "value of another type": (["SOLVER.MAX_ITER", "soon"], "soon"),
+    "class count": (
+        ["MODEL.AUSM.HEADS", [["synthvis", 5]]],
+        "data set 'synthvis_val' has 6 classes, MODEL.AUSM.HEADS gives its head 'synthvis' 5",
+    ),
+    "no head": (["MODEL.AUSM.HEADS", [["object", 1]]], "needs the head 'synthvis' (6 classes)"),
+    "a choice that is none": (["MODEL.AUSM.TRAIN.MODE", "serial"], "MODEL.AUSM.TRAIN.MODE: 'serial' is not one of"),
+    "missing weights": (["MODEL.WEIGHTS", "no/such.pth"], "MODEL.WEIGHTS: weights file 'no/such.pth' does not exist"),
+    "missing weights to evaluate": (
+        ["--eval-only", "MODEL.WEIGHTS", "no/such.pth"],
+        "MODEL.WEIGHTS: weights file 'no/such.pth' does not exist",
+    ),
+    "no weights to evaluate": (["--eval-only"], "MODEL.WEIGHTS: empty"),
+    "nothing to evaluate": (["--eval-only", "DATASETS.TEST", []], "DATASETS.TEST: empty"),
+    "missing config": (["--config-file", "no/such.yaml"], "config file 'no/such.yaml' does not exist"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_line_and_leave_nothing_behind(
+    mistake: str, run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, message = MISTAKES[mistake]
+    assert run(*arguments) == 1
+    captured = capsys.readouterr()
+    [line] = captured.err.splitlines()
+    assert line.startswith("error: ") and message in line
+    assert captured.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_to_resume_from_that_is_gone(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "last_checkpoint").write_text("model_0000499.pth")
+    assert run("--resume") == 1
+    assert f"{out}/last_checkpoint: weights file '{out}/model_0000499.pth' does not exist" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["last_checkpoint"]
+
+
+def test_as_a_command(config: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        ROOT / "train_net.py",
+        "--config-file",
+        config,
+        "--eval-only",
+        "MODEL.WEIGHTS",
+        "gone.pth",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: MODEL.WEIGHTS: weights file 'gone.pth' does not exist"
+    assert "Traceback" not in done.stderr
