@@ -203,5 +203,6 @@ def _add_test_keys(cfg: CfgNode) -> None:
     test.REPEAT = 1
     test.SPATIAL_TRAVERSAL = False  # images: the image, four 90 % crops around it, the image again (Appendix A)
     test.SEED = 0  # of the Sampler of ID vectors
+    test.TRACKING = False  # unprompted: also measure HOTA and track mAP, by the package trackeval
     # Also score the references (first mask copied, optical flow, per-frame detection with IoU linking).
     test.BASELINES = False

@@ -1,8 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The evaluators that Detectron2's ``inference_on_dataset`` drives, one for each ``evaluator_type``.
-
-What the model says of a video is written to a file of its own as soon as it is made, so nothing grows in memory, and an
-evaluation that was interrupted goes on with the videos that are missing.
+"""The evaluators that Detectron2's ``inference_on_dataset`` drives, chosen by a data set's ``evaluator_type``.
 
 Shape shorthand:
     T: frames of a video
@@ -18,7 +15,6 @@ from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -28,36 +24,16 @@ from detectron2.utils import comm
 from ausm_d2.data.build import get_records
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
-from ausm_d2.evaluation import vos, ytvis
+from ausm_d2.evaluation import vos, writers, ytvis
 from ausm_d2.evaluation.reappearance import Reappearances, count_reappearances
+from ausm_d2.evaluation.results import ResultFolder
 from ausm_d2.evaluation.rle import areas
+from ausm_d2.evaluation.tracking import TrackingScores
 from ausm_d2.io import atomic_write
 
 logger = logging.getLogger(__name__)
 
-VideoId = int | str
 Scores = dict[str, dict[str, float]]
-
-
-class ResultFolder:
-    """One JSON file for each video that is done: the model's output as it came."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def path(self, video_id: VideoId) -> Path:
-        return self.folder / f"{quote(str(video_id), safe='')}.json"
-
-    def write(self, video_id: VideoId, text: str) -> None:
-        with atomic_write(self.path(video_id)) as path:
-            path.write_text(text, encoding="utf-8")
-
-    def read(self, video_id: VideoId) -> dict[str, Any]:
-        return json.loads(self.path(video_id).read_text(encoding="utf-8"))
-
-    def clear(self) -> None:
-        for path in self.folder.glob("*.json"):
-            path.unlink()
 
 
 class VideoEvaluator(DatasetEvaluator):
@@ -83,7 +59,7 @@ class VideoEvaluator(DatasetEvaluator):
             records: the videos to score, where they are not all of the data set.
             resume: keep results that ``output_dir`` holds already.
             run_id: text that differs where results must not be mixed (another model, other settings).
-            workers: processes that score, beside this one.
+            workers: processes that help to score.
         """
         self.dataset_name = dataset_name
         self.metadata = MetadataCatalog.get(dataset_name)
@@ -93,14 +69,18 @@ class VideoEvaluator(DatasetEvaluator):
         self._resume = resume
         self._run_id = run_id
         self._workers = workers
-        self._processed: list[VideoId] = []
+        self._processed: list[VideoRecord] = []
 
     @cached_property
     def records(self) -> Sequence[VideoRecord]:
         """The videos to score."""
         return get_records(self.dataset_name) if self._records is None else self._records
 
-    def finished_video_ids(self) -> set[VideoId]:
+    @property
+    def _run_file(self) -> Path:
+        return self.output_dir / "run.txt"
+
+    def finished_video_ids(self) -> set[int | str]:
         """Videos that need not be run again.
 
         Raises:
@@ -111,14 +91,10 @@ class VideoEvaluator(DatasetEvaluator):
         found = self._run_file.read_text(encoding="utf-8")
         if found != self._run_id:
             raise UserError(
-                f"{self.output_dir}: TEST.AUSM.RESUME is on, but the results here come from other weights or settings: "
-                f"run {found!r}, expected {self._run_id!r}. Remove the folder, or resume with what it was begun with"
+                f"{self.output_dir}: TEST.AUSM.RESUME is on, but the results there are of other weights or settings: "
+                f"run {found!r}, expected {self._run_id!r}. Remove the folder, or evaluate what it was begun with"
             )
-        return {record.video_id for record in self.records if self.results.path(record.video_id).exists()}
-
-    @property
-    def _run_file(self) -> Path:
-        return self.output_dir / "run.txt"
+        return {record.video_id for record in self.records if self.results.path(record).exists()}
 
     def reset(self) -> None:
         """Begin an evaluation: without ``resume``, the results of an earlier one are removed."""
@@ -131,15 +107,17 @@ class VideoEvaluator(DatasetEvaluator):
         comm.synchronize()
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Write the outputs for some videos (the model's output in evaluation mode)."""
+        """Keep the model's outputs (in evaluation mode) for some test items."""
         for item, output in zip(inputs, outputs, strict=True):
-            video_id = item["record"].video_id
-            self._processed.append(video_id)
-            if not self.results.path(video_id).exists():  # another evaluator of this folder may have come first
-                self.results.write(video_id, json.dumps(output))
+            record: VideoRecord = item["record"]
+            self._processed.append(record)
+            if not self.results.path(record).exists():  # another evaluator of this folder may have come first
+                self.results.write(record, json.dumps(output))
 
     def evaluate(self) -> Scores:
-        """Score what was processed, now or before ``resume``; in all processes but the first: nothing.
+        """Score all videos, done now or before ``resume``; in all processes but the first: nothing.
+
+        Without public labels nothing is scored: a submission is written instead.
 
         Raises:
             UserError: videos without results.
@@ -147,67 +125,117 @@ class VideoEvaluator(DatasetEvaluator):
         self._gather()
         if not comm.is_main_process():
             return {}
-        missing = [record.name for record in self.records if not self.results.path(record.video_id).exists()]
-        if missing:
-            raise UserError(
-                f"{self.dataset_name}: {len(missing)} of {len(self.records)} videos have no result, "
-                f"the first of them {missing[0]}"
-            )
-        return self.score()
+        self.results.require(self.records)
+        if self.has_labels():
+            return self.score()
+        self.submit()
+        return {}
 
     def _gather(self) -> None:
         """Bring the files of all processes together: they may run on machines that share no disk."""
-        mine = {video_id: self.results.path(video_id).read_text(encoding="utf-8") for video_id in self._processed}
-        for texts in comm.gather(mine)[1:]:
-            for video_id, text in texts.items():
-                if not self.results.path(video_id).exists():
-                    self.results.write(video_id, text)
+        texts = [(record, self.results.path(record).read_text(encoding="utf-8")) for record in self._processed]
+        for others in comm.gather(texts)[1:]:
+            for record, text in others:
+                if not self.results.path(record).exists():
+                    self.results.write(record, text)
+
+    def has_labels(self) -> bool:
+        """Whether there is anything to compare with. Prompts are no labels."""
+        if self.metadata.task == "vos":
+            return any(vos.scored_frames(record) for record in self.records)
+        return any(record.masks is not None for record in self.records)
 
     def score(self) -> Scores:
         """The scores of all videos by measure and name, in percent; what has no ground truth is left out."""
         raise NotImplementedError
 
+    def submit(self) -> None:
+        """Write what the data set's server scores."""
+        writers.write_submission(self.dataset_name, self.records, self.results, self.output_dir)
+
 
 class YTVISEvaluator(VideoEvaluator):
     """AP as YouTube-VIS and OVIS measure it (key ``segm``), in percent; writes ``results.json``."""
 
+    measure: type[ytvis.TrackEval] = ytvis.TrackEval
+
     def score(self) -> Scores:
-        truth = ytvis.truth_from_records(self.records, self.metadata.thing_classes)
-        tracks = [track for record in self.records for track in self._tracks(record)]
-        scores = ytvis.score(truth, tracks)
+        class_names = self.metadata.thing_classes
+        evaluation = self.measure(range(len(class_names)))
+        for record in self.records:
+            evaluation.add(record.video_id, ytvis.true_tracks(record), predicted_tracks(self.results, record))
+        scores = evaluation.scores(class_names)
         logger.info("AP on %s:\n%s", self.dataset_name, ytvis.table(scores))
+        form = writers.FORMATS[self.metadata.evaluator_type]
+        data = writers.DataSet.of(self.dataset_name, self.records)
+        writers.write(self.output_dir / "results.json", form.members(data, self.results))
         per_category = {f"AP-{name}": value for name, value in scores.pop("per_category").items()}
         return {"segm": {name: value for name, value in {**scores, **per_category}.items() if value is not None}}
 
-    def _tracks(self, record: VideoRecord) -> list[ytvis.Track]:
-        return [
-            ytvis.Track(
-                video_id=record.video_id,
-                category_id=track["category_id"],
-                masks=track["segmentations"],
-                area=ytvis.mean_area(areas(track["segmentations"]).tolist()),
-                score=track["score"],
-            )
-            for track in self.results.read(record.video_id)["tracks"]
-        ]
+
+def predicted_tracks(results: ResultFolder, record: VideoRecord) -> list[ytvis.Track]:
+    """The predicted (track, class) pairs of a video."""
+    return [
+        ytvis.Track(
+            video_id=record.video_id,
+            category_id=track["category_id"],
+            masks=track["segmentations"],
+            area=ytvis.mean_area(areas(track["segmentations"]).tolist()),
+            score=track["score"],
+        )
+        for track in results.read(record).tracks
+    ]
+
+
+class COCOEvaluator(YTVISEvaluator):
+    """COCO's AP of instance masks (key ``segm``), in percent, for images that were segmented as one-frame videos."""
+
+    measure = ytvis.ImageEval
 
 
 class VOSEvaluator(VideoEvaluator):
     """J&F (key ``vos``), in percent; writes ``objects.csv``. Metadata ``skip_last_frame``: DAVIS's rule."""
 
     def score(self) -> Scores:
-        skip_last_frame = self.metadata.get("skip_last_frame", False)
-        score = partial(_score_video, self.results, skip_last_frame)
-        videos = vos.in_parallel(score, self.records, workers=self._workers, label="J&F")
+        videos = self.score_videos()
         vos.write_table(self.output_dir / "objects.csv", videos)
-        scores = {name: value for name, value in vos.summary(videos).items() if value is not None}
-        logger.info("J&F on %s: %s", self.dataset_name, scores)
+        scores = self.summary(videos)
+        logger.info("J&F on %s: %s", self.dataset_name, "  ".join(f"{name} {v:.2f}" for name, v in scores.items()))
         return {"vos": scores}
+
+    def score_videos(self) -> list[vos.VideoScore]:
+        """The scores of all objects, by video."""
+        score = partial(_score_video, self.results, self.metadata.get("skip_last_frame", False))
+        return vos.in_parallel(score, self.records, workers=self._workers, label="J&F")
+
+    def summary(self, videos: Sequence[vos.VideoScore]) -> dict[str, float]:
+        """The scores of the data set."""
+        return {name: value for name, value in vos.summary(videos).items() if value is not None}
 
 
 def _score_video(results: ResultFolder, skip_last_frame: bool, record: VideoRecord) -> vos.VideoScore:
-    objects = {int(object_id): masks for object_id, masks in results.read(record.video_id)["objects"].items()}
-    return vos.score_record(record, objects, skip_last_frame=skip_last_frame)
+    return vos.score_record(record, results.read(record).objects or {}, skip_last_frame=skip_last_frame)
+
+
+class YTVOSEvaluator(VOSEvaluator):
+    """YouTube-VOS's G, with J and F of categories that training has (seen) and has not (unseen), beside J&F.
+
+    Categories are ``record.extra["object_categories"]`` (names by object id); metadata ``seen_categories``: the names
+    of those in the training set. Without the latter there is J&F only.
+    """
+
+    def summary(self, videos: Sequence[vos.VideoScore]) -> dict[str, float]:
+        seen = self.metadata.get("seen_categories")
+        if seen is None:
+            logger.warning("%s: no G: it is not known which categories are seen in training", self.dataset_name)
+            return super().summary(videos)
+        categories = {record.name: record.extra["object_categories"] for record in self.records}
+        is_seen = {
+            (video.name, object_id): categories[video.name][object_id] in seen
+            for video in videos
+            for object_id in video.objects
+        }
+        return {**vos.seen_and_unseen(videos, is_seen), **super().summary(videos)}
 
 
 class ReappearanceEvaluator(VideoEvaluator):
@@ -219,31 +247,50 @@ class ReappearanceEvaluator(VideoEvaluator):
             counts += self._count(record)
         return {"reappearance": counts.results()}
 
+    def submit(self) -> None:
+        """Nothing: the other evaluator of the data set does."""
+
     def _count(self, record: VideoRecord) -> Reappearances:
         counts = Reappearances()
-        labelled = [frame for frame in range(record.length) if record.labelled is None or record.labelled[frame]]
-        output = self.results.read(record.video_id)
-        unprompted = {track["track_id"]: track["segmentations"] for track in output.get("tracks", ())}
+        frames = vos.labelled_frames(record)
+        output = self.results.read(record)
+        unprompted = [track["segmentations"] for track in output.best_classes()]
         for object_id, masks in ytvis.true_masks(record).items():
             # A prompted object has one track that may be called its own.
-            tracks = [output["objects"][str(object_id)]] if "objects" in output else unprompted.values()
+            tracks = unprompted if output.objects is None else [output.objects[object_id]]
             counts += count_reappearances(
-                [masks[frame] for frame in labelled], [[track[frame] for frame in labelled] for track in tracks]
+                [masks[frame] for frame in frames], [[track[frame] for frame in frames] for track in tracks]
             )
         return counts
+
+
+class TrackingEvaluator(VideoEvaluator):
+    """HOTA and track mAP, as ``trackeval`` measures them (key ``tracking``), in percent."""
+
+    def score(self) -> Scores:
+        scores = TrackingScores(range(len(self.metadata.thing_classes)))
+        for record in self.records:
+            scores.add(str(record.video_id), ytvis.true_tracks(record), predicted_tracks(self.results, record))
+        return {"tracking": scores.results()}
+
+    def submit(self) -> None:
+        """Nothing: the other evaluator of the data set does."""
 
 
 class VideoEvaluators(DatasetEvaluators):
     """Several evaluators of one data set."""
 
-    def finished_video_ids(self) -> set[VideoId]:
+    def finished_video_ids(self) -> set[int | str]:
         """Videos that none of them needs again."""
         return set.intersection(*(evaluator.finished_video_ids() for evaluator in self._evaluators))
 
 
 _EVALUATORS: dict[str, type[VideoEvaluator]] = {
     "ytvis": YTVISEvaluator,
+    "coco": COCOEvaluator,
     "vos": VOSEvaluator,
+    "sav": VOSEvaluator,
+    "ytvos": YTVOSEvaluator,
 }
 
 
@@ -262,25 +309,30 @@ def build_evaluator(
     kind = metadata.get("evaluator_type")
     if kind not in _EVALUATORS:
         raise UserError(f"{dataset_name}: metadata evaluator_type is {kind!r}, expected one of {sorted(_EVALUATORS)}")
-    build = partial(
-        _build_one,
-        dataset_name=dataset_name,
-        output_dir=Path(cfg.OUTPUT_DIR, "inference", dataset_name),
-        records=records,
-        resume=cfg.TEST.AUSM.RESUME,
-        run_id=run_id(cfg),
-        workers=min(cfg.DATALOADER.NUM_WORKERS, vos.available_cores()),
+    kinds = [_EVALUATORS[kind]]
+    if metadata.task != "image":
+        kinds.append(ReappearanceEvaluator)
+    if metadata.task == "vis" and cfg.TEST.AUSM.TRACKING:
+        kinds.append(TrackingEvaluator)
+    return VideoEvaluators(
+        [
+            evaluator(
+                dataset_name,
+                Path(cfg.OUTPUT_DIR, "inference", dataset_name),
+                records=records,
+                resume=cfg.TEST.AUSM.RESUME,
+                run_id=run_id(cfg),
+                workers=min(cfg.DATALOADER.NUM_WORKERS, vos.available_cores()),
+            )
+            for evaluator in kinds
+        ]
     )
-    return VideoEvaluators([build(_EVALUATORS[kind]), build(ReappearanceEvaluator)])
-
-
-def _build_one(evaluator: type[VideoEvaluator], **arguments: Any) -> VideoEvaluator:
-    return evaluator(**arguments)
 
 
 def run_id(cfg: CfgNode) -> str:
     """Text that changes with the weights and with every setting that may change what the model says of a video."""
-    settings = {"MODEL": cfg.MODEL, "INPUT": cfg.INPUT, "TEST": {**cfg.TEST.AUSM, "RESUME": None}}
+    test = {key: value for key, value in cfg.TEST.AUSM.items() if key not in ("RESUME", "TRACKING", "BASELINES")}
+    settings = {"MODEL": cfg.MODEL, "INPUT": cfg.INPUT, "TEST": test}
     weights = Path(cfg.MODEL.WEIGHTS)
     stamp = [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else []
     return f"{weights} {hashlib.sha256(json.dumps([settings, stamp]).encode()).hexdigest()[:16]}"

@@ -16,27 +16,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 from vos_benchmark.evaluator import Evaluator
 
 from ausm_d2.errors import UserError, cli
+from ausm_d2.evaluation.png import read_labels, read_picture
 from ausm_d2.evaluation.rle import Rle, decode, to_rle
 from ausm_d2.io import atomic_write
 
 if TYPE_CHECKING:
     from ausm_d2.data.video import VideoRecord
-
-VOID = 255  # in 8-bit palette masks: pixels that nobody is scored on
 
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
@@ -101,8 +100,9 @@ def score_record(
         UserError: an object without a prompt frame or without results.
     """
     assert record.masks is not None
-    labelled = [frame for frame in range(record.length) if record.labelled is None or record.labelled[frame]]
-    frames = labelled[:-1] if skip_last_frame else labelled
+    frames = scored_frames(record)
+    if skip_last_frame and frames[-1:] == labelled_frames(record)[-1:]:
+        frames = frames[:-1]
     prompts = record.prompt_frames or {}
     evaluators: dict[int, ObjectEvaluator] = {}
     for object_id in prompts:
@@ -119,6 +119,22 @@ def score_record(
                 _decode(truth, record.height, record.width),
             )
     return _conclude(record.name, evaluators)
+
+
+def labelled_frames(record: VideoRecord) -> list[int]:
+    """The frames that carry labels."""
+    return [frame for frame in range(record.length) if record.labelled is None or record.labelled[frame]]
+
+
+def scored_frames(record: VideoRecord) -> list[int]:
+    """The frames on which objects can be scored: those that carry labels and come after a prompt.
+
+    None, where all masks that there are are prompts: then labels are not public.
+    """
+    prompts = set((record.prompt_frames or {}).values())
+    if not prompts or record.masks is None or prompts.issuperset(labelled_frames(record)):
+        return []
+    return [frame for frame in labelled_frames(record) if frame > min(prompts)]
 
 
 def _decode(mask: Rle | None, height: int, width: int) -> np.ndarray:
@@ -139,6 +155,24 @@ def summary(videos: Iterable[VideoScore]) -> dict[str, float | None]:
     return {"J&F": (j + f) / 2, "J": j, "F": f}
 
 
+def seen_and_unseen(videos: Iterable[VideoScore], is_seen: Mapping[tuple[str, int], bool]) -> dict[str, float]:
+    """YouTube-VOS's scores in percent: means over the objects of categories seen and unseen in training, and G, the
+    mean of the four. What has no objects is left out.
+
+    Args:
+        is_seen: by name of the video and object id.
+    """
+    groups: dict[str, list[ObjectScore]] = {"seen": [], "unseen": []}
+    for video in videos:
+        for object_id, score in video.objects.items():
+            groups["seen" if is_seen[video.name, object_id] else "unseen"].append(score)
+    scores: dict[str, float] = {}
+    for name, of_group in groups.items():
+        if of_group:
+            scores[f"J_{name}"], scores[f"F_{name}"] = (float(value) for value in np.mean(of_group, axis=0))
+    return {"G": float(np.mean(list(scores.values()))), **scores} if len(scores) == 4 else scores
+
+
 def write_table(path: str | os.PathLike[str], videos: Iterable[VideoScore]) -> None:
     """Write the scores as CSV, a line for each object."""
     lines = ["video,object,J&F,J,F"]
@@ -152,42 +186,35 @@ def write_table(path: str | os.PathLike[str], videos: Iterable[VideoScore]) -> N
 
 
 def in_parallel(
-    function: Callable[[_Job], _Result], jobs: Sequence[_Job], *, workers: int, label: str
+    function: Callable[[_Job], _Result], jobs: Sequence[_Job], *, workers: int, label: str, patience: float = 3.0
 ) -> list[_Result]:
-    """``function`` of every job, in order, over ``workers`` processes (0 or 1: in this one), with a progress bar."""
-    workers = min(workers, len(jobs))
-    bar = partial(tqdm, total=len(jobs), desc=label, unit="video", disable=None)  # no bar in a log file
-    if workers < 2:
-        return list(bar(map(function, jobs)))
-    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        return list(bar(pool.map(function, jobs)))
+    """``function`` of every job, in order, with a progress bar.
+
+    What takes longer than ``patience`` seconds is shared out to ``workers`` processes (0 or 1: none); starting them is
+    not worth it for less. They are made by a clean server process: a fork of this one, which may have threads and a
+    GPU, can hang. ``function`` must pickle.
+    """
+    begin = time.monotonic()
+    with tqdm(total=len(jobs), desc=label, unit="video", disable=None) as bar:  # no bar in a log file
+        results: list[_Result] = []
+        for job in jobs:
+            if workers > 1 and time.monotonic() - begin >= patience:
+                break
+            results.append(function(job))
+            bar.update()
+        left = jobs[len(results) :]
+        if left:
+            context = get_context("forkserver")
+            with ProcessPoolExecutor(workers, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+                for result in pool.map(function, left):
+                    results.append(result)
+                    bar.update()
+    return results
 
 
 def available_cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def read_id_map(path: str | os.PathLike[str]) -> np.ndarray:
-    """Object id of every pixel, 0 where there is none: uint8 (H, W) of a palette or grey PNG, uint16 of a 16-bit one.
-
-    Raises:
-        UserError: not an image, or one in colours.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L", "1", "I", "I;16"):
-                raise UserError(f"{path}: an image in mode {image.mode}, expected a palette or grey PNG of object ids")
-            return np.asarray(image).astype(np.uint16 if image.mode.startswith("I") else np.uint8)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{path}: cannot be read as an image: {error}") from None
-
-
-def ids_in(id_map: np.ndarray) -> set[int]:
-    """The values other than 0 of an id map (H, W)."""
-    return {*np.flatnonzero(np.bincount(id_map.ravel())).tolist()} - {0}
 
 
 class _Pair(NamedTuple):
@@ -199,63 +226,40 @@ class _Pair(NamedTuple):
     frames: list[str]
     objects: list[str]  # folders of one object each, as in SA-V; else none
 
+    def masks(self, frame: str, known: Collection[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(object id, predicted, true mask) of every object that is known or appears, masks bool (H, W).
 
-class _PaletteReader:
-    """Reads the frames of a video whose masks show all objects at once."""
-
-    def __init__(self, pair: _Pair) -> None:
-        self._pair = pair
-        self._ids: set[int] = set()
-        self._black_and_white: bool | None = None  # known with the first mask that is not empty
-
-    def read(self, frame: str, first: bool) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """Predicted and true mask (H, W) of every object seen up to this frame."""
-        truth = read_id_map(self._pair.truth / frame)
-        present = ids_in(truth)
-        if present and self._black_and_white is None:
-            self._black_and_white = present == {VOID}
-        if self._black_and_white and present:
-            truth, present = (truth > 0).astype(np.uint8), {1}
-        predicted = np.zeros_like(truth) if first else _read_like(self._pair.predicted / frame, truth.shape)
-        if truth.dtype == np.uint8 and VOID in present:
-            predicted[truth == VOID] = 0
-            present -= {VOID}
-        self._ids |= present
-        return {object_id: (predicted == object_id, truth == object_id) for object_id in self._ids}
-
-
-class _FolderReader:
-    """Reads the frames of a video that has a folder of masks for each object (SA-V): objects may overlap."""
-
-    def __init__(self, pair: _Pair) -> None:
-        self._pair = pair
-
-    def read(self, frame: str, first: bool) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """Predicted and true mask (H, W) of every object that has annotations of this frame."""
-        masks = {}
-        for folder in self._pair.objects:
-            path = self._pair.truth / folder / frame
+        In a video of folders, only of objects that have annotations of this frame. Where an object appears, its true
+        mask stands for the predicted one, which is not looked at.
+        """
+        for folder in self.objects:
+            path = self.truth / folder / frame
             if path.exists():
-                truth = read_id_map(path) > 0
-                predicted = truth & False if first else _read_like(self._pair.predicted / folder / frame, truth.shape)
-                masks[int(folder)] = (predicted > 0, truth)
-        return masks
+                truth = predicted = read_picture(path) > 0
+                if int(folder) in known:
+                    predicted = _like(truth, self.predicted / folder / frame, read_picture) > 0
+                yield int(folder), predicted, truth
+        if not self.objects:
+            ids = predicted_ids = read_labels(self.truth / frame)
+            if known:
+                predicted_ids = _like(ids, self.predicted / frame, read_labels)
+            for object_id in {*known, *np.flatnonzero(np.bincount(ids.ravel())).tolist()} - {0}:
+                yield object_id, predicted_ids == object_id, ids == object_id
 
 
-def _read_like(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """A predicted id map that must have the true one's (H, W). One in black and white shows object 1."""
-    id_map = read_id_map(path)
-    if id_map.shape != shape:
-        found, expected = (f"{size[1]}x{size[0]}" for size in (id_map.shape, shape))
+def _like(truth: np.ndarray, path: Path, read: Callable[[Path], np.ndarray]) -> np.ndarray:
+    """A predicted picture that must have the size of the true one, (H, W)."""
+    predicted = read(path)
+    if predicted.shape != truth.shape:
+        found, expected = (f"{size[1]}x{size[0]}" for size in (predicted.shape, truth.shape))
         raise UserError(f"{path}: {found} pixels, expected {expected} as in the ground truth")
-    return (id_map > 0).astype(np.uint8) if ids_in(id_map) == {VOID} else id_map
+    return predicted
 
 
 def _score_pair(pair: _Pair) -> VideoScore:
-    reader = _FolderReader(pair) if pair.objects else _PaletteReader(pair)
     evaluators: dict[int, ObjectEvaluator] = {}
-    for index, frame in enumerate(pair.frames):
-        for object_id, (predicted, truth) in reader.read(frame, first=index == 0).items():
+    for frame in pair.frames:
+        for object_id, predicted, truth in pair.masks(frame, evaluators.keys()):
             if object_id in evaluators:
                 evaluators[object_id].feed(predicted, truth)
             elif truth.any():  # its prompt

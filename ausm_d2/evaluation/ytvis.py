@@ -23,16 +23,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
+from pycocotools.cocoeval import Params as COCOParams
 
 from ausm_d2.errors import UserError, cli
 from ausm_d2.evaluation.rle import Rle, areas, first_invalid, intersections, to_rle
-from ausm_d2.io import atomic_write
+from ausm_d2.io import atomic_write, read_json
 
 if TYPE_CHECKING:
     from ausm_d2.data.video import VideoRecord
 
 logger = logging.getLogger(__name__)
+
+VideoId = int | str
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10")  # the first eight of COCOeval.stats
 
@@ -50,7 +54,7 @@ class Video:
 class Track:
     """One object through one video, annotated or predicted."""
 
-    video_id: int | str
+    video_id: VideoId
     category_id: int
     masks: list[Rle | None]  # (T,)
     area: float  # pixels: mean over the frames in which it has any
@@ -62,7 +66,7 @@ class Track:
 class GroundTruth:
     """The annotations of a data set."""
 
-    videos: dict[int | str, Video]
+    videos: dict[VideoId, Video]
     categories: dict[int, str]  # name by id
     tracks: list[Track] | None  # None: without public labels
 
@@ -78,48 +82,94 @@ class TrackEval(COCOeval):
 
     As in the official evaluator the overlap of two tracks is the sum over frames of their intersection by the sum of
     their union, for crowds too, and areas are means over frames, small below 128^2 and large above 256^2 pixels.
+    Videos are added one by one; their masks are not kept.
     """
 
-    def __init__(self, truth: GroundTruth, results: Sequence[Track]) -> None:
+    def __init__(self, category_ids: Iterable[int]) -> None:
         super().__init__(iouType="segm")
-        video_ids = sorted(truth.videos, key=lambda video_id: (isinstance(video_id, str), video_id))
-        self.params.imgIds = list(range(len(video_ids)))  # COCOeval wants numbers; results order by them
-        self.params.catIds = sorted(truth.categories)
+        self.params.catIds = sorted(category_ids)
         self.params.areaRng = [[0, 1e10], [0, 128**2], [128**2, 256**2], [256**2, 1e10]]
-        self._video_index = {video_id: index for index, video_id in enumerate(video_ids)}
-        self._truth_tracks = truth.tracks or []
-        self._result_tracks = results
+        self._overlaps: dict[tuple[VideoId, int], np.ndarray] = {}
+        self._truth: dict[tuple[VideoId, int], list[dict[str, Any]]] = {}
+        self._results: dict[tuple[VideoId, int], list[dict[str, Any]]] = {}
+        self._video_ids: list[VideoId] = []
+
+    def add(self, video_id: VideoId, truth: Sequence[Track], results: Sequence[Track]) -> None:
+        """Add a video, once. Tracks of categories that the ground truth does not list count for nothing."""
+        self._video_ids.append(video_id)
+        for category in {track.category_id for track in (*truth, *results)}:
+            annotated = [track for track in truth if track.category_id == category]
+            # By falling score, and no more than are counted: the order in which COCOeval takes them.
+            predicted = [track for track in results if track.category_id == category]
+            predicted.sort(key=lambda track: -track.score)
+            del predicted[self.params.maxDets[-1] :]
+            key = video_id, category
+            self._overlaps[key] = self.overlaps(predicted, annotated)
+            self._truth[key] = [_entry(track, place) for place, track in enumerate(annotated)]
+            self._results[key] = [_entry(track, place) for place, track in enumerate(predicted)]
+
+    def overlaps(self, predicted: Sequence[Track], annotated: Sequence[Track]) -> np.ndarray:
+        """How much tracks overlap: (D, G), 0 to 1."""
+        return track_overlaps([track.masks for track in predicted], [track.masks for track in annotated])
+
+    def scores(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """AP, AP50, AP75, APs, APm, APl, AR1, AR10 and ``per_category`` (AP by name), in percent.
+
+        ``None`` where there is no ground truth: no objects of that size or category.
+
+        Args:
+            class_names: in the order of the category ids.
+        """
+        # Equal scores of two videos are counted in the order of the videos' ids.
+        self._video_ids.sort(key=lambda video_id: (isinstance(video_id, str), video_id))
+        self.params.imgIds = list(range(len(self._video_ids)))
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.evaluate()
+            self.accumulate()
+            self.summarize()
+        return summary_in_percent(self, class_names)
 
     def _prepare(self) -> None:
-        self._gts = self._by_video_and_category(self._truth_tracks)
-        self._dts = self._by_video_and_category(self._result_tracks)
+        place = {video_id: index for index, video_id in enumerate(self._video_ids)}
+        self._gts = defaultdict(
+            list, {(place[video_id], category): v for (video_id, category), v in self._truth.items()}
+        )
+        self._dts = defaultdict(
+            list, {(place[video_id], category): v for (video_id, category), v in self._results.items()}
+        )
         self.evalImgs: list[dict[str, Any] | None] = []
         self.eval: dict[str, Any] = {}
 
-    def _by_video_and_category(self, tracks: Sequence[Track]) -> dict[tuple[int, int], list[dict[str, Any]]]:
-        grouped = defaultdict(list)
-        for index, track in enumerate(tracks):
-            video = self._video_index.get(track.video_id)
-            if video is None:
-                continue
-            entry = {
-                "id": index + 1,  # to COCOeval 0 means "not matched"
-                "masks": track.masks,
-                "area": track.area,
-                "score": track.score,
-                "iscrowd": int(track.is_crowd),
-                "ignore": int(track.is_crowd),
-            }
-            grouped[video, track.category_id].append(entry)
-        return grouped
-
     def computeIoU(self, imgId: int, catId: int) -> np.ndarray | list:
-        """Overlaps (D, G), detections by falling score, at most as many as are counted."""
-        truth, results = self._gts[imgId, catId], self._dts[imgId, catId]
-        if not truth and not results:
-            return []
-        order = np.argsort([-result["score"] for result in results], kind="mergesort")[: self.params.maxDets[-1]]
-        return track_overlaps([results[i]["masks"] for i in order], [track["masks"] for track in truth])
+        """Overlaps (D, G), detections by falling score."""
+        return self._overlaps.get((self._video_ids[imgId], catId), [])
+
+
+class ImageEval(TrackEval):
+    """COCO's own measure, of images as videos of one frame.
+
+    As COCO has it, sizes are split at 32^2 and 96^2 pixels, of a mask that lies in a crowd all of it overlaps, and
+    there are no results without a mask.
+    """
+
+    def __init__(self, category_ids: Iterable[int]) -> None:
+        super().__init__(category_ids)
+        self.params.areaRng = COCOParams().areaRng
+
+    def add(self, video_id: VideoId, truth: Sequence[Track], results: Sequence[Track]) -> None:
+        super().add(video_id, truth, [track for track in results if track.masks[0] is not None])
+
+    def overlaps(self, predicted: Sequence[Track], annotated: Sequence[Track]) -> np.ndarray:
+        if not predicted or not annotated:
+            return np.zeros((len(predicted), len(annotated)))
+        crowds = [int(track.is_crowd) for track in annotated]
+        return coco_mask.iou([track.masks[0] for track in predicted], [track.masks[0] for track in annotated], crowds)
+
+
+def _entry(track: Track, place: int) -> dict[str, Any]:
+    """What COCOeval wants to know of a track. To it, id 0 means "not matched"."""
+    crowd = int(track.is_crowd)
+    return {"id": place + 1, "area": track.area, "score": track.score, "iscrowd": crowd, "ignore": crowd}
 
 
 def track_overlaps(rows: Sequence[Sequence[Rle | None]], columns: Sequence[Sequence[Rle | None]]) -> np.ndarray:
@@ -142,23 +192,25 @@ def track_overlaps(rows: Sequence[Sequence[Rle | None]], columns: Sequence[Seque
 
 
 def score(truth: GroundTruth, results: Sequence[Track]) -> dict[str, Any]:
-    """AP, AP50, AP75, APs, APm, APl, AR1, AR10 and ``per_category`` (AP by name), in percent.
-
-    ``None`` where there is no ground truth: no objects of that size or category. Video and category ids that the
-    ground truth does not list count for nothing, as in the official evaluator.
-    """
-    evaluation = TrackEval(truth, results)
+    """What ``TrackEval.scores`` returns, for all videos of the ground truth; all ``None`` where there are no labels."""
     if not truth.tracks:
         return {**dict.fromkeys(METRICS), "per_category": dict.fromkeys(truth.categories.values())}
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return summary_in_percent(evaluation, [truth.categories[category] for category in evaluation.params.catIds])
+    annotated, predicted = _by_video(truth.tracks), _by_video(results)
+    evaluation = TrackEval(truth.categories)
+    for video_id in truth.videos:
+        evaluation.add(video_id, annotated[video_id], predicted[video_id])
+    return evaluation.scores([truth.categories[category] for category in evaluation.params.catIds])
+
+
+def _by_video(tracks: Iterable[Track]) -> dict[VideoId, list[Track]]:
+    grouped: dict[VideoId, list[Track]] = defaultdict(list)
+    for track in tracks:
+        grouped[track.video_id].append(track)
+    return grouped
 
 
 def summary_in_percent(evaluation: COCOeval, class_names: Sequence[str]) -> dict[str, Any]:
-    """What ``score`` returns, from a COCOeval that has summarised; ``class_names`` in the order of its categories."""
+    """What ``TrackEval.scores`` returns, of any COCOeval that has summarised."""
     percent = [None if value < 0 else 100 * float(value) for value in evaluation.stats]
     per_category: dict[str, float | None] = {}
     for index, name in enumerate(class_names):
@@ -168,50 +220,31 @@ def summary_in_percent(evaluation: COCOeval, class_names: Sequence[str]) -> dict
     return {**dict(zip(METRICS, percent, strict=False)), "per_category": per_category}
 
 
-def truth_from_records(records: Sequence[VideoRecord], class_names: Sequence[str]) -> GroundTruth:
-    """The ground truth of a registered data set, categories contiguous.
+def true_tracks(record: VideoRecord) -> list[Track]:
+    """The annotated tracks of a record, categories contiguous.
 
-    A data set's own per-frame areas are taken from ``record.extra["areas"]`` (by instance id) where it has them: the
+    A data set's own areas per frame are taken from ``record.extra["areas"]`` (by instance id) where it has them: the
     official evaluator sorts objects into sizes by those of the file, not by its masks.
     """
-    tracks: list[Track] = []
-    for record in records:
-        masks = true_masks(record)
-        own_areas = record.extra.get("areas", {})
-        for instance in record.instances if masks else ():
-            frames = masks[instance.instance_id]
-            area = mean_area(own_areas.get(instance.instance_id) or areas(frames).tolist())
-            tracks.append(Track(record.video_id, instance.category_id, frames, area, is_crowd=instance.is_crowd))
-    videos = {record.video_id: Video(record.height, record.width, record.length) for record in records}
-    labelled = any(record.masks is not None for record in records)
-    return GroundTruth(videos, dict(enumerate(class_names)), tracks if labelled else None)
+    masks = true_masks(record)
+    own_areas = record.extra.get("areas", {})
+    tracks = []
+    for instance in record.instances:
+        frames = masks[instance.instance_id]
+        area = mean_area(own_areas.get(instance.instance_id) or areas(frames).tolist())
+        tracks.append(Track(record.video_id, instance.category_id, frames, area, is_crowd=instance.is_crowd))
+    return tracks
 
 
 def true_masks(record: VideoRecord) -> dict[int, list[Rle | None]]:
     """The annotated masks of a record, T for each instance id, ``None`` where it is not visible."""
-    masks: dict[int, list[Rle | None]] = {}
-    if record.masks is None:
-        return masks
-    for instance in record.instances:
-        masks[instance.instance_id] = [None] * record.length
+    assert record.masks is not None
+    masks: dict[int, list[Rle | None]] = {instance.instance_id: [None] * record.length for instance in record.instances}
     for frame in range(record.length):
         for instance_id, mask in record.masks.read(frame).items():
             frames = masks.setdefault(instance_id, [None] * record.length)
             frames[frame] = to_rle(mask, record.height, record.width)
     return masks
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """The contents of a JSON file, or a ``UserError`` that says why there are none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a JSON file: it is not text") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not a JSON file: {error.msg} at line {error.lineno}") from None
 
 
 class _Reader:
@@ -298,7 +331,7 @@ def read_truth(path: str | os.PathLike[str]) -> GroundTruth:
         raise UserError(
             f"{path}: expected an object with videos, categories and annotations, found a {type(data).__name__}"
         )
-    videos: dict[int | str, Video] = {}
+    videos: dict[VideoId, Video] = {}
     for video in _entries(path, data, "videos"):
         length = video.integer("length") if "length" in video.entry else len(video.field("file_names"))
         video_id = video.field("id")

@@ -1,0 +1,79 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""What the model says of a video, in a file of its own as soon as it is made.
+
+So nothing grows in memory, and an evaluation that was interrupted goes on with the videos that are missing.
+
+Shape shorthand:
+    T: frames of a video
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from ausm_d2.errors import UserError
+from ausm_d2.evaluation.rle import Rle
+from ausm_d2.io import atomic_write
+
+if TYPE_CHECKING:
+    from ausm_d2.data.video import VideoRecord
+
+
+class Output:
+    """The model's output for one video, of either task."""
+
+    def __init__(self, output: dict[str, Any]) -> None:
+        # {"track_id", "category_id" (contiguous), "score", "segmentations" (T)} each; a track may have several classes
+        self.tracks: list[dict[str, Any]] = output.get("tracks", [])
+        # masks (T) by object id; None: the video was not prompted
+        self.objects: dict[int, list[Rle | None]] | None = None
+        if "objects" in output:
+            self.objects = {int(object_id): masks for object_id, masks in output["objects"].items()}  # JSON: text
+
+    def best_classes(self) -> list[dict[str, Any]]:
+        """Each track once, with its class of highest score."""
+        best: dict[int, dict[str, Any]] = {}
+        for track in self.tracks:
+            if track["track_id"] not in best or track["score"] > best[track["track_id"]]["score"]:
+                best[track["track_id"]] = track
+        return list(best.values())
+
+
+class ResultFolder:
+    """One JSON file for each video that is done: the model's output as it came."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    def path(self, record: VideoRecord) -> Path:
+        """Where the results of a video are, or will be."""
+        return self.folder / f"{quote(str(record.video_id), safe='')}.json"
+
+    def write(self, record: VideoRecord, text: str) -> None:
+        """Keep the model's output, as JSON."""
+        with atomic_write(self.path(record)) as path:
+            path.write_text(text, encoding="utf-8")
+
+    def read(self, record: VideoRecord) -> Output:
+        """The model's output."""
+        return Output(json.loads(self.path(record).read_text(encoding="utf-8")))
+
+    def missing(self, records: Iterable[VideoRecord]) -> list[VideoRecord]:
+        """The videos without results."""
+        return [record for record in records if not self.path(record).exists()]
+
+    def require(self, records: Iterable[VideoRecord]) -> None:
+        """Raise a ``UserError`` if videos are without results."""
+        missing = self.missing(records)
+        if missing:
+            raise UserError(f"{self.folder}: {len(missing)} videos have no result, the first of them {missing[0].name}")
+
+    def clear(self) -> None:
+        """Remove all results."""
+        for path in self.folder.glob("*.json"):
+            path.unlink()
