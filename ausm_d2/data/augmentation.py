@@ -397,8 +397,13 @@ def render_mask(mask: StoredMask, stored_size: tuple[int, int], plan: ClipPlan, 
         target[y : y + part.shape[1], x : x + part.shape[0]] = part.T > 0
         return True
     factor = _reduction(matrix)
-    if factor > 1:  # in the blocks of pixels that the image is shrunk by
-        part = cv2.copyMakeBorder(part, x % factor, 0, y % factor, 0, cv2.BORDER_CONSTANT, value=0)
+    if factor > 1:  # in the blocks of pixels that the image is shrunk by; at its own ends, they are filled up likewise
+        before = (x % factor, y % factor)
+        after = [
+            0 if start + length == full else -(start + length) % factor
+            for start, length, full in zip((x, y), part.shape, stored_size[::-1], strict=True)
+        ]
+        part = cv2.copyMakeBorder(part, before[0], after[0], before[1], after[1], cv2.BORDER_CONSTANT, value=0)
         part, x, y = _shrink(part, factor), x // factor, y // factor
         matrix = matrix @ _scaling(factor, factor)
     width, height = part.shape
