@@ -1,0 +1,168 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Masks drawn over pictures, pictures put together, pictures written as video. Works on plain arrays.
+
+Shape shorthand:
+    H, W: picture size in pixels
+    S: scale, a whole number: what is drawn is S * H high and S * W wide
+    N: masks
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import cache
+from types import TracebackType
+
+import av
+import cv2
+import numpy as np
+from detectron2.utils.colormap import colormap
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_OPACITY = 0.45  # of the fill
+_READABLE = 360  # pixels: the short side that texts and lines are made for
+_TITLE = 28  # pixels: height of a title
+
+
+@cache
+def _palette() -> np.ndarray:
+    """Detectron2's colours without the dark, the pale and the nearly equal ones, each as far as can be from those
+    before it: uint8 (C, 3), BGR."""
+    colours = colormap(rgb=False)
+    lab = cv2.cvtColor((colours / 255).astype(np.float32)[None], cv2.COLOR_BGR2LAB)[0]
+    lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
+    vivid = (lightness > 35) & (lightness < 92) & (chroma > 35)
+    colours, lab, order = colours[vivid], lab[vivid], [int(chroma[vivid].argmax())]
+    while True:
+        distance = np.linalg.norm(lab[:, None] - lab[order], axis=2).min(axis=1)
+        if distance.max() < 20:
+            return colours[order].round().astype(np.uint8)
+        order.append(int(distance.argmax()))
+
+
+def colour(track_id: int) -> tuple[int, int, int]:
+    """The colour, BGR, that a track id (1 or more) has in every picture of every run."""
+    palette = _palette()
+    blue, green, red = palette[(track_id - 1) % len(palette)].tolist()
+    return blue, green, red
+
+
+def readable_scale(height: int, width: int) -> int:
+    """The scale S at which texts fit on a small picture."""
+    return max(1, round(_READABLE / min(height, width)))
+
+
+def draw_masks(
+    picture: np.ndarray,
+    masks: np.ndarray,
+    track_ids: Sequence[int],
+    labels: Sequence[str] | None = None,
+    *,
+    scale: int = 1,
+) -> np.ndarray:
+    """Masks over a picture: filled, outlined, labelled.
+
+    Args:
+        picture: uint8 (H, W, 3), BGR.
+        masks: bool (N, H, W).
+        track_ids: N ids, which choose the colours.
+        labels: N texts; None: no texts.
+        scale: S.
+
+    Returns:
+        uint8 (S * H, S * W, 3), BGR; ``picture`` is left alone.
+    """
+    height, width = (side * scale for side in picture.shape[:2])
+    canvas = cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC) if scale > 1 else picture.copy()
+    line = max(1, round(min(height, width) / _READABLE))
+    corners = []  # where the label of each mask goes
+    for mask, track_id in zip(masks, track_ids, strict=True):
+        binary = np.ascontiguousarray(mask).view(np.uint8)
+        x, y, columns, rows = cv2.boundingRect(binary)
+        corners.append((x * scale, y * scale) if columns else None)
+        if not columns:
+            continue
+        part = binary[y : y + rows, x : x + columns]
+        x, y, columns, rows = (value * scale for value in (x, y, columns, rows))
+        part = cv2.resize(part, (columns, rows), interpolation=cv2.INTER_NEAREST)
+        region = canvas[y : y + rows, x : x + columns]
+        ink = tuple(_OPACITY * channel for channel in colour(track_id))
+        cv2.copyTo(cv2.add(cv2.convertScaleAbs(region, alpha=1 - _OPACITY), (*ink, 0)), part, region)
+        outline, _ = cv2.findContours(part, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y))
+        cv2.drawContours(canvas, outline, -1, colour(track_id), line)
+    for corner, track_id, label in zip(corners, track_ids, labels or (), strict=False):
+        if corner is not None:
+            _write(canvas, label, corner, colour(track_id))
+    return canvas
+
+
+def _write(canvas: np.ndarray, text: str, corner: tuple[int, int], background: tuple[int, int, int]) -> None:
+    """A text on a coloured ground, above ``corner`` (x, y) where there is room."""
+    size = 0.4 * max(1.0, min(canvas.shape[:2]) / _READABLE)
+    (width, height), below = cv2.getTextSize(text, _FONT, size, 1)
+    left = max(0, min(corner[0], canvas.shape[1] - width))
+    bottom = max(corner[1], height + below)
+    cv2.rectangle(canvas, (left, bottom - height - below), (left + width - 1, bottom - 1), background, cv2.FILLED)
+    blue, green, red = background
+    ink = (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 110 else (255, 255, 255)
+    cv2.putText(canvas, text, (left, bottom - below // 2 - 1), _FONT, size, ink, 1, cv2.LINE_AA)
+
+
+def contact_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = (), *, gap: int = 4) -> np.ndarray:
+    """Pictures side by side, row under row, on white.
+
+    Args:
+        rows: uint8 (H, W, 3) BGR pictures, all of one size; rows may be of different lengths.
+        titles: a text over each row; empty: none.
+        gap: pixels between pictures.
+
+    Returns:
+        uint8, BGR.
+    """
+    height, width = rows[0][0].shape[:2]
+    title = _TITLE if titles else 0
+    columns = max(len(row) for row in rows)
+    sheet = np.full((len(rows) * (title + height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+    for i, row in enumerate(rows):
+        y = gap + i * (title + height + gap)
+        if titles:
+            cv2.putText(sheet, titles[i], (gap, y + _TITLE - 10), _FONT, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+        for j, picture in enumerate(row):
+            x = gap + j * (width + gap)
+            sheet[y + title : y + title + height, x : x + width] = picture
+    return sheet
+
+
+class VideoWriter:
+    """Pictures -> an H.264 MP4 file that plays everywhere (4:2:0, even sides)."""
+
+    def __init__(self, path: str | os.PathLike[str], fps: Fraction | int) -> None:
+        """
+        Args:
+            path: ends in .mp4.
+            fps: pictures a second.
+        """
+        self._container = av.open(os.fspath(path), "w", options={"movflags": "faststart"})
+        self._stream = self._container.add_stream("h264", rate=fps, options={"preset": "veryfast", "crf": "20"})
+        self._stream.pix_fmt = "yuv420p"
+        self._empty = True
+
+    def write(self, picture: np.ndarray) -> None:
+        """The next picture: uint8 (H, W, 3), BGR, all of one size. Odd sides are widened by a pixel."""
+        picture = cv2.copyMakeBorder(picture, 0, picture.shape[0] % 2, 0, picture.shape[1] % 2, cv2.BORDER_REPLICATE)
+        if self._empty:
+            self._stream.height, self._stream.width = picture.shape[:2]
+            self._empty = False
+        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None and not self._empty:
+            self._container.mux(self._stream.encode(None))
+        self._container.close()
