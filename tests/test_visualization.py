@@ -64,7 +64,8 @@ def label_pixels(x: int, y: int) -> np.ndarray:
 @pytest.mark.parametrize(("x", "y"), [(0, 0), (48, 0), (0, 28), (48, 28), (59, 39)])
 def test_a_label_stays_inside_the_picture(x: int, y: int) -> None:
     sizes = [[int(np.ptp(axis)) for axis in np.nonzero(label_pixels(*place))] for place in ((x, y), (20, 14))]
-    assert sizes[0] == sizes[1] and sizes[0][1] > 60
+    # Where it lies on its own mask, it covers an outline of its colour.
+    assert np.abs(np.subtract(*sizes)).max() <= 1 and sizes[0][1] > 60
 
 
 def test_small_pictures_are_enlarged() -> None:
