@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,21 +17,26 @@ from ausm_d2.errors import UserError
 from ausm_d2.modeling import ssm_kernels
 from ausm_d2.modeling.ssm_kernels import build, causal_conv, cpu, selective_scan, use_backend
 
-# N, T, E, S: one frame, sizes that fill no vector, sizes that fill vectors exactly, a long one.
-SIZES = [(7, 1, 5, 3), (3, 4, 37, 16), (2, 16, 64, 8), (5, 3, 48, 5), (1, 2, 1, 1), (2, 150, 20, 4)]
+# N, T, E, S: one frame, sizes that fill no vector, sizes that fill vectors exactly, the smallest of all.
+SIZES = [(7, 1, 5, 3), (3, 4, 37, 16), (2, 6, 64, 8), (2, 3, 80, 5), (1, 1, 1, 1)]
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 
 
-@pytest.fixture(params=["loop", "cpu"])
-def backend(request: pytest.FixtureRequest) -> Any:
+# Without a GPU, Triton's kernels run in its interpreter: see test_triton_in_its_interpreter.
+GPU = torch.cuda.is_available()
+NAMES = ["loop", "cpu", *(["triton"] if GPU or os.environ.get("TRITON_INTERPRET") == "1" else [])]
+
+
+@pytest.fixture(params=NAMES)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The backend is forced, and new tensors are made where it runs."""
     name = request.param
+    device = "cuda" if name == "triton" and GPU else "cpu"
     try:
-        supported = ssm_kernels.BACKENDS[name].supports(torch.empty(0))
+        assert ssm_kernels.BACKENDS[name].supports(torch.empty(0, device=device))
     except build.CompileError as error:
         pytest.skip(str(error))
-    if not supported:
-        pytest.skip(f"{name} has no kernel for this machine")
-    with use_backend(name):
+    with torch.device(device), use_backend(name):
         yield name
 
 
@@ -89,6 +95,12 @@ def _compare_gradients(inputs: dict[str, Tensor], forward: float, backward: floa
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_scan_equals_float64_loop(backend: str, size: tuple[int, int, int, int]) -> None:
     _compare_gradients(_inputs(*size), 1e-5, 1e-4)
+
+
+@pytest.mark.parametrize("fast", ["loop", "cpu"])
+def test_scan_of_a_long_clip(fast: str) -> None:
+    with use_backend(fast):
+        _compare_gradients(_inputs(2, 150, 20, 4), 1e-5, 1e-4)
 
 
 @pytest.mark.parametrize("left_out", OPTIONAL)
@@ -172,15 +184,21 @@ def test_in_place_is_refused_where_autograd_is_on(backend: str) -> None:
         selective_scan(**_inputs(1, 1, 4, 2), inplace=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("size", [(5, 1, 37, 4), (3, 2, 16, 4), (2, 7, 33, 3), (2, 5, 8, 1)], ids=str)
 @pytest.mark.parametrize("start", ["zero", "given"])
-def test_conv_equals_float64_loop(
-    backend: str, size: tuple[int, int, int, int], start: str, dtype: torch.dtype
-) -> None:
+@pytest.mark.parametrize("size", [(5, 1, 37, 4), (3, 2, 16, 4), (2, 6, 33, 3), (2, 5, 8, 1)], ids=str)
+def test_conv_equals_float64_loop(backend: str, size: tuple[int, int, int, int], start: str) -> None:
+    _compare_conv(size, start == "given", torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_conv_of_half_precision_activations(backend: str, dtype: torch.dtype) -> None:
+    _compare_conv((3, 2, 33, 4), True, dtype)
+
+
+def _compare_conv(size: tuple[int, int, int, int], start_given: bool, dtype: torch.dtype) -> None:
     n, t, e, k = size
     inputs = [torch.randn(n, t, 2 * e)[..., :e].to(dtype), torch.randn(e, k), torch.randn(e)]
-    if start == "given":
+    if start_given:
         inputs.append(torch.randn(n, e, k).to(dtype))
     exact = [value.double() for value in inputs]
     for value in inputs + exact:
@@ -209,7 +227,7 @@ def test_conv_in_place(backend: str) -> None:
     torch.testing.assert_close(state, expected_last)
 
 
-def test_threads_share_the_work(backend: str) -> None:
+def test_threads_share_the_work() -> None:
     inputs = _inputs(23, 4, 900, 2)
     threads = torch.get_num_threads()
     results = []
@@ -217,12 +235,32 @@ def test_threads_share_the_work(backend: str) -> None:
         for count in (1, 3):
             torch.set_num_threads(count)
             tensors = [value.requires_grad_() for value in inputs.values()]
-            y, _ = _scan(inputs)
+            with use_backend("cpu"):
+                y, _ = _scan(inputs)
             results.append([y, *torch.autograd.grad(y.square().sum(), tensors[:-1])])
     finally:
         torch.set_num_threads(threads)
     for found, expected in zip(*results, strict=True):
         _assert_near(found.detach(), expected.detach(), 1e-5)
+
+
+@pytest.mark.skipif(GPU, reason="there is a GPU for them")
+def test_triton_in_its_interpreter() -> None:
+    """In a process of its own: Triton decides at its first import whether it interprets."""
+    pytest.importorskip("triton")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "triton and not interpreter",
+        __file__,
+    ]
+    run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0 and " passed" in run.stdout, run.stdout[-3000:]
 
 
 def test_unknown_backend() -> None:

@@ -6,8 +6,8 @@ Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; S: state s
 Channels are the last dimension throughout, which is what the linear layers around these operations give and take:
 nothing is transposed to (N, E, T).
 
-Backends: ``cpu`` (C++, compiled on first use) and ``loop`` (plain PyTorch, always there). The environment variable
-AUSM_SSM_BACKEND or :func:`use_backend` forces one.
+Backends: ``cpu`` (C++, compiled on first use), ``triton`` (CUDA) and ``loop`` (plain PyTorch, always there). The
+environment variable AUSM_SSM_BACKEND or :func:`use_backend` forces one.
 """
 
 from __future__ import annotations
@@ -25,9 +25,14 @@ from ausm_d2.errors import UserError
 from ausm_d2.modeling.ssm_kernels.build import CompileError
 from ausm_d2.modeling.ssm_kernels.cpu import CpuBackend
 from ausm_d2.modeling.ssm_kernels.fused import FusedBackend
+from ausm_d2.modeling.ssm_kernels.gpu import TritonBackend
 from ausm_d2.modeling.ssm_kernels.loop import LoopBackend
 
-BACKENDS: dict[str, FusedBackend | LoopBackend] = {"cpu": CpuBackend(), "loop": LoopBackend()}
+BACKENDS: dict[str, FusedBackend | LoopBackend] = {
+    "cpu": CpuBackend(),
+    "triton": TritonBackend(),
+    "loop": LoopBackend(),
+}
 """In the order of preference."""
 
 _forced: str | None = os.environ.get("AUSM_SSM_BACKEND") or None
