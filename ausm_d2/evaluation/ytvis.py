@@ -285,10 +285,10 @@ class _Reader:
     def key(self, name: str, known: dict) -> Any:
         """An id as ``known`` has it: numbers may have been written as text."""
         value = self.field(name)
-        if isinstance(value, (str, int)) and value in known:
-            return value
-        with contextlib.suppress(TypeError, ValueError):
-            if float(value) in known:
+        if not isinstance(value, (str, int, float)):
+            raise self.error(f"field {name!r} is {value!r}, expected a number or text")
+        if value not in known:
+            with contextlib.suppress(ValueError, OverflowError):
                 return int(float(value))
         return value
 

@@ -1,0 +1,99 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ausm_d2.evaluation.rle import areas, decode, encode, first_invalid, intersections, to_rle
+from tests.evaluation.cases import rectangle, uncompressed
+
+
+def random_mask(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    kind = rng.integers(0, 4)
+    if kind == 0:
+        return rng.random((height, width)) < rng.random()
+    if kind == 1:
+        return np.full((height, width), bool(rng.integers(2)))
+    return rectangle(rng, height, width)
+
+
+def test_counts_equal_those_of_arrays() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        height, width = rng.integers(1, 60, 2)
+        rows = [random_mask(rng, height, width) for _ in range(3)]
+        columns = [random_mask(rng, height, width) for _ in range(4)]
+        shared = intersections([encode(mask) for mask in rows], [encode(mask) for mask in columns])
+        assert shared.tolist() == [[int((row & column).sum()) for column in columns] for row in rows]
+        assert areas([None, *map(encode, rows)]).tolist() == [0, *(int(row.sum()) for row in rows)]
+
+
+def test_areas_of_more_than_255_masks() -> None:
+    # pycocotools.mask.area takes no more in one call
+    masks = [np.arange(12).reshape(3, 4) < i % 13 for i in range(600)]
+    assert areas([encode(mask) for mask in masks]).tolist() == [i % 13 for i in range(600)]
+
+
+def test_valid_counts_pass_and_broken_ones_are_found() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(150):
+        height, width = rng.integers(1, 60, 2)
+        masks = [random_mask(rng, height, width) for _ in range(rng.integers(1, 100))]
+        rles = [encode(mask) for mask in masks]
+        assert first_invalid(rles) is None
+        broken = int(rng.integers(len(rles)))
+        counts = rles[broken]["counts"]
+        # One more pixel at the end, or text that ends within a number
+        rles[broken] = {**rles[broken], "counts": counts + "1" if rng.random() < 0.5 else counts[:-1] + "P"}
+        assert first_invalid(rles) == broken
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        "0",  # no pixel at all
+        "9" * 50,  # too many
+        "\x10\x11",  # characters that are no digits
+        "é" * 4,
+        "PPPPPPPPPPP1",  # a number of 55 bits
+        "d0Mc0",  # runs of 20, -3 and 19: 36 pixels, but one run is negative
+    ],
+)
+def test_text_that_is_no_mask(counts: str) -> None:
+    assert first_invalid([{"size": [6, 6], "counts": counts}]) == 0
+
+
+def test_every_form_of_mask() -> None:
+    mask = np.zeros((6, 8), bool)
+    mask[1:4, 2:7] = True
+    forms = [
+        mask,
+        encode(mask),
+        uncompressed(mask),
+        {**uncompressed(mask), "counts": tuple(uncompressed(mask)["counts"])},
+    ]
+    for form in forms:
+        rle = to_rle(form, 6, 8)
+        assert rle is not None and np.array_equal(decode(rle), mask)
+    polygon = to_rle([[2, 1, 7, 1, 7, 4, 2, 4]], 6, 8)
+    assert polygon is not None and np.array_equal(decode(polygon), mask)
+    assert all(to_rle(nothing, 6, 8) is None for nothing in (None, {}, [], {"size": [6, 8], "counts": []}))
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((8, 6), bool), "mask of size 8x6, expected 6x8"),
+        ({"size": [8, 6], "counts": "abc"}, r"size \[8, 6\], expected \[6, 8\]"),
+        ({"counts": "abc"}, r"size None, expected \[6, 8\]"),
+        ({"size": [6, 8], "counts": [40, 2]}, "add up to 42 pixels, expected 6x8 = 48"),
+        ({"size": [6, 8], "counts": [50, -2]}, "add up to 48 pixels"),
+        ({"size": [6, 8], "counts": [1, "x"]}, "no number"),
+        ({"size": [6, 8], "counts": 5}, "counts is int"),
+        ([[1, 2, 3, 4]], "three at least"),
+        ("text", "expected null, run lengths"),
+    ],
+)
+def test_what_is_wrong_is_said(mask: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        to_rle(mask, 6, 8)  # type: ignore[arg-type]
