@@ -23,6 +23,7 @@ from detectron2.utils.colormap import colormap
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _OPACITY = 0.45  # of the fill
 _READABLE = 360  # pixels: the short side that texts and lines are made for
+_LARGE = 1920  # pixels: a long side that needs no enlarging
 _TITLE = 28  # pixels: height of a title
 
 
@@ -50,8 +51,8 @@ def colour(track_id: int) -> tuple[int, int, int]:
 
 
 def readable_scale(height: int, width: int) -> int:
-    """The scale S at which texts fit on a small picture."""
-    return max(1, round(_READABLE / min(height, width)))
+    """The scale S at which texts fit on a small picture, without making it large."""
+    return max(1, min(round(_READABLE / min(height, width)), _LARGE // max(height, width)))
 
 
 def draw_masks(
@@ -157,12 +158,19 @@ class VideoWriter:
             self._empty = False
         self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
 
+    def close(self) -> None:
+        """Complete the file."""
+        if not self._empty:
+            self._container.mux(self._stream.encode(None))
+        self._container.close()
+
     def __enter__(self) -> VideoWriter:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None and not self._empty:
-            self._container.mux(self._stream.encode(None))
-        self._container.close()
+        if kind is None:
+            self.close()
+        else:
+            self._container.close()
