@@ -67,13 +67,13 @@ class Mamba(nn.Module):
         self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
         self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).repeat(self.d_inner, 1).log())
         self.D = nn.Parameter(torch.ones(self.d_inner))
-        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
 
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         log_dt = torch.rand(self.d_inner) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)
         dt = log_dt.exp().clamp(min=dt_init_floor)
         with torch.no_grad():
             self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)  # last: the same seed gives mamba_ssm's values
         # mamba_ssm's marks: optimisers that know them leave these parameters without weight decay.
         for parameter in (self.A_log, self.D):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]

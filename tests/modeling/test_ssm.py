@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -39,6 +42,56 @@ def _float64_mamba(layer: Mamba, x: Tensor) -> Tensor:
         y = (state * C[:, None]).sum(-1) + p["D"] * u
         outputs.append((y * z * torch.sigmoid(z)) @ p["out_proj.weight"].T)
     return torch.stack(outputs, dim=1)
+
+
+@pytest.fixture
+def reference(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """mamba_ssm's own module with its reference scan instead of its kernels; its Python source is enough.
+
+    That is what pip installs with MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE --no-build-isolation --no-deps.
+    """
+    spec = importlib.util.find_spec("mamba_ssm")
+    if spec is None or importlib.util.find_spec("einops") is None or importlib.util.find_spec("triton") is None:
+        pytest.skip("the Python source of mamba_ssm (with einops and triton) is not installed")
+    package = ModuleType("mamba_ssm")  # its own __init__ imports more than the layer
+    package.__path__ = list(spec.submodule_search_locations or [])
+    monkeypatch.setitem(sys.modules, "mamba_ssm", package)
+    if importlib.util.find_spec("selective_scan_cuda") is None:
+        monkeypatch.setitem(sys.modules, "selective_scan_cuda", ModuleType("selective_scan_cuda"))
+    module = importlib.import_module("mamba_ssm.modules.mamba_simple")
+    scan = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
+    monkeypatch.setattr(module, "selective_scan_fn", scan.selective_scan_ref)
+    for name in ("causal_conv1d_fn", "causal_conv1d_update", "selective_state_update"):
+        monkeypatch.setattr(module, name, None)
+    return module
+
+
+def test_layer_is_that_of_mamba_ssm(reference: ModuleType) -> None:
+    """Initial values from the same seed, outputs, gradients, and the caches after a clip and after single steps."""
+    torch.manual_seed(3)
+    theirs = reference.Mamba(48, use_fast_path=False)
+    torch.manual_seed(3)
+    layer = Mamba(48)
+    for (name, expected), (_, found) in zip(
+        sorted(theirs.named_parameters()), sorted(layer.named_parameters()), strict=True
+    ):
+        assert torch.equal(found, expected), name
+    layer.load_state_dict(theirs.state_dict())
+    x, dy = torch.randn(5, 7, 48), torch.randn(5, 7, 48)
+    found, state = layer(x)
+    expected = theirs(x)
+    assert _relative(found, expected) < 1e-5
+    (found * dy).sum().backward()
+    (expected * dy).sum().backward()
+    for name, parameter in theirs.named_parameters():
+        assert _relative(layer.get_parameter(name).grad, parameter.grad) < 1e-4, name
+    with torch.no_grad():
+        conv, ssm = theirs.allocate_inference_cache(5, 7)
+        for t in range(7):
+            expected, conv, ssm = theirs.step(x[:, t : t + 1], conv, ssm)
+            assert _relative(found[:, t : t + 1], expected) < 1e-5
+        assert state.conv.shape == conv.shape and state.ssm.shape == ssm.shape
+        assert _relative(state.conv, conv) < 1e-5 and _relative(state.ssm, ssm) < 1e-5
 
 
 def test_parameters_are_those_of_mamba_ssm() -> None:
