@@ -40,6 +40,23 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
+    @torch.no_grad()
+    def init_as_lookup(self, *, sharpness: float = 1.0, gain: float = 1.0) -> None:
+        """Initial values with which a query attends to what resembles it, and takes over what it finds there.
+
+        Queries and keys share an orthogonal projection, values pass unchanged (docs/deviations.md, 15).
+
+        Args:
+            sharpness: scale of that projection.
+            gain: scale of the output.
+        """
+        query, key, value = self.in_proj_weight.chunk(3)
+        nn.init.orthogonal_(query, gain=sharpness)
+        key.copy_(query)
+        nn.init.eye_(value)
+        nn.init.zeros_(self.in_proj_bias)
+        nn.init.eye_(self.out_proj.weight).mul_(gain)
+
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 

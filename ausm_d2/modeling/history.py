@@ -79,6 +79,9 @@ class CompressorLayer(nn.Module):
         self.self_attn = Attention(dim, head_dim=head_dim)
         self.norm_ffn = nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, dim_feedforward)
+        # Every branch starts silent, so that the marks reach F before the layers have learned to carry them.
+        for parameter in (self.mamba.out_proj.weight, self.self_attn.out_proj.weight, *self.ffn.linear2.parameters()):
+            nn.init.zeros_(parameter)
 
     def _space_and_ffn(self, x: Tensor, position: Tensor, size: tuple[int, int]) -> Tensor:
         """(B * T, P, D) -> (B * T, P, D); no information between frames."""
@@ -203,6 +206,10 @@ class DecoderLayer(nn.Module):
         self.cross_attn = Attention(dim, head_dim=head_dim)
         self.norm_ffn = nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, dim_feedforward)
+        # The decoder starts as propagation of marks between pixels that look alike (docs/deviations.md, 15).
+        self.cross_attn.init_as_lookup(sharpness=1.5, gain=4.0)
+        for parameter in self.ffn.linear2.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(
         self, x: Tensor, position: Tensor, size: tuple[int, int], key: Tensor, value: Tensor

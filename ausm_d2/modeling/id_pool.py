@@ -22,6 +22,7 @@ class IDPool(nn.Module):
     def __init__(self, num_id: int, dim: int) -> None:
         super().__init__()
         self.embed = nn.Embedding(num_id, dim)
+        nn.init.normal_(self.embed.weight, std=2.0)  # marks have to stand out of the features they are added to
 
     @property
     def num_id(self) -> int:

@@ -41,6 +41,7 @@ class CrossAttentionLayer(nn.Module):
     def __init__(self, dim: int, head_dim: int) -> None:
         super().__init__()
         self.multihead_attn = Attention(dim, head_dim=head_dim)
+        self.multihead_attn.init_as_lookup()  # a row of A starts by looking for its own mark
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, query_position: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:

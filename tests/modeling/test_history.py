@@ -1,0 +1,111 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""History Marker by its formula; Compressor and Decoder in both forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ausm_d2.modeling.attention import Attention
+from ausm_d2.modeling.history import HistoryCompressor, HistoryDecoder, HistoryMarker
+
+
+def test_marker_is_the_formula_of_section_3() -> None:
+    ids = torch.randn(2, 3, 8)
+    masks = (torch.rand(2, 3, 8, 12) < 0.4).float()
+    masks[:, :, :2, :2] = 0
+    marked = HistoryMarker(eps=1e-3)(ids, masks)
+    assert marked.shape == (2, 8, 4, 6)
+    for b, y, x in [(0, 0, 0), (0, 1, 2), (1, 3, 5)]:
+        cover = masks[b, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean(dim=(1, 2))
+        expected = (cover[:, None] * ids[b]).sum(0) / (1e-3 + cover.sum())
+        torch.testing.assert_close(marked[b, :, y, x], expected)
+    assert torch.equal(marked[:, :, 0, 0], torch.zeros(2, 8))
+
+
+def test_marker_ignores_the_vectors_of_empty_rows_and_broadcasts_over_time() -> None:
+    ids, masks = torch.randn(2, 3, 8), (torch.rand(2, 4, 3, 8, 12) < 0.4).float()
+    masks[:, :, 2] = 0
+    other = ids.clone()
+    other[:, 2] = 100
+    marker = HistoryMarker()
+    assert torch.equal(marker(ids[:, None], masks), marker(other[:, None], masks))
+    torch.testing.assert_close(marker(ids[:, None], masks)[:, 1], marker(ids, masks[:, 1]))
+
+
+def compressor(spatial_reduction: int = 1) -> HistoryCompressor:
+    """With no branch silent, as after training (spatial attention stays so)."""
+    module = HistoryCompressor(
+        16, num_layers=2, head_dim=8, dim_feedforward=24, d_state=4, spatial_reduction=spatial_reduction
+    )
+    for layer in module.layers:
+        for branch in (layer.mamba.out_proj, layer.ffn.linear2):
+            torch.nn.init.normal_(branch.weight)
+    return module
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+@pytest.mark.parametrize("spatial_reduction", [1, 2])
+def test_compressor_at_once_equals_frame_by_frame(frames: int, spatial_reduction: int) -> None:
+    module = compressor(spatial_reduction)
+    for layer in module.layers:
+        torch.nn.init.normal_(layer.self_attn.out_proj.weight)
+    e = torch.randn(2, frames, 16, 3, 5)
+    for recorded in (True, False):
+        with torch.set_grad_enabled(recorded):
+            at_once, nothing = module(e)
+            assert nothing is None
+            states = module.init_states(2 * 15, device=e.device, dtype=e.dtype)
+            steps = []
+            for t in range(frames):
+                f, states = module(e[:, t : t + 1], states)
+                steps.append(f)
+            torch.testing.assert_close(torch.cat(steps, 1), at_once, rtol=1e-4, atol=1e-5)
+
+
+def test_marks_pass_through_a_new_compressor() -> None:
+    """Every branch starts silent: F is the normalised E."""
+    module = HistoryCompressor(16, num_layers=2, head_dim=8, dim_feedforward=24, d_state=4)
+    e = torch.randn(1, 3, 16, 2, 2)
+    expected = torch.nn.functional.layer_norm(e.movedim(2, -1), (16,)).movedim(-1, 2)
+    torch.testing.assert_close(module(e)[0], expected)
+
+
+def test_a_lookup_finds_what_resembles_the_query_and_hands_it_over() -> None:
+    attention = Attention(24, head_dim=8)
+    attention.init_as_lookup(sharpness=3.0)
+    keys = torch.randn(1, 6, 24)
+    found = attention(keys[:, 2:3], keys, keys)
+    torch.testing.assert_close(found, keys[:, 2:3], rtol=0.05, atol=0.2)
+
+
+def test_compressor_mixes_time_within_a_pixel_and_space_within_a_frame() -> None:
+    """With its spatial attention silenced a pixel depends on its own past only."""
+    module = compressor().eval()
+    e = torch.randn(1, 3, 16, 2, 2, requires_grad=True)
+    (module(e)[0][0, 1, :, 0, 1] * torch.randn(16)).sum().backward()
+    assert e.grad is not None
+    touched = e.grad[0].abs().sum(1) > 0
+    assert touched.int().tolist() == [[[0, 1], [0, 0]], [[0, 1], [0, 0]], [[0, 0], [0, 0]]]
+
+
+@pytest.mark.parametrize("self_attention", [True, False])
+def test_decoder_frames_do_not_see_each_other(self_attention: bool) -> None:
+    module = HistoryDecoder(16, num_layers=2, head_dim=8, dim_feedforward=24, self_attention=self_attention).eval()
+    x, f = torch.randn(3, 16, 3, 5), torch.randn(3, 16, 3, 5)
+    together = module(x, f)
+    torch.testing.assert_close(together[1:2], module(x[1:2], f[1:2]), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(together, module(x, f.flip(0)))
+
+
+def test_attention_is_torchs_multi_head_attention() -> None:
+    ours, theirs = Attention(24, head_dim=8), torch.nn.MultiheadAttention(24, 3, batch_first=True)
+    theirs.load_state_dict(ours.state_dict())
+    query, key, value = torch.randn(2, 5, 24), torch.randn(2, 7, 24), torch.randn(2, 7, 24)
+    mask = torch.rand(2, 1, 5, 7) < 0.7
+    mask[..., 0] = True
+    expected = theirs(query, key, value, attn_mask=~mask.expand(-1, 3, -1, -1).flatten(0, 1), need_weights=False)[0]
+    torch.testing.assert_close(ours(query, key, value, mask=mask), expected)
+    torch.testing.assert_close(ours(query, query, query), theirs(query, query, query, need_weights=False)[0])
+    with pytest.raises(ValueError, match="head width 7 does not divide the 24 channels"):
+        Attention(24, head_dim=7)

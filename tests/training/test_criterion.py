@@ -1,0 +1,108 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""The loss: who is supervised by what."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ausm_d2.modeling.pixel_decoder import Predictions
+from ausm_d2.training.criterion import FrameTargets, SetCriterion
+from ausm_d2.training.matcher import HungarianMatcher
+
+CLASSES, QUERIES = 3, 4
+
+
+def criterion(deep_supervision: bool = True) -> SetCriterion:
+    weights = {"class_weight": 2.0, "mask_weight": 5.0, "dice_weight": 5.0}
+    return SetCriterion(
+        matcher=HungarianMatcher(**weights), **weights, no_object_weight=0.1, num_points=256, oversample_ratio=3.0,
+        importance_sample_ratio=0.75, deep_supervision=deep_supervision,
+    )  # fmt: skip
+
+
+def frame(track: list[int], detect: list[int], visible: list[int], exhaustive: bool = True) -> FrameTargets:
+    """One frame with two instances, left and right half of 32x32."""
+    masks = torch.zeros(1, 2, 32, 32, dtype=torch.bool)
+    masks[0, 0, :, :16], masks[0, 1, :, 16:] = bool(visible[0]), bool(visible[1])
+    as_bool = [torch.tensor([each], dtype=torch.bool) for each in (visible, track, detect)]
+    return FrameTargets(
+        masks=masks, classes=torch.tensor([[0, 2]]), visible=as_bool[0], track=as_bool[1], detect=as_bool[2],
+        labelled=torch.tensor([True]), exhaustive=torch.tensor([exhaustive]),
+    )  # fmt: skip
+
+
+def logits_of(masks: Tensor) -> Tensor:
+    """Perfect logits at stride 4 of bool (B, N, 32, 32)."""
+    return (masks[..., ::4, ::4].float() * 2 - 1) * 30
+
+
+def perfect(targets: FrameTargets) -> Predictions:
+    """Tracking rows and the first detection queries say what is so; the other queries say background."""
+    classes = torch.full((1, 2 + QUERIES, CLASSES + 1), -30.0)
+    masks = torch.full((1, 2 + QUERIES, 8, 8), -30.0)
+    classes[..., CLASSES] = 30
+    for i in range(2):
+        for row, wanted in ((i, targets.track[0, i]), (2 + i, targets.detect[0, i])):
+            if wanted and targets.visible[0, i]:
+                classes[0, row, CLASSES] = -30
+                classes[0, row, targets.classes[0, i]] = 30
+                masks[0, row] = logits_of(targets.masks)[0, i]
+    return Predictions(classes.requires_grad_(), masks.requires_grad_())
+
+
+def test_what_is_right_costs_nothing() -> None:
+    for targets in (frame([1, 0], [0, 1], [1, 1]), frame([1, 1], [0, 0], [0, 1]), frame([0, 0], [1, 1], [1, 1])):
+        losses = criterion()([perfect(targets)], targets)
+        # The bilinear edge between the halves is uncertain by half a cell.
+        assert sum(float(value) for name, value in losses.items() if "mask" not in name and "dice" not in name) < 1e-4
+        assert sum(losses.values()) < 3
+
+
+def test_hidden_object_is_background_with_the_empty_mask() -> None:
+    targets = frame([1, 0], [0, 0], [0, 0])
+    silent = perfect(targets)
+    losses = criterion()([silent], targets)
+    assert losses["loss_trk_ce"] < 1e-4 and losses["loss_trk_mask"] < 1e-4 and losses["loss_trk_dice"] < 1e-4
+    loud = Predictions(silent.class_logits, torch.full_like(silent.mask_logits, 30.0))
+    losses = criterion()([loud], targets)
+    assert losses["loss_trk_mask"] > 100 and losses["loss_trk_dice"] > 4.9
+
+
+def test_background_weighs_a_tenth_for_detections_and_one_for_tracks() -> None:
+    """Uniform logits cost log 4 everywhere: the weighted means show the weights."""
+    targets = frame([1, 0], [0, 1], [0, 1])
+    classes = torch.zeros(1, 2 + QUERIES, CLASSES + 1)
+    classes[0, 2:, CLASSES] = 1.0  # so that matched and unmatched rows differ
+    losses = criterion()([Predictions(classes, torch.zeros(1, 2 + QUERIES, 8, 8))], targets)
+    assert losses["loss_trk_ce"] == pytest.approx(2 * torch.tensor(4.0).log().item(), rel=1e-5)
+    nats = torch.tensor([0.0, 0.0, 0.0, 1.0]).log_softmax(0)
+    expected = -(nats[0] + 0.1 * (QUERIES - 1) * nats[3]) / (1 + 0.1 * (QUERIES - 1))
+    assert losses["loss_det_ce"] == pytest.approx(2 * float(expected), rel=1e-5)
+
+
+def test_where_labels_are_not_exhaustive_only_duplicates_of_tracks_are_background() -> None:
+    targets = frame([1, 0], [0, 0], [1, 1], exhaustive=False)
+    masks = torch.full((1, 2 + QUERIES, 8, 8), -30.0)
+    masks[0, 3] = logits_of(targets.masks)[0, 0]  # detection 1 repeats the tracked object
+    masks[0, 4] = logits_of(targets.masks)[0, 1]  # detection 2 finds the object that nobody labelled
+    classes = torch.zeros(1, 2 + QUERIES, CLASSES + 1, requires_grad=True)
+    criterion()([Predictions(classes, masks)], targets)["loss_det_ce"].backward()
+    assert classes.grad is not None
+    assert (classes.grad[0, 2:].abs().sum(-1) > 0).tolist() == [False, True, False, False]
+
+
+def test_unlabelled_frames_cost_nothing() -> None:
+    targets = frame([0, 0], [0, 0], [1, 1])
+    targets.labelled[:] = False
+    losses = criterion()([Predictions(torch.randn(1, 6, 4), torch.randn(1, 6, 8, 8))], targets)
+    assert all(value == 0 for value in losses.values())
+
+
+def test_every_layer_is_supervised_unless_switched_off() -> None:
+    targets = frame([1, 0], [0, 1], [1, 1])
+    layers = [perfect(targets)] * 3
+    names = {"loss_trk_ce", "loss_trk_mask", "loss_trk_dice", "loss_det_ce", "loss_det_mask", "loss_det_dice"}
+    assert set(criterion(deep_supervision=False)(layers, targets)) == names
+    assert set(criterion()(layers, targets)) == {name + end for name in names for end in ("", "_0", "_1")}
