@@ -39,15 +39,15 @@ class TrackingScores:
         self._of_track_map: dict[int, dict[str, Any]] = {category: {} for category in self._of_hota}
 
     def add(self, video: str, truth: Sequence[Track], results: Sequence[Track]) -> None:
-        """Add a video by its name. Tracks without any mask count for nothing."""
-        truth, results = ([track for track in tracks if any(track.masks)] for tracks in (truth, results))
+        """Add a video by its name."""
         for category in self._of_hota:
             annotated = [track for track in truth if track.category_id == category]
             predicted = [track for track in results if track.category_id == category]
             predicted.sort(key=lambda track: -track.score)
             if annotated or predicted:
                 data = _as_trackeval(annotated, predicted)
-                self._of_hota[category][video] = self._hota.eval_sequence(data)
+                with np.errstate(invalid="ignore"):  # 0 / 0 for two tracks without any mask, which nothing comes of
+                    self._of_hota[category][video] = self._hota.eval_sequence(data)
                 self._of_track_map[category][video] = self._track_map.eval_sequence(data)
 
     def results(self) -> dict[str, float]:
