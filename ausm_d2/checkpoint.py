@@ -29,7 +29,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.file_io import PathManager
+from detectron2.utils.file_io import PathHandler, PathManager
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -390,6 +390,24 @@ def _resize(name: str, value: Tensor, shape: torch.Size) -> Tensor | None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Loading and saving
+
+
+class ShippedWeights(PathHandler):
+    """Addresses of the weights that come with the package: ``ausm://<file>`` is ``ausm_d2/weights/<file>``."""
+
+    PREFIX = "ausm://"
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [self.PREFIX]
+
+    def _get_local_path(self, path: str, **kwargs: Any) -> str:
+        return str(Path(__file__).parent / "weights" / path.removeprefix(self.PREFIX))
+
+    def _open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
+        return open(self._get_local_path(path), mode, **kwargs)
+
+
+PathManager.register_handler(ShippedWeights(), allow_override=True)  # a module that is reloaded registers again
 
 
 class AUSMCheckpointer(DetectionCheckpointer):

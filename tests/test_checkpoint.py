@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
 from ausm_d2.checkpoint import AUSMCheckpointer, Conversion, Origin, Status, convert, read_checkpoint
@@ -449,3 +450,10 @@ def test_missing_weights_are_named() -> None:
     with pytest.raises(UserError, match=r"^MODEL\.WEIGHTS: weights file 'nowhere/x\.pth' does not exist$"):
         AUSMCheckpointer(small_model()).load("nowhere/x.pth")
     assert AUSMCheckpointer(small_model()).load("") == {}
+
+
+def test_shipped_weights_are_found_by_their_address_and_a_missing_one_is_named() -> None:
+    local = PathManager.get_local_path("ausm://some.pth")
+    assert local.endswith(os.path.join("ausm_d2", "weights", "some.pth"))
+    with pytest.raises(UserError, match=r"MODEL\.WEIGHTS: weights file 'ausm://some\.pth' does not exist"):
+        AUSMCheckpointer(torch.nn.Linear(1, 1)).load("ausm://some.pth")
