@@ -148,5 +148,7 @@ def load_coco_json(name: str, json_file: Path, image_root: Path, contiguous: Map
             continue
         masks[image_id][instance_id] = frames
         record.instances.append(Instance(instance_id, contiguous[category_id], bool(entry.get("iscrowd", 0))))
+        if isinstance(entry.get("area"), (int, float)):  # of the polygons: sizes are by it, not by the masks' pixels
+            record.extra.setdefault("areas", {})[instance_id] = [entry["area"]]
     left_out.warn()
     return list(records.values())

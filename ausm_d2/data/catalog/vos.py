@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from detectron2.data import MetadataCatalog
+
 from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_HEAD, find, read_list, register
 from ausm_d2.data.frames import ImageFiles, image_size
 from ausm_d2.data.masks import FirstFrames, LabelPictures
@@ -21,21 +23,25 @@ from ausm_d2.data.video import DeferredRecord, Instance, VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.io import read_json
 
+_DAVIS, _MOSE = "https://davischallenge.org", "https://github.com/henghuiding/MOSE-api"
+_YOUTUBE_VOS = "https://youtube-vos.org"
 _IMAGES = (".jpg", ".jpeg", ".png")
 
 
 def register_vos() -> None:
     """Register ``davis_2017_{train,val}``, ``youtubevos_{2018,2019}_{train,val}`` and ``mose_{train,val}``."""
     for split in ("train", "val"):
-        _register(f"davis_2017_{split}", partial(_load_davis, split))
+        _register(f"davis_2017_{split}", partial(_load_davis, split), skip_last_frame=True, homepage=_DAVIS)
     for split, folder in (("train", "train"), ("val", "valid")):
-        _register(f"mose_{split}", partial(_load_mose, f"mose_{split}", folder))
+        load_mose = partial(_load_mose, f"mose_{split}", folder)
+        _register(f"mose_{split}", load_mose, skip_last_frame=True, homepage=_MOSE)
         for year in ("2018", "2019"):
             load = partial(_load_youtube_vos, f"youtubevos_{year}_{split}", year, folder)
-            _register(f"youtubevos_{year}_{split}", load, evaluator_type="ytvos")
+            _register(f"youtubevos_{year}_{split}", load, evaluator_type="ytvos", homepage=_YOUTUBE_VOS)
 
 
-def _register(name: str, load: Any, evaluator_type: str = "vos") -> None:
+def _register(name: str, load: Any, evaluator_type: str = "vos", **evaluation: Any) -> None:
+    """``evaluation``: metadata for the evaluator: ``skip_last_frame``, ``homepage``."""
     register(
         name,
         load,
@@ -45,6 +51,7 @@ def _register(name: str, load: Any, evaluator_type: str = "vos") -> None:
         head=OBJECT_HEAD,
         exhaustive=False,
     )
+    MetadataCatalog.get(name).set(**evaluation)
 
 
 def register_davis_style(name: str, image_root: str, mask_root: str, video_list: str = "") -> None:
@@ -84,6 +91,10 @@ def _load_youtube_vos(name: str, year: str, folder: str) -> list[VideoRecord]:
     root = find(name, "meta.json", [f"{root}/{folder}/meta.json" for root in roots]).parent.resolve()
     images, masks = find(name, "image folder", [root / "JPEGImages"]), find(name, "mask folder", [root / "Annotations"])
     meta = _read_meta(root / "meta.json")
+    training = root.with_name("train") / "meta.json"
+    if training.exists():
+        categories = {entry.get("category") for video in _read_meta(training).values() for entry in video.values()}
+        MetadataCatalog.get(name).set(seen_categories=categories)
 
     def objects(video: str, frame_names: list[str]) -> dict[str, Any]:
         return _read_objects(f"{root}/meta.json: videos.{video}.objects", meta[video], frame_names)

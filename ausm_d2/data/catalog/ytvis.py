@@ -59,7 +59,7 @@ def register_ytvis() -> None:
                 f"{base}/{folder}/instances.json",
             ]
             image_roots = [f"{base}/{folder}/JPEGImages", f"{base}/{split}/JPEGImages", f"{base}/{folder}"]
-            _register_benchmark(f"{base}_{split}", json_files, image_roots, classes, head)
+            _register_benchmark(f"{base}_{split}", json_files, image_roots, classes, head, "https://youtube-vos.org")
     for split, folder in splits.items():
         json_files = [
             f"ovis/annotations/{folder}.json",
@@ -68,14 +68,20 @@ def register_ytvis() -> None:
             f"ovis/{folder}.json",
         ]
         image_roots = [f"ovis/{folder}", f"ovis/{split}", f"ovis/images/{folder}"]
-        _register_benchmark(f"ovis_{split}", json_files, image_roots, OVIS_CLASSES, "ovis")
+        _register_benchmark(f"ovis_{split}", json_files, image_roots, OVIS_CLASSES, "ovis", "https://songbai.site/ovis")
 
 
 def _register_benchmark(
-    name: str, json_files: Sequence[str], image_roots: Sequence[str], classes: Mapping[int, str], head: str
+    name: str,
+    json_files: Sequence[str],
+    image_roots: Sequence[str],
+    classes: Mapping[int, str],
+    head: str,
+    homepage: str,
 ) -> None:
     load = partial(_load_benchmark, name, json_files, image_roots)
     register(name, load, classes=classes, evaluator_type="ytvis", task="vis", head=head, exhaustive=True)
+    MetadataCatalog.get(name).set(homepage=homepage)
 
 
 def register_ytvis_style(name: str, json_file: str, image_root: str, head: str = "") -> None:
