@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ausm_d2.modeling.ssm import Mamba
+from ausm_d2.modeling.ssm_kernels import BACKENDS, use_backend
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
@@ -92,6 +93,31 @@ def test_layer_is_that_of_mamba_ssm(reference: ModuleType) -> None:
             assert _relative(found[:, t : t + 1], expected) < 1e-5
         assert state.conv.shape == conv.shape and state.ssm.shape == ssm.shape
         assert _relative(state.conv, conv) < 1e-5 and _relative(state.ssm, ssm) < 1e-5
+
+
+def test_its_kernels_are_called_with_what_they_expect(reference: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reference functions stand in for its kernels, which have the same signatures."""
+    scan = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
+    update = importlib.import_module("mamba_ssm.ops.triton.selective_state_update")
+    monkeypatch.setattr(scan, "selective_scan_fn", scan.selective_scan_ref)
+    monkeypatch.setattr(update, "selective_state_update", update.selective_state_update_ref)
+    backend = BACKENDS["mamba_ssm"]
+    monkeypatch.setattr(backend, "supports", lambda x: True)
+    monkeypatch.setattr(backend, "causal_conv", BACKENDS["loop"].causal_conv)
+    layer = Mamba(24)
+    x = torch.randn(3, 5, 24)
+    expected, expected_state = layer(x)
+    with use_backend("mamba_ssm"):
+        found, state = layer(x)
+        assert _relative(found, expected) < 1e-5 and _relative(state.ssm, expected_state.ssm) < 1e-5
+        found.sum().backward()
+        with pytest.raises(RuntimeError, match="last state"):
+            layer(x)[1].ssm.sum().backward()
+        with torch.no_grad():
+            state = layer.init_state(3)
+            for t in range(5):
+                y, _ = layer.step(x[:, t], state, inplace=True)
+    assert _relative(y, expected[:, -1]) < 1e-5 and _relative(state.ssm, expected_state.ssm) < 1e-5
 
 
 def test_parameters_are_those_of_mamba_ssm() -> None:

@@ -6,8 +6,9 @@ Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; S: state s
 Channels are the last dimension throughout, which is what the linear layers around these operations give and take:
 nothing is transposed to (N, E, T).
 
-Backends: ``cpu`` (C++, compiled on first use), ``triton`` (CUDA) and ``loop`` (plain PyTorch, always there). The
-environment variable AUSM_SSM_BACKEND or :func:`use_backend` forces one.
+Backends: ``cpu`` (C++, compiled on first use), ``triton`` (CUDA), ``mamba_ssm`` (CUDA, that package's kernels where it
+is installed) and ``loop`` (plain PyTorch, always there). The first that can is taken; the environment variable
+AUSM_SSM_BACKEND or :func:`use_backend` forces one.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from ausm_d2.modeling.ssm_kernels.cpu import CpuBackend
 from ausm_d2.modeling.ssm_kernels.fused import FusedBackend
 from ausm_d2.modeling.ssm_kernels.gpu import TritonBackend
 from ausm_d2.modeling.ssm_kernels.loop import LoopBackend
+from ausm_d2.modeling.ssm_kernels.mamba_ssm import MambaSsmBackend
 
 BACKENDS: dict[str, FusedBackend | LoopBackend] = {
     "cpu": CpuBackend(),
     "triton": TritonBackend(),
+    "mamba_ssm": MambaSsmBackend(),
     "loop": LoopBackend(),
 }
 """In the order of preference."""
