@@ -1,0 +1,351 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ausm_d2.config import add_ausm_config
+from ausm_d2.data.video import Instance, VideoRecord
+from ausm_d2.errors import UserError
+from ausm_d2.evaluation import ytvis
+from ausm_d2.evaluation.evaluators import VideoEvaluators, build_evaluator
+from ausm_d2.evaluation.rle import encode
+from tests.data.stubs import ArrayFrames, ListedMasks
+from tests.evaluation.cases import random_case
+
+VIS, VOS, YTVOS, IMAGES, NAMES = (
+    "eval_vis",
+    "eval_vos",
+    "eval_ytvos",
+    "eval_images",
+    ("class0", "class1", "class2", "class3"),
+)
+
+Outputs = dict[int, dict[str, Any]]  # by video id
+
+
+def frames(record: dict[str, Any]) -> ArrayFrames:
+    return ArrayFrames([np.zeros((record["height"], record["width"], 3), np.uint8)] * record["length"])
+
+
+def vis_data(seed: int, **options: Any) -> tuple[list[VideoRecord], Outputs, tuple[Any, Any]]:
+    """Records, the model's outputs, and the same as files."""
+    truth, results = random_case(np.random.default_rng(seed), **options)
+    place = {category["id"]: index for index, category in enumerate(truth["categories"])}
+    records = []
+    for video in truth["videos"]:
+        of_video = [entry for entry in truth["annotations"] if entry["video_id"] == video["id"]]
+        records.append(
+            VideoRecord(
+                video_id=video["id"],
+                name=f"video{video['id']}",
+                height=video["height"],
+                width=video["width"],
+                frames=frames(video),
+                instances=[Instance(e["id"], place[e["category_id"]], bool(e["iscrowd"])) for e in of_video],
+                masks=ListedMasks({entry["id"]: entry["segmentations"] for entry in of_video}),
+            )
+        )
+    outputs: Outputs = {record.video_id: {"video_id": record.video_id, "tracks": []} for record in records}
+    for index, entry in enumerate(results):
+        track = {**entry, "track_id": index, "category_id": place[entry["category_id"]]}
+        outputs[entry["video_id"]]["tracks"].append(track)
+    return records, outputs, (truth, results)
+
+
+def vos_data() -> tuple[list[VideoRecord], Outputs]:
+    """Three videos of two squares that move; what is predicted is a pixel off, in video 2 of object 9 nothing."""
+    records, outputs = [], {}
+    for video_id in range(3):
+        masks: dict[int, list[Any]] = {}
+        for object_id in (4, 9):
+            masks[object_id] = [np.zeros((30, 40), bool) for _ in range(5)]
+            for frame, mask in enumerate(masks[object_id]):
+                mask[object_id : object_id + 8, 3 * frame : 3 * frame + 8 + video_id] = True
+        masks[9][0] = None
+        prompts = {4: 0, 9: 1}
+        size = {"height": 30, "width": 40, "length": 5}
+        record = VideoRecord(
+            video_id, f"video{video_id}", 30, 40, frames(size), [Instance(i, 0) for i in masks], ListedMasks(masks)
+        )
+        record.prompt_frames = prompts
+        record.extra["object_categories"] = {4: "dog", 9: "cat"}
+        records.append(record)
+        moved = {
+            i: [None if m is None else encode(np.roll(m, 1, axis=1)) for m in of_one] for i, of_one in masks.items()
+        }
+        if video_id == 2:
+            moved[9] = [None] * 5
+        outputs[video_id] = {"video_id": video_id, "objects": moved}
+    return records, outputs
+
+
+@pytest.fixture(autouse=True)
+def _data_sets() -> Iterator[None]:
+    vis, vos = vis_data(0)[0], vos_data()[0]
+    images = vis_data(1, videos=8)[0]
+    for record in images:
+        record.frames = ArrayFrames(record.frames.arrays[:1])
+        record.masks = ListedMasks({i: m[:1] for i, m in record.masks.masks.items() if m[0]})
+        record.instances = [instance for instance in record.instances if instance.instance_id in record.masks.masks]
+        record.extra["areas"] = {instance.instance_id: [90.0 * instance.instance_id] for instance in record.instances}
+    for name, kind, task, records in (
+        (VIS, "ytvis", "vis", vis),
+        (VOS, "vos", "vos", vos),
+        (YTVOS, "ytvos", "vos", vos),
+        (IMAGES, "coco", "image", images),
+    ):
+        DatasetCatalog.register(name, lambda records=records: records)
+        ids = {3 * index + 2: index for index in range(4)}
+        classes = list(NAMES)
+        MetadataCatalog.get(name).set(
+            evaluator_type=kind, task=task, thing_classes=classes, thing_dataset_id_to_contiguous_id=ids
+        )
+    yield
+    for name in (VIS, VOS, YTVOS, IMAGES):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def cfg_for(folder: Path, *opts: Any) -> CfgNode:
+    cfg = get_cfg()
+    add_ausm_config(cfg)
+    cfg.merge_from_list(["OUTPUT_DIR", str(folder), "DATALOADER.NUM_WORKERS", 0, *opts])
+    return cfg
+
+
+def run(evaluator: VideoEvaluators, name: str, outputs: Outputs, stop_after: int | None = None) -> dict[str, Any]:
+    """What inference_on_dataset does with a loader that leaves out what is finished."""
+    finished = evaluator.finished_video_ids()
+    evaluator.reset()
+    left = [record for record in DatasetCatalog.get(name) if record.video_id not in finished]
+    for record in left[:stop_after]:
+        evaluator.process([{"record": record}], [outputs[record.video_id]])
+    return evaluator.evaluate() if stop_after is None else {}
+
+
+def test_ap_of_records_is_that_of_the_files(tmp_path: Path) -> None:
+    _, outputs, (truth, results) = vis_data(0)
+    scores = run(build_evaluator(VIS, cfg_for(tmp_path, "TEST.AUSM.TRACKING", True)), VIS, outputs)
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    read = ytvis.read_truth(tmp_path / "truth.json")
+    written = tmp_path / "inference" / VIS / "results.json"
+    expected = ytvis.score(read, ytvis.read_results(written, read))
+    per_category = {f"AP-{name}": value for name, value in expected.pop("per_category").items()}
+    assert scores["segm"] == {k: v for k, v in {**expected, **per_category}.items() if v is not None}
+    assert "AP-class3" not in scores["segm"]  # no ground truth: no entry, and no nan
+    assert {"hidden", "followed", "back"} <= set(scores["reappearance"])
+    assert set(scores["tracking"]) == {"HOTA", "DetA", "AssA", "mAP"}
+    # The data set's own category ids, and nothing lost
+    assert sorted(entry["score"] for entry in json.loads(written.read_text())) == sorted(r["score"] for r in results)
+    assert {entry["category_id"] for entry in json.loads(written.read_text())} <= {2, 5, 8, 11}
+
+
+def test_j_and_f(tmp_path: Path) -> None:
+    _, outputs = vos_data()
+    scores = run(build_evaluator(VOS, cfg_for(tmp_path)), VOS, outputs)
+    # A square of w columns, one off: (w - 1) / (w + 1); w = 8, 9, 10 in the three videos, nothing for the last object
+    j = [7 / 9, 7 / 9, 8 / 10, 8 / 10, 9 / 11, 0]
+    f = [1, 1, 1, 1, 1, 0]
+    assert scores["vos"] == pytest.approx(
+        {"J&F": 50 * np.mean(j) + 50 * np.mean(f), "J": 100 * np.mean(j), "F": 100 * np.mean(f)}
+    )
+    lines = (tmp_path / "inference" / VOS / "objects.csv").read_text().splitlines()
+    assert lines[0] == "video,object,J&F,J,F" and len(lines) == 7
+    assert lines[-1] == "video2,9,0.0000,0.0000,0.0000"
+
+
+def test_g_of_youtube_vos(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _, outputs = vos_data()
+    scores = run(build_evaluator(YTVOS, cfg_for(tmp_path)), YTVOS, outputs)["vos"]
+    assert "G" not in scores and "no G" in caplog.text
+    MetadataCatalog.get(YTVOS).seen_categories = {"dog"}
+    scores = run(build_evaluator(YTVOS, cfg_for(tmp_path)), YTVOS, outputs)["vos"]
+    j_seen, j_unseen, f_seen, f_unseen = np.mean([7 / 9, 0.8, 9 / 11]), np.mean([7 / 9, 0.8, 0]), 1, 2 / 3
+    assert scores["J_seen"] == pytest.approx(100 * j_seen) and scores["J_unseen"] == pytest.approx(100 * j_unseen)
+    assert scores["F_seen"] == pytest.approx(100 * f_seen) and scores["F_unseen"] == pytest.approx(100 * f_unseen)
+    assert scores["G"] == pytest.approx(25 * (j_seen + j_unseen + f_seen + f_unseen))
+
+
+def test_images_as_cocoeval_scores_them(tmp_path: Path) -> None:
+    records: list[VideoRecord] = DatasetCatalog.get(IMAGES)
+    _, outputs, _ = vis_data(1, videos=8)
+    for output in outputs.values():
+        for track in output["tracks"]:
+            track["segmentations"] = track["segmentations"][:1]
+    scores = run(build_evaluator(IMAGES, cfg_for(tmp_path)), IMAGES, outputs)
+    assert set(scores) == {"segm"}
+
+    truth = COCO()
+    truth.dataset = {"images": [], "annotations": [], "categories": [{"id": 3 * i + 2} for i in range(4)]}
+    for record in records:
+        truth.dataset["images"].append({"id": record.video_id, "height": record.height, "width": record.width})
+        for instance in record.instances:
+            truth.dataset["annotations"].append(
+                {
+                    "id": instance.instance_id,
+                    "image_id": record.video_id,
+                    "category_id": 3 * instance.category_id + 2,
+                    "iscrowd": int(instance.is_crowd),
+                    "segmentation": record.masks.read(0)[instance.instance_id],
+                    "area": record.extra["areas"][instance.instance_id][0],
+                }
+            )
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        found = truth.loadRes(str(tmp_path / "inference" / IMAGES / "results.json"))
+        evaluation = COCOeval(truth, found, "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    expected = {name: 100 * v for name, v in zip(ytvis.METRICS, evaluation.stats, strict=False) if v > -1}
+    assert {"APs", "APm"} <= set(expected)
+    assert {name: v for name, v in scores["segm"].items() if "-" not in name} == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", [VIS, VOS])
+def test_an_interrupted_evaluation_goes_on(tmp_path: Path, name: str) -> None:
+    outputs = vis_data(0)[1] if name == VIS else vos_data()[1]
+    expected = run(build_evaluator(name, cfg_for(tmp_path / "whole")), name, outputs)
+    run(build_evaluator(name, cfg_for(tmp_path / "parts")), name, outputs, stop_after=2)
+    # As a process that was killed leaves it: a file that was being written
+    (tmp_path / "parts" / "inference" / name / "videos" / ".2.abcdefgh.json").write_text('{"tracks": [')
+    resumed = build_evaluator(name, cfg_for(tmp_path / "parts", "TEST.AUSM.RESUME", True))
+    done = [record.video_id for record in DatasetCatalog.get(name)][:2]
+    assert resumed.finished_video_ids() == set(done)
+    # What was done is not done again: these outputs are never asked for.
+    assert run(resumed, name, {k: v for k, v in outputs.items() if k not in done}) == expected
+    again = build_evaluator(name, cfg_for(tmp_path / "parts", "TEST.AUSM.RESUME", True))
+    assert run(again, name, {}) == expected
+    # Without RESUME everything is.
+    assert build_evaluator(name, cfg_for(tmp_path / "parts")).finished_video_ids() == set()
+    with pytest.raises(KeyError):
+        run(build_evaluator(name, cfg_for(tmp_path / "parts")), name, {})
+
+
+def test_other_weights_or_settings_are_not_resumed(tmp_path: Path) -> None:
+    outputs = vos_data()[1]
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"1")
+    run(build_evaluator(VOS, cfg_for(tmp_path, "MODEL.WEIGHTS", str(weights))), VOS, outputs, stop_after=1)
+    resume = ["TEST.AUSM.RESUME", True, "MODEL.WEIGHTS", str(weights)]
+    changes_nothing = ["DATALOADER.NUM_WORKERS", 1, "TEST.AUSM.BASELINES", True]
+    assert len(build_evaluator(VOS, cfg_for(tmp_path, *resume, *changes_nothing)).finished_video_ids()) == 1
+    for opts in (["TEST.AUSM.FG_THRESHOLD", 0.4], ["INPUT.MIN_SIZE_TEST", 99]):
+        with pytest.raises(UserError, match="RESUME is on, but the results there are of other weights or settings"):
+            build_evaluator(VOS, cfg_for(tmp_path, *resume, *opts)).finished_video_ids()
+    weights.write_bytes(b"22")
+    with pytest.raises(UserError, match="other weights"):
+        build_evaluator(VOS, cfg_for(tmp_path, *resume)).finished_video_ids()
+
+
+def test_videos_without_results_are_an_error(tmp_path: Path) -> None:
+    evaluator = build_evaluator(VOS, cfg_for(tmp_path))
+    run(evaluator, VOS, vos_data()[1], stop_after=2)
+    with pytest.raises(UserError, match="1 videos have no result, the first of them video2"):
+        evaluator.evaluate()
+
+
+def test_a_part_of_a_data_set(tmp_path: Path) -> None:
+    records, outputs = vos_data()
+    evaluator = build_evaluator(VOS, cfg_for(tmp_path), records=records[:1])
+    evaluator.reset()
+    evaluator.process([{"record": records[0]}], [outputs[0]])
+    assert evaluator.evaluate()["vos"]["J"] == pytest.approx(100 * 7 / 9)
+
+
+@pytest.mark.parametrize("name", [VIS, VOS])
+def test_without_public_labels_there_is_a_submission(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    outputs = vis_data(0)[1] if name == VIS else vos_data()[1]
+    records: list[VideoRecord] = DatasetCatalog.get(name)
+    for record in records:
+        if name == VIS:
+            record.instances, record.masks = [], None
+        else:
+            record.labelled = [frame < 2 for frame in range(5)]  # the prompts
+    MetadataCatalog.get(name).homepage = "https://example.org/benchmark"
+    caplog.set_level(logging.INFO)
+    assert run(build_evaluator(name, cfg_for(tmp_path)), name, outputs) == {}
+    submission = tmp_path / "inference" / name / "submission.zip"
+    assert submission.is_file()
+    [message] = [record.getMessage() for record in caplog.records if "no public labels" in record.getMessage()]
+    assert str(submission) in message and "https://example.org/benchmark" in message
+
+
+def test_an_unknown_evaluator_type(tmp_path: Path) -> None:
+    MetadataCatalog.get("eval_other").set(evaluator_type="sem_seg", task="vis")
+    with pytest.raises(UserError, match="eval_other: metadata evaluator_type is 'sem_seg', expected one of"):
+        build_evaluator("eval_other", cfg_for(tmp_path))
+    MetadataCatalog.remove("eval_other")
+
+
+class OtherProcess:
+    """Stands for a second process with an output folder of its own, as on another machine."""
+
+    def __init__(self, evaluator: VideoEvaluators) -> None:
+        self.sent: list[list[Any]] = []
+        self.evaluator = evaluator
+
+    def gather(self, data: list[Any]) -> list[list[Any]]:
+        self.sent.append(data)
+        return []
+
+
+@pytest.mark.parametrize("name", [VIS, VOS])
+def test_what_another_machine_did_is_gathered(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = vis_data(0)[1] if name == VIS else vos_data()[1]
+    expected = run(build_evaluator(name, cfg_for(tmp_path / "one")), name, outputs)
+    records: Sequence[VideoRecord] = DatasetCatalog.get(name)
+    first = build_evaluator(name, cfg_for(tmp_path / "first"))
+    other = OtherProcess(build_evaluator(name, cfg_for(tmp_path / "second")))
+    for evaluator, part in ((first, records[::2]), (other.evaluator, records[1::2])):
+        evaluator.reset()
+        for record in part:
+            evaluator.process([{"record": record}], [outputs[record.video_id]])
+    with monkeypatch.context() as patch:
+        patch.setattr(comm, "gather", other.gather)
+        patch.setattr(comm, "is_main_process", lambda: False)
+        assert not other.evaluator.evaluate()
+    sent = iter(other.sent)
+    monkeypatch.setattr(comm, "gather", lambda data: [data, next(sent)])
+    assert first.evaluate() == expected
+
+
+def _in_a_process(rank: int, folder: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    comm.create_local_process_group(2)
+    data_sets = _data_sets.__wrapped__()  # type: ignore[attr-defined]
+    next(data_sets)
+    for name, outputs in ((VIS, vis_data(0)[1]), (VOS, vos_data()[1])):
+        evaluator = build_evaluator(name, cfg_for(folder))
+        evaluator.reset()
+        for record in DatasetCatalog.get(name)[rank::2]:
+            evaluator.process([{"record": record}], [outputs[record.video_id]])
+        scores = evaluator.evaluate()
+        if rank == 0:
+            (folder / f"{name}.json").write_text(json.dumps(scores))
+        else:
+            assert not scores
+
+
+def test_two_processes_score_as_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_in_a_process, (tmp_path,), nprocs=2)
+    for name, outputs in ((VIS, vis_data(0)[1]), (VOS, vos_data()[1])):
+        expected = run(build_evaluator(name, cfg_for(tmp_path / "one")), name, outputs)
+        assert json.loads((tmp_path / f"{name}.json").read_text()) == expected
