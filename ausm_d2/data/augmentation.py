@@ -389,7 +389,7 @@ def render_mask(mask: StoredMask, stored_size: tuple[int, int], plan: ClipPlan, 
     """
     matrix = plan.matrices[t]
     if isinstance(mask, list):
-        return _draw_polygons(mask, matrix, target)
+        return _draw_polygons(mask, matrix if plan.moves(t) else None, target)
     part, x, y = cut_out(mask, stored_size)  # columns first, and so is what is made of it
     if not part.size:
         return False
@@ -418,7 +418,10 @@ def render_mask(mask: StoredMask, stored_size: tuple[int, int], plan: ClipPlan, 
     return bool(drawn.any())
 
 
-def _draw_polygons(polygons: list[list[float]], matrix: np.ndarray, target: np.ndarray) -> bool:
+def _draw_polygons(polygons: list[list[float]], matrix: np.ndarray | None, target: np.ndarray) -> bool:
+    if matrix is None:  # the very pixels that COCO's tools give
+        target[:] = mask_util.decode(mask_util.merge(mask_util.frPyObjects(polygons, *target.shape)))
+        return bool(target.any())
     moved = [np.reshape(polygon, (-1, 2)) @ matrix[:2, :2].T + matrix[:2, 2] for polygon in polygons]
     left, top, right, bottom = _bounds(np.concatenate(moved), target.shape)
     if left >= right or top >= bottom:

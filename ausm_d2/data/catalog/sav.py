@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from detectron2.data import MetadataCatalog
 
 from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_HEAD, find, read_list, register
 from ausm_d2.data.catalog.vos import folders, sorted_files
@@ -39,6 +42,7 @@ def register_sav() -> None:
             exhaustive=False,
             overlap=True,
         )
+        MetadataCatalog.get(f"sav_{split}").set(skip_last_frame=True)
 
 
 # Training: <id>.mp4, <id>_manual.json, <id>_auto.json, in any folders below sav_train
@@ -110,7 +114,7 @@ def _read_masklets(paths: list[Path]) -> dict[str, Any]:
 
 def _whole(path: Path, data: dict[str, Any], field: str) -> int:
     value = data.get(field)
-    if not isinstance(value, (int, float)) or value != int(value) or value <= 0:
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or value != int(value) or value <= 0:
         raise UserError(f"{path}: field {field!r}: {value!r} found, a whole number from 1 on expected")
     return int(value)
 

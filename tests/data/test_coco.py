@@ -1,0 +1,203 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""COCO images as one-frame videos, also with the classes of the video benchmarks."""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from pycocotools.coco import COCO
+
+from ausm_d2.data.augmentation import ClipPlan, render_mask
+from ausm_d2.data.build import build_train_loader
+from ausm_d2.data.catalog.coco import COCO_CLASSES, COCO_TO_OVIS, COCO_TO_YTVIS_2019, COCO_TO_YTVIS_2021
+from ausm_d2.data.catalog.ytvis import OVIS_CLASSES, YTVIS_2019_CLASSES, YTVIS_2021_CLASSES
+from ausm_d2.errors import UserError
+from tests.data.disk import SIZE, write_frame, write_json
+from tests.data.stubs import small_cfg
+
+SQUARE = [4.0, 4.0, 16.0, 4.0, 16.0, 16.0, 4.0, 16.0]
+
+
+def data() -> dict[str, Any]:
+    """A person and a kite in image 7, a crowd of persons and a cat in image 8."""
+    crowd = {"size": list(SIZE), "counts": [0, 48, SIZE[0] * SIZE[1] - 48]}
+    return {
+        "images": [{"id": i, "file_name": f"{i:012d}.jpg", "height": SIZE[0], "width": SIZE[1]} for i in (7, 8, 9)],
+        "categories": [{"id": i, "name": name} for i, name in COCO_CLASSES.items()],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 1, "iscrowd": 0, "segmentation": [SQUARE], "bbox": [4, 4, 12, 12]},
+            {"id": 2, "image_id": 7, "category_id": 38, "iscrowd": 0, "segmentation": [SQUARE]},
+            {"id": 3, "image_id": 8, "category_id": 1, "iscrowd": 1, "segmentation": crowd},
+            {"id": 4, "image_id": 8, "category_id": 17, "iscrowd": 0, "segmentation": [SQUARE]},
+        ],
+    }
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    for i in (7, 8, 9):
+        write_frame(tmp_path / f"coco/train2017/{i:012d}.jpg")
+    return tmp_path
+
+
+def write(root: Path, annotations: dict[str, Any], file: str = "annotations/instances_train2017.json") -> None:
+    write_json(root / "coco" / file, annotations)
+
+
+def test_records(root: Path) -> None:
+    write(root, data())
+    records = DatasetCatalog.get("coco_2017_train")
+    assert [(r.video_id, r.length, len(r.instances)) for r in records] == [(7, 1, 2), (8, 1, 2), (9, 1, 0)]
+    assert [i.category_id for i in records[0].instances] == [0, list(COCO_CLASSES).index(38)]
+    assert [i.is_crowd for i in records[1].instances] == [True, False]
+    assert records[0].masks is not None and records[0].masks.read(0)[1] == [SQUARE]
+    metadata = MetadataCatalog.get("coco_2017_train")
+    assert (metadata.task, metadata.head, metadata.evaluator_type) == ("image", "coco", "coco")
+    assert metadata.thing_dataset_id_to_contiguous_id[90] == 79 and len(metadata.thing_classes) == 80
+
+
+def test_pseudo_video_of_an_image(root: Path) -> None:
+    write(root, data())
+    items = [item for batch in islice(build_train_loader(small_cfg("coco_2017_train")), 8) for item in batch]
+    assert {item["video_id"] for item in items} == {7, 8}  # image 9 shows nothing
+    for item in items:
+        assert item["image"].shape == (4, 3, 48, 72) and item["frame_indices"] == [0] * 4
+        assert len(item["masks"]) == (2 if item["video_id"] == 7 else 1)  # the crowd is left out
+        if item["video_id"] == 8:
+            assert item["classes"].tolist() == [list(COCO_CLASSES).index(17)]
+        first, *others = item["masks"][0].float().unbind()
+        assert any((first != other).any() for other in others)  # it turns
+        assert all(abs(other.sum() / first.sum() - 1) < 0.15 for other in others)
+
+
+def test_copy_paste_occludes_what_is_behind(root: Path) -> None:
+    write(root, data())
+    cfg = small_cfg("coco_2017_train")
+    cfg.INPUT.PSEUDO.COPY_PASTE = 1.0
+    cfg.INPUT.PSEUDO.AUGMENTATIONS = ["crop_scale"]
+    pasted = 0
+    for batch in islice(build_train_loader(cfg), 20):
+        for item in batch:
+            own = 2 if item["video_id"] == 7 else 1
+            pasted += len(item["masks"]) > own
+            assert len(item["masks"]) == len(item["classes"]) and item["masks"].any(dim=3).any(dim=2).any(dim=1).all()
+    assert pasted > 5
+
+
+@pytest.mark.parametrize(
+    ("name", "mapping", "classes"),
+    [
+        ("coco2ytvis2019_train", COCO_TO_YTVIS_2019, YTVIS_2019_CLASSES),
+        ("coco2ytvis2021_train", COCO_TO_YTVIS_2021, YTVIS_2021_CLASSES),
+        ("coco2ovis_train", COCO_TO_OVIS, OVIS_CLASSES),
+    ],
+)
+def test_categories_of_the_video_benchmarks(
+    root: Path, name: str, mapping: dict[int, int], classes: dict[int, str]
+) -> None:
+    file = f"{name}.json"
+    write(root, data(), file)  # as other projects write it; COCO's own file comes first where both are there
+    records = DatasetCatalog.get(name)
+    metadata = MetadataCatalog.get(name)
+    names = [[metadata.thing_classes[i.category_id].lower() for i in record.instances] for record in records]
+    assert names == [["person"], ["person", "cat"], []]
+    assert metadata.thing_classes == list(classes.values())
+    assert set(mapping) <= set(COCO_CLASSES) and set(mapping.values()) <= set(classes)
+    same = {
+        "bird",
+        "cat",
+        "dog",
+        "horse",
+        "sheep",
+        "cow",
+        "elephant",
+        "bear",
+        "zebra",
+        "giraffe",
+        "person",
+        "boat",
+        "train",
+    }
+    for own, target in mapping.items():
+        if COCO_CLASSES[own] in same and COCO_CLASSES[own] in [c.lower() for c in classes.values()]:
+            assert classes[target].lower() == COCO_CLASSES[own]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(images=None), r"field 'images': nothing found"),
+        (lambda d: d.update(annotations=None), r"field 'annotations': nothing found"),
+        (lambda d: d["images"][1].update(id=7), r"images\[1\]\.id: 7 found, a number that no other image has"),
+        (lambda d: d["images"][1].update(height=0), r"images\[1\]: file_name '000000000008\.jpg', height 0"),
+        (lambda d: d["images"][1].pop("file_name"), r"images\[1\]: file_name None"),
+        (lambda d: d["annotations"][1].update(id=1), r"annotations\[1\] \(image 7\)\.id: 1 found"),
+        (lambda d: d["annotations"][1].update(category_id=-1), r"annotations\[1\] \(image 7\)\.category_id: -1 found"),
+        (lambda d: d["annotations"][1].update(category_id=12), r"annotations\[1\] \(image 7\)\.category_id: 12 found"),
+        (lambda d: d["annotations"][2]["segmentation"].update(size=[9, 9]), r"annotations\[2\] .*size \[9, 9\]"),
+        (lambda d: d["annotations"][2]["segmentation"].update(counts=[1, 2]), r"run lengths add up to 3"),
+        (lambda d: d["annotations"][0].update(segmentation=[[1, 2, None, 4, 5, 6]]), r"a polygon of finite numbers"),
+        (lambda d: d["categories"].pop(0), r"field 'categories': id 1 is None, 'person' expected"),
+    ],
+)
+def test_broken_entry_names_file_and_field(root: Path, change: Any, message: str) -> None:
+    annotations = data()
+    change(annotations)
+    write(root, annotations)
+    with pytest.raises(UserError, match=r"instances_train2017\.json: .*" + message):
+        DatasetCatalog.get("coco_2017_train")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["annotations"][0].update(image_id=99), "1 annotations of images that the file does not list"),
+        (lambda d: d["annotations"][0].update(segmentation=[[1, 2, 3, 4]]), "1 polygons without three points"),
+        (lambda d: d["annotations"][0].pop("segmentation"), "1 annotations without a mask"),
+        (lambda d: d["annotations"][0].update(bbox=[1, float("nan"), 2, 3]), "1 boxes that hold no finite numbers"),
+    ],
+)
+def test_what_the_field_skips_is_counted(
+    root: Path, caplog: pytest.LogCaptureFixture, change: Any, message: str
+) -> None:
+    annotations = data()
+    change(annotations)
+    write(root, annotations)
+    with caplog.at_level(logging.WARNING):
+        assert len(DatasetCatalog.get("coco_2017_train")) == 3
+    assert f"left out {message}" in caplog.text
+
+
+def test_what_was_looked_for_is_listed(root: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"coco2ovis_train: no annotation file found; looked for .*instances_train2017\.json, "
+    ):
+        DatasetCatalog.get("coco2ovis_train")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_real_images(shared_data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, split: str) -> None:
+    (tmp_path / "coco").symlink_to(shared_data / "coco_mini")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    records = DatasetCatalog.get(f"coco_2017_{split}")
+    expected = {"train": (293, 2472, 28), "val": (188, 1692, 20)}[split]
+    assert (len(records), sum(len(r.instances) for r in records)) == expected[:2]
+    assert sum(i.is_crowd for r in records for i in r.instances) == expected[2]
+    original = COCO(str(shared_data / f"coco_mini/annotations/instances_{split}2017.json"))
+    for record in records[::10]:
+        assert record.frames[0].shape == (record.height, record.width, 3)
+        assert record.masks is not None
+        plan = ClipPlan.identity(1, (record.height, record.width))
+        for instance_id, stored in record.masks.read(0).items():
+            mask = np.zeros((record.height, record.width), bool)
+            render_mask(stored, mask.shape, plan, 0, mask)
+            assert np.array_equal(mask, original.annToMask(original.anns[instance_id]))
+    assert mask_util.area(original.annToRLE(next(iter(original.anns.values())))) > 0

@@ -1,0 +1,151 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pickle
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from ausm_d2.data.frames import ImageFiles, VideoFile, image_size, read_image
+from ausm_d2.errors import UserError
+
+
+def picture(size: tuple[int, int] = (40, 60)) -> np.ndarray:
+    noise = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
+    return cv2.GaussianBlur(noise, (0, 0), 2)
+
+
+def test_png_is_read_as_rgb_bit_for_bit(tmp_path: Path) -> None:
+    image = picture()
+    Image.fromarray(image).save(tmp_path / "a.png")
+    assert np.array_equal(read_image(str(tmp_path / "a.png")), image)
+    assert image_size(str(tmp_path / "a.png")) == (40, 60)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "I;16"])
+def test_other_kinds_of_picture_become_rgb(tmp_path: Path, mode: str) -> None:
+    image = Image.fromarray(picture()[..., 0])
+    image = Image.fromarray(np.asarray(image).astype(np.uint16) * 256) if mode == "I;16" else image.convert(mode)
+    image.save(tmp_path / "a.png")
+    found = read_image(str(tmp_path / "a.png"))
+    assert found.dtype == np.uint8 and found.shape == (40, 60, 3)
+
+
+def test_grey_and_cmyk_jpeg(tmp_path: Path) -> None:
+    for mode in ("L", "CMYK"):
+        Image.fromarray(picture()).convert(mode).save(tmp_path / "a.jpg")
+        assert read_image(str(tmp_path / "a.jpg")).shape == (40, 60, 3)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.7, 0.99])
+def test_a_file_that_is_cut_off_is_an_error_not_a_grey_picture(tmp_path: Path, suffix: str, kept: float) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(picture((200, 300))).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(UserError, match=rf"a\.{suffix}: the picture cannot be decoded: \S"):
+        read_image(str(path))
+
+
+def test_bytes_after_the_end_do_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(picture()).save(path)
+    whole = read_image(str(path))
+    path.write_bytes(path.read_bytes() + b"trailer" * 50)
+    assert np.abs(read_image(str(path)).astype(int) - whole).max() <= 2  # another decoder
+
+
+def test_no_picture_and_no_file(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("<html>404</html>")
+    with pytest.raises(UserError, match=r"a\.jpg: the picture cannot be decoded"):
+        read_image(str(tmp_path / "a.jpg"))
+    with pytest.raises(UserError, match=r"a\.jpg: not a picture"):
+        image_size(str(tmp_path / "a.jpg"))
+    with pytest.raises(UserError, match=r"b\.jpg: the picture cannot be read: No such file"):
+        read_image(str(tmp_path / "b.jpg"))
+
+
+def test_exif_orientation_is_followed(tmp_path: Path) -> None:
+    image = picture()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.fromarray(image).save(tmp_path / "a.jpg", quality=95, exif=exif)
+    found = read_image(str(tmp_path / "a.jpg"))
+    assert found.shape[:2] == image_size(str(tmp_path / "a.jpg")) == (60, 40)
+    assert np.abs(found.astype(int) - np.rot90(image, -1)).mean() < 4
+
+
+def test_image_files_names_and_pickle(tmp_path: Path) -> None:
+    for t in range(3):
+        cv2.imwrite(str(tmp_path / f"{t}.png"), picture() // (t + 1))
+    frames = ImageFiles(str(tmp_path), ("0.png", "1.png", "2.png"))
+    assert frames.names == ["0", "1", "2"] and len(frames) == 3
+    assert np.array_equal(pickle.loads(pickle.dumps(frames))[2], frames[2])
+
+
+# Video files
+
+
+def write_video(path: Path, frames: int = 50, gop: int = 12, b_frames: int = 2, fps: int = 24) -> None:
+    """Frame t has t in binary on it, as six black or white bars, so that it can be told which one was read."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.codec_context.gop_size = gop
+        stream.codec_context.max_b_frames = b_frames
+        stream.time_base = Fraction(1, fps)
+        for t in range(frames):
+            bars = np.repeat([255 * (t >> bit & 1) for bit in range(6)], 8).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(np.tile(bars[:, None], (32, 1, 3)), format="rgb24")
+            frame.pts = t
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def which(frame: np.ndarray) -> int:
+    return sum(int(frame[:, 8 * bit + 2 : 8 * bit + 6].mean() > 127) << bit for bit in range(6))
+
+
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_every_index_gives_its_frame_in_any_order(tmp_path: Path, b_frames: int) -> None:
+    write_video(tmp_path / "a.mp4", b_frames=b_frames)
+    video = VideoFile(str(tmp_path / "a.mp4"))
+    assert len(video) == 50 and video.names[:2] == ["00000", "00001"]
+    order = [0, 1, 2, 30, 31, 45, 3, 49, 49, 0, 12, 11, 13, 24, 23]
+    assert [which(video[t]) for t in order] == order
+    assert [which(video[t]) for t in range(50)] == list(range(50))
+    copy = pickle.loads(pickle.dumps(video))
+    assert which(copy[17]) == 17 and copy[17].shape == (32, 48, 3)
+
+
+def test_video_that_cannot_be_read(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4")
+    with pytest.raises(UserError, match=r"a\.mp4: frame 50 asked for, the video has 50"):
+        VideoFile(str(tmp_path / "a.mp4"))[50]
+    with pytest.raises(UserError, match=r"b\.mp4: the video cannot be opened"):
+        len(VideoFile(str(tmp_path / "b.mp4")))
+    (tmp_path / "c.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:500])
+    with pytest.raises(UserError, match=r"c\.mp4: the video cannot be opened"):
+        len(VideoFile(str(tmp_path / "c.mp4")))
+    (tmp_path / "d.mp4").write_bytes(b"")
+    with pytest.raises(UserError, match=r"d\.mp4"):
+        len(VideoFile(str(tmp_path / "d.mp4")))
+
+
+def test_real_clip_agrees_with_decoding_from_the_start(shared_data: Path) -> None:
+    path = str(shared_data / "clips" / "car-detection.mp4")
+    video = VideoFile(path)
+    assert len(video) == 377
+    wanted = [0, 40, 41, 120, 7]
+    with av.open(path) as container:
+        decoded = [
+            frame.to_ndarray(format="rgb24") for frame, _ in zip(container.decode(video=0), range(121), strict=False)
+        ]
+    for t in wanted:
+        assert np.array_equal(video[t], decoded[t])

@@ -1,0 +1,273 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""The YouTube-VIS reader: what it reads, and what each kind of broken file gives."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ausm_d2.data.build import build_test_loader, build_train_loader, get_records
+from ausm_d2.data.catalog import register_from_config, register_ytvis_style
+from ausm_d2.data.catalog.ytvis import OVIS_CLASSES, YTVIS_2019_CLASSES, YTVIS_2021_CLASSES
+from ausm_d2.data.video import VideoRecord
+from ausm_d2.errors import UserError
+from ausm_d2.evaluation.rle import decode
+from tests.data.disk import SIZE, square, write_frame, write_json, write_ytvis, ytvis_data
+from tests.data.stubs import small_cfg
+
+
+def read(folder: Path, data: dict[str, Any]) -> list[VideoRecord]:
+    register_ytvis_style("own_train", *write_ytvis(folder, data))
+    return DatasetCatalog.get("own_train")
+
+
+def test_records(tmp_path: Path) -> None:
+    records = read(tmp_path, ytvis_data())
+    assert [(r.video_id, r.name, r.height, r.width, r.length) for r in records] == [
+        (10, "clip0", *SIZE, 3),
+        (11, "clip1", *SIZE, 3),
+    ]
+    assert [(i.instance_id, i.category_id) for i in records[0].instances] == [(1, 1), (2, 0)]
+    assert records[0].frames.names == ["00000", "00001", "00002"]
+    assert records[0].frames[2].shape == (*SIZE, 3)
+    assert records[0].masks is not None and records[0].labelled is None
+    assert list(records[0].masks.read(1)) == [1]
+    assert np.array_equal(decode(records[0].masks.read(2)[2]), square(2, offset=10))
+    assert records[0].extra["areas"] == {1: [36, 36, 36]}
+    metadata = MetadataCatalog.get("own_train")
+    assert metadata.thing_classes == ["cat", "dog"] and metadata.head == "own"
+    assert metadata.thing_dataset_id_to_contiguous_id == {1: 0, 2: 1}
+    assert (metadata.task, metadata.evaluator_type, metadata.exhaustive) == ("vis", "ytvis", True)
+
+
+def test_uncompressed_run_lengths_polygons_and_text_ids(tmp_path: Path) -> None:
+    data = ytvis_data()
+    flat = square(0).flatten(order="F")
+    edges = np.flatnonzero(np.diff(flat.astype(int))) + 1
+    data["annotations"][2]["segmentations"] = [
+        {"size": list(SIZE), "counts": np.diff([0, *edges, flat.size]).tolist()},
+        [[2.0, 4.0, 8.0, 4.0, 8.0, 10.0, 2.0, 10.0]],
+        None,
+    ]
+    data["videos"][1]["id"] = data["annotations"][2]["video_id"] = "clip one"
+    record = read(tmp_path, data)[1]
+    assert record.video_id == "clip one" and record.masks is not None
+    assert np.array_equal(decode(record.masks.read(0)[3]), square(0))
+    assert record.masks.read(1)[3] == [[2.0, 4.0, 8.0, 4.0, 8.0, 10.0, 2.0, 10.0]]  # stays a polygon
+    assert record.masks.read(2) == {}
+
+
+@pytest.mark.parametrize("annotations", [None, "absent"])
+def test_no_public_labels(tmp_path: Path, annotations: Any) -> None:
+    data = ytvis_data()
+    data["annotations"] = annotations
+    if annotations == "absent":
+        del data["annotations"]
+    records = read(tmp_path, data)
+    assert [record.masks for record in records] == [None, None] and not records[0].instances
+    assert len(build_test_loader(small_cfg(), "own_train")) == 2
+    with pytest.raises(UserError, match="no video with instances"):
+        build_train_loader(small_cfg("own_train"))
+
+
+def test_byte_order_mark(tmp_path: Path) -> None:
+    register_ytvis_style("own_train", *write_ytvis(tmp_path, ytvis_data()))
+    write_json(tmp_path / "labels.json", ytvis_data(), encoding="utf-8-sig")
+    assert len(DatasetCatalog.get("own_train")) == 2
+
+
+def test_one_frame_video_makes_a_clip(tmp_path: Path) -> None:
+    read(tmp_path, ytvis_data(frames=1))
+    item = next(iter(build_train_loader(small_cfg("own_train"))))[0]
+    assert item["frame_indices"] == [0] * 4 and item["masks"].any(dim=3).any(dim=2).all()
+
+
+def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """Set the entry at ``path``, e.g. "videos.0.height"; a value of KeyError takes it out."""
+
+    def apply(data: Any) -> None:
+        *keys, last = [int(key) if key.isdecimal() else key for key in path.split(".")]
+        for key in keys:
+            data = data[key]
+        if value is KeyError:
+            del data[last]
+        else:
+            data[last] = value
+
+    return apply
+
+
+RLE_OF_ANOTHER_SIZE = {"size": [5, 5], "counts": [25]}
+BROKEN: list[tuple[str, Any, str]] = [
+    ("videos", None, r"field 'videos': nothing found, a list"),
+    ("videos", {"0": {}}, r"field 'videos': dict found"),
+    ("categories", KeyError, r"field 'categories': nothing found"),
+    ("categories.1.id", 1, r"categories\[1\]\.id: 1 found"),
+    ("categories.1.id", -3, r"categories\[1\]\.id: -3 found"),
+    ("videos.0.id", KeyError, r"videos\[0\]\.id: None found"),
+    ("videos.1.id", 10, r"videos\[1\]\.id: 10 found a second time"),
+    ("videos.0.file_names", KeyError, r"videos\[0\]\.file_names \(video 10\)"),
+    ("videos.0.file_names", "clip0/00000.jpg", r"videos\[0\]\.file_names \(video 10\)"),
+    ("videos.0.length", 7, r"videos\[0\]\.length \(video 10\): 7 found, but 3 file names"),
+    ("videos.0.height", 0, r"videos\[0\]\.height \(video 10\): 0 found"),
+    ("videos.0.width", "36", r"videos\[0\]\.width \(video 10\): '36' found"),
+    ("annotations", {}, r"field 'annotations': dict found"),
+    ("annotations.1.id", 1, r"annotations\[1\] \(video 10\)\.id: 1 found"),
+    ("annotations.1.id", None, r"annotations\[1\] \(video 10\)\.id: None found"),
+    ("annotations.0.category_id", -1, r"\[0\] \(video 10\)\.category_id: -1 found, one of \[1, 2\]"),
+    ("annotations.0.category_id", 41, r"annotations\[0\] \(video 10\)\.category_id: 41 found"),
+    ("annotations.0.segmentations", KeyError, r"annotations\[0\] \(video 10\)\.segmentations: no list found"),
+    ("annotations.0.segmentations", [None], r"segmentations: 1 entries found, one for each of 3 frames"),
+    ("annotations.0.segmentations.1", RLE_OF_ANOTHER_SIZE, r"segmentations\[1\]: size \[5, 5\], expected \[24, 36\]"),
+    ("annotations.0.segmentations.1", {"size": list(SIZE), "counts": [9]}, r"\[1\]: run lengths add up to 9"),
+    ("annotations.0.segmentations.1.counts", "04", r"segmentations\[1\]\.counts: run lengths that do not fill"),
+    ("annotations.0.segmentations.1.counts", 7, r"segmentations\[1\]: counts is int"),
+    ("annotations.0.segmentations.1", "mask", r"segmentations\[1\]: expected null, run lengths"),
+    ("annotations.0.segmentations.1", [[1, 2, float("nan"), 4, 5, 6]], r"\[1\]: a polygon of finite numbers"),
+    ("annotations.0.segmentations.1", [["a", "b"]], r"\[1\]: a polygon of finite numbers"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "value", "message"), BROKEN)
+def test_broken_entry_names_file_and_field(tmp_path: Path, path: str, value: Any, message: str) -> None:
+    data = ytvis_data()
+    files = copy.deepcopy(data)
+    change(path, value)(data)
+    register_ytvis_style("own_train", *write_ytvis(tmp_path, files))
+    write_json(tmp_path / "labels.json", data)
+    with pytest.raises(UserError, match=r"labels\.json: .*" + message):
+        DatasetCatalog.get("own_train")
+
+
+SKIPPED: list[tuple[str, Any, str, int]] = [
+    ("videos.1.file_names", [], "1 videos of 0 frames", 1),
+    ("annotations.0.video_id", 99, "1 annotations of videos that the file does not list", 2),
+    ("annotations.0.segmentations", [None] * 3, "1 annotations without any mask", 2),
+    ("annotations.0.segmentations.0", [[1, 2, 3, 4]], "1 polygons without three points", 2),
+    ("annotations.0.bboxes.1", [1, 2, float("nan"), 4], "1 boxes that hold no finite numbers", 2),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message", "videos"), SKIPPED)
+def test_what_the_field_skips_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, path: str, value: Any, message: str, videos: int
+) -> None:
+    data = ytvis_data()
+    change(path, value)(data)
+    with caplog.at_level(logging.WARNING):
+        assert len(read(tmp_path, data)) == videos
+    assert f"labels.json: left out {message}" in caplog.text
+
+
+def test_file_that_is_no_annotation_file(tmp_path: Path) -> None:
+    for text, message in (("", "not a JSON file"), ("[1, 2]", "a list found"), ('{"videos": [', "not a JSON file")):
+        (tmp_path / "labels.json").write_text(text)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        register_ytvis_style("own_train", str(tmp_path / "labels.json"), str(tmp_path / "images"))
+        with pytest.raises(UserError, match=rf"labels\.json: {message}"):
+            DatasetCatalog.get("own_train")
+
+
+def test_missing_and_wrong_frames_are_reported_not_raised_deep_down(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = read(tmp_path, ytvis_data())[0]
+    (tmp_path / "images/clip0/00001.jpg").unlink()
+    with pytest.raises(UserError, match=r"clip0/00001\.jpg: the picture cannot be read"):
+        record.frames[1]
+    write_frame(tmp_path / "images/clip0/00001.jpg", size=(30, 30))
+    cfg = small_cfg("own_train", INPUT__SAMPLING_FRAME_NUM=3)
+    batches = iter(build_train_loader(cfg))
+    assert {item["video_id"] for _ in range(6) for item in next(batches)} == {11}
+    assert "video clip0, frame 00001: is 30 x 30 (height x width), 24 x 36 expected" in caplog.text
+
+
+# The benchmarks
+
+
+@pytest.mark.parametrize(
+    ("name", "json_file", "image_root", "classes"),
+    [
+        ("ytvis_2019_train", "ytvis_2019/train.json", "ytvis_2019/train/JPEGImages", YTVIS_2019_CLASSES),
+        ("ytvis_2019_val", "ytvis_2019/valid.json", "ytvis_2019/valid/JPEGImages", YTVIS_2019_CLASSES),
+        ("ytvis_2019_train", "ytvis_2019/annotations/instances_train_sub.json", "ytvis_2019/train/JPEGImages",
+         YTVIS_2019_CLASSES),
+        ("ytvis_2021_train", "ytvis_2021/train/instances.json", "ytvis_2021/train/JPEGImages", YTVIS_2021_CLASSES),
+        ("ytvis_2021_test", "ytvis_2021/test.json", "ytvis_2021/test/JPEGImages", YTVIS_2021_CLASSES),
+        ("ovis_train", "ovis/annotations/train.json", "ovis/train", OVIS_CLASSES),
+        ("ovis_val", "ovis/annotations_valid.json", "ovis/valid", OVIS_CLASSES),
+    ],
+)  # fmt: skip
+def test_benchmark_layouts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, json_file: str, image_root: str, classes: dict[int, str]
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(UserError, match=rf"{name}: no annotation file found; looked for .*{tmp_path.name}/{name[:4]}"):
+        DatasetCatalog.get(name)
+    data = ytvis_data(categories=classes)
+    write_json(tmp_path / json_file, data)
+    if not (tmp_path / image_root).parent.exists():
+        with pytest.raises(UserError, match=f"{name}: no image folder found; looked for"):
+            DatasetCatalog.get(name)
+    for video in data["videos"]:
+        for file in video["file_names"]:
+            write_frame(tmp_path / image_root / file)
+    records = DatasetCatalog.get(name)
+    assert records[1].frames[0].shape == (*SIZE, 3)
+    metadata = MetadataCatalog.get(name)
+    assert len(metadata.thing_classes) == len(metadata.thing_colors) == len(classes)
+    assert metadata.thing_dataset_id_to_contiguous_id[1] == 0
+    assert metadata.head == name.rpartition("_")[0]
+
+
+def test_file_of_another_benchmark_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    write_json(tmp_path / "ytvis_2019/train.json", ytvis_data(categories=YTVIS_2021_CLASSES))
+    (tmp_path / "ytvis_2019/train/JPEGImages").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"train\.json: field 'categories': id 1 is 'airplane', 'person' expected"):
+        DatasetCatalog.get("ytvis_2019_train")
+    renamed = {i: name.replace("_", " ").upper() for i, name in YTVIS_2019_CLASSES.items()}
+    write_json(tmp_path / "ytvis_2019/train.json", ytvis_data(categories=renamed))
+    assert len(DatasetCatalog.get("ytvis_2019_train")) == 2
+
+
+def test_class_lists_are_complete() -> None:
+    assert len(YTVIS_2019_CLASSES) == len(YTVIS_2021_CLASSES) == 40 and len(OVIS_CLASSES) == 25
+    assert YTVIS_2019_CLASSES[1] == "person" and YTVIS_2019_CLASSES[40] == "tennis_racket"
+    assert YTVIS_2021_CLASSES[26] == "person" and YTVIS_2021_CLASSES[40] == "zebra"
+    assert OVIS_CLASSES[1] == "Person" and OVIS_CLASSES[25] == "Vehical"
+
+
+# The user's own
+
+
+def test_own_data_by_one_line_of_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    write_ytvis(tmp_path / "birds", ytvis_data())
+    cfg = small_cfg("birds_train", DATASETS__YTVIS_STYLE=[["birds_train", "birds/labels.json", "birds/images"]])
+    item = next(iter(build_train_loader(cfg)))[0]
+    assert item["head"] == "birds" and item["image"].shape[0] == 4
+    cfg.DATASETS.YTVIS_STYLE = [["birds_train", "birds/labels.json", "birds/images", "animals"]]
+    register_from_config(cfg)
+    assert get_records("birds_train") and MetadataCatalog.get("birds_train").head == "animals"
+    for wrong in (["birds_train", "labels.json"], "birds_train", [1, 2, 3]):
+        cfg.DATASETS.YTVIS_STYLE = [wrong]
+        with pytest.raises(UserError, match=r"DATASETS\.YTVIS_STYLE: .* a list of name, annotation file"):
+            register_from_config(cfg)
+
+
+def test_importing_reads_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+    register_ytvis_style("nowhere_val", "a.json", "b")
+    assert MetadataCatalog.get("nowhere_val").head == "nowhere"
+    with pytest.raises(UserError, match=r"nowhere_val: no annotation file found; looked for .*a\.json"):
+        get_records("nowhere_val")
+    assert json.dumps(MetadataCatalog.get("ytvis_2021_val").thing_classes)
