@@ -273,8 +273,9 @@ def results_folder(path: Path) -> Iterator[Path]:
     """
     path = Path(os.path.abspath(path))
     try:
-        if path.exists() and not path.is_dir():
-            raise UserError(f"--output: '{path}' is a file; a folder expected")
+        for each in (path, path.parent):
+            if each.is_file():
+                raise UserError(f"--output: '{each}' is a file; a folder expected")
         foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in _RESULTS) if path.exists() else []
         if foreign:
             raise UserError(f"--output: '{path}' holds other things than earlier results ('{foreign[0]}'), not touched")
