@@ -28,7 +28,7 @@ from .modeling.pixel_decoder import PixelDecoder, Predictions, memory_levels
 from .modeling.ssm import SSMState
 from .streaming.video import VideoSettings, segment_video
 from .training.criterion import FrameTargets, SetCriterion
-from .training.matcher import HungarianMatcher, PointTargets
+from .training.matcher import PointTargets
 from .training.targets import ClipTargets
 from .training.teacher_forcing import HistoryNoise, TeacherForcing, draw_switch_times, masks_at_stride4, preprocess
 
@@ -43,6 +43,9 @@ class AUSM(nn.Module):
     frame by frame with gradients through the memory (``TRAIN.MODE: iterative | rollout``), and as a stream
     (:class:`~ausm_d2.streaming.stream.Stream`, inference).
     """
+
+    pixel_mean: Tensor  # (3, 1, 1)
+    pixel_std: Tensor  # (3, 1, 1)
 
     @configurable
     def __init__(
@@ -106,79 +109,28 @@ class AUSM(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        ausm, loss = cfg.MODEL.AUSM, cfg.MODEL.MASK_FORMER
-        dim, heads = ausm.HIDDEN_DIM, {str(name): int(classes) for name, classes in ausm.HEADS}
+        ausm = cfg.MODEL.AUSM
         _check_choice("MODEL.AUSM.PROMPT_INDEX", ausm.PROMPT_INDEX, ("frame", "zero"))
         _check_choice("MODEL.AUSM.TRAIN.MODE", ausm.TRAIN.MODE, ("parallel", "iterative", "rollout"))
-        checkpointing = ausm.TRAIN.CHECKPOINTING
         frame_encoder = FrameEncoder(cfg)
         if ausm.FRAME_ENCODER.FREEZE:
             frame_encoder.requires_grad_(False)
-        weights = {
-            "class_weight": loss.CLASS_WEIGHT,
-            "mask_weight": loss.MASK_WEIGHT,
-            "dice_weight": loss.DICE_WEIGHT,
-        }
-        noise = ausm.TRAIN.HISTORY_NOISE
         return {
             "frame_encoder": frame_encoder,
-            "compressor": HistoryCompressor(
-                dim,
-                num_layers=ausm.COMPRESSOR.LAYERS,
-                head_dim=ausm.COMPRESSOR.HEAD_DIM,
-                dim_feedforward=ausm.COMPRESSOR.DIM_FEEDFORWARD,
-                d_state=ausm.COMPRESSOR.D_STATE,
-                d_conv=ausm.COMPRESSOR.D_CONV,
-                expand=ausm.COMPRESSOR.EXPAND,
-                spatial_reduction=ausm.SPATIAL_REDUCTION,
-                checkpointing=checkpointing,
-            ),
-            "decoder": HistoryDecoder(
-                dim,
-                num_layers=ausm.DECODER.LAYERS,
-                head_dim=ausm.DECODER.HEAD_DIM,
-                dim_feedforward=ausm.DECODER.DIM_FEEDFORWARD,
-                self_attention=ausm.DECODER.SELF_ATTENTION,
-                spatial_reduction=ausm.SPATIAL_REDUCTION,
-                checkpointing=checkpointing,
-            ),
-            "pixel_decoder": PixelDecoder(
-                dim,
-                num_layers=ausm.PIXEL_DECODER.LAYERS,
-                head_dim=ausm.PIXEL_DECODER.HEAD_DIM,
-                dim_feedforward=ausm.PIXEL_DECODER.DIM_FEEDFORWARD,
-                num_levels=len(ausm.PIXEL_DECODER.MEMORY_STRIDES),
-                num_det=ausm.PIXEL_DECODER.NUM_DET,
-                heads=heads,
-                checkpointing=checkpointing,
-            ),
-            "criterion": SetCriterion(
-                matcher=HungarianMatcher(**weights),
-                **weights,
-                no_object_weight=loss.NO_OBJECT_WEIGHT,
-                num_points=loss.TRAIN_NUM_POINTS,
-                oversample_ratio=loss.OVERSAMPLE_RATIO,
-                importance_sample_ratio=loss.IMPORTANCE_SAMPLE_RATIO,
-                deep_supervision=loss.DEEP_SUPERVISION,
-            ),
-            "hidden_dim": dim,
+            "compressor": HistoryCompressor(cfg),
+            "decoder": HistoryDecoder(cfg),
+            "pixel_decoder": PixelDecoder(cfg),
+            "criterion": SetCriterion(cfg),
+            "hidden_dim": ausm.HIDDEN_DIM,
             "num_id": ausm.NUM_ID,
-            "heads": heads,
+            "heads": dict(ausm.HEADS),
             "memory_strides": ausm.PIXEL_DECODER.MEMORY_STRIDES,
             "marker_eps": ausm.MARKER_EPS,
             "use_marker": ausm.HISTORY_MARKER,
             "prompt_index": ausm.PROMPT_INDEX,
             "prompt_prob": ausm.TRAIN.PROMPT_PROB,
             "train_mode": ausm.TRAIN.MODE,
-            "history_noise": HistoryNoise(
-                morphology=noise.MORPHOLOGY,
-                shift=noise.SHIFT,
-                max_shift=noise.MAX_SHIFT,
-                drop=noise.DROP,
-                swap=noise.SWAP,
-            )
-            if noise.ENABLED
-            else None,
+            "history_noise": HistoryNoise.from_config(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "video": VideoSettings.from_config(cfg),

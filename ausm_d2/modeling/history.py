@@ -12,8 +12,11 @@ Shape shorthand:
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -94,15 +97,6 @@ class CompressorLayer(nn.Module):
             x = x + self.self_attn(query, key, _reduce(normed, size, self.spatial_reduction))
         return x + self.ffn(self.norm_ffn(x))
 
-    def _time(self, x: Tensor, state: SSMState | None) -> tuple[Tensor, SSMState | None]:
-        """(B * P, T, D) -> (B * P, T, D) and the memory after the last frame (None if there was none before)."""
-        if state is None:
-            return self.mamba(x)[0], None
-        if x.shape[1] == 1:
-            y, state = self.mamba.step(x[:, 0], state, inplace=not torch.is_grad_enabled())
-            return y[:, None], state
-        return self.mamba.extend(x, state)
-
     def forward(
         self, x: Tensor, position: Tensor, size: tuple[int, int], state: SSMState | None
     ) -> tuple[Tensor, SSMState | None]:
@@ -117,11 +111,12 @@ class CompressorLayer(nn.Module):
             (B, P, T, D) tokens and the memory after the last frame.
         """
         batch, pixels, frames, dim = x.shape
-        mixed, state = self._time(self.norm_time(x).flatten(0, 1), state)
+        inplace = state is not None and not torch.is_grad_enabled()
+        mixed, new_state = self.mamba(self.norm_time(x).flatten(0, 1), state, inplace=inplace)
         x = x + mixed.view(batch, pixels, frames, dim)
         tokens = x.transpose(1, 2).flatten(0, 1)
         tokens = self._space_and_ffn(tokens, position, size)
-        return tokens.view(batch, frames, pixels, dim).transpose(1, 2), state
+        return tokens.view(batch, frames, pixels, dim).transpose(1, 2), new_state if state is not None else None
 
 
 class HistoryCompressor(nn.Module):
@@ -130,6 +125,7 @@ class HistoryCompressor(nn.Module):
     A clip at once and frame by frame through the returned states are the same function.
     """
 
+    @configurable
     def __init__(
         self,
         dim: int,
@@ -159,21 +155,36 @@ class HistoryCompressor(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        compressor = cfg.MODEL.AUSM.COMPRESSOR
+        return {
+            "dim": cfg.MODEL.AUSM.HIDDEN_DIM,
+            "num_layers": compressor.LAYERS,
+            "head_dim": compressor.HEAD_DIM,
+            "dim_feedforward": compressor.DIM_FEEDFORWARD,
+            "d_state": compressor.D_STATE,
+            "d_conv": compressor.D_CONV,
+            "expand": compressor.EXPAND,
+            "spatial_reduction": cfg.MODEL.AUSM.SPATIAL_REDUCTION,
+            "checkpointing": cfg.MODEL.AUSM.TRAIN.CHECKPOINTING,
+        }
+
     def init_states(self, sequences: int, *, device: torch.device, dtype: torch.dtype) -> list[SSMState]:
         """The memory before the first frame, of B * P sequences, by layer."""
-        return [layer.mamba.init_state(sequences, device, dtype) for layer in self.layers]
+        return [cast(CompressorLayer, layer).mamba.init_state(sequences, device, dtype) for layer in self.layers]
 
     def forward(self, e: Tensor, states: list[SSMState] | None = None) -> tuple[Tensor, list[SSMState] | None]:
         """
         Args:
             e: (B, T, D, h, w) features E of T consecutive frames.
             states: memory of the frames before, by layer, as :meth:`init_states` or the last call gave it. It is
-                overwritten where no gradients are recorded and T = 1. None: a whole clip, no memory is kept.
+                overwritten where no gradients are recorded. None: a whole clip, no memory is kept.
 
         Returns:
             (B, T, D, h, w) compressed history F, and the memory after the last frame.
         """
-        batch, frames, dim, height, width = e.shape
+        dim, height, width = e.shape[2:]
         position = sine_position(height, width, dim, device=e.device, dtype=e.dtype).flatten(1).T
         x = e.flatten(3).permute(0, 3, 1, 2)  # (B, P, T, D)
         new_states = []
@@ -197,11 +208,8 @@ class DecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.spatial_reduction = spatial_reduction
-        if self_attention:
-            self.norm_self = nn.LayerNorm(dim)
-            self.self_attn = Attention(dim, head_dim=head_dim)
-        else:
-            self.norm_self, self.self_attn = None, None
+        self.norm_self = nn.LayerNorm(dim) if self_attention else None
+        self.self_attn = Attention(dim, head_dim=head_dim) if self_attention else None
         self.norm_cross = nn.LayerNorm(dim)
         self.cross_attn = Attention(dim, head_dim=head_dim)
         self.norm_ffn = nn.LayerNorm(dim)
@@ -242,6 +250,7 @@ class DecoderLayer(nn.Module):
 class HistoryDecoder(nn.Module):
     """X_t, F_t -> G_t: Transformer decoder layers with the frame as queries and the history as memory (Sec. 3)."""
 
+    @configurable
     def __init__(
         self,
         dim: int,
@@ -267,6 +276,19 @@ class HistoryDecoder(nn.Module):
             for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        decoder = cfg.MODEL.AUSM.DECODER
+        return {
+            "dim": cfg.MODEL.AUSM.HIDDEN_DIM,
+            "num_layers": decoder.LAYERS,
+            "head_dim": decoder.HEAD_DIM,
+            "dim_feedforward": decoder.DIM_FEEDFORWARD,
+            "self_attention": decoder.SELF_ATTENTION,
+            "spatial_reduction": cfg.MODEL.AUSM.SPATIAL_REDUCTION,
+            "checkpointing": cfg.MODEL.AUSM.TRAIN.CHECKPOINTING,
+        }
 
     def forward(self, x: Tensor, f: Tensor) -> Tensor:
         """

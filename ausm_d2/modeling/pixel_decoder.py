@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The Pixel Decoder: Mask2Former's masked-attention Transformer decoder over concat(A_{t-1}, V) and G_t (paper, Sec. 3).
+"""The Pixel Decoder (paper, Sec. 3): Mask2Former's masked-attention decoder over concat(A_{t-1}, V) and G_t.
 
 Its parameters have the names and shapes of Mask2Former's ``sem_seg_head.predictor``, but for the classification
 heads, of which there is one per label set.
@@ -17,10 +17,11 @@ Shape shorthand:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -93,6 +94,7 @@ def memory_levels(g: Tensor, strides: Sequence[int]) -> list[Tensor]:
 class PixelDecoder(nn.Module):
     """Masked-attention decoder with tracking rows (A), detection rows (V) and one classification head per label set."""
 
+    @configurable
     def __init__(
         self,
         dim: int,
@@ -134,6 +136,20 @@ class PixelDecoder(nn.Module):
         self.mask_embed = MaskEmbed(dim, dim)
         self.class_embed = nn.ModuleDict({name: nn.Linear(dim, classes + 1) for name, classes in heads.items()})
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        decoder = cfg.MODEL.AUSM.PIXEL_DECODER
+        return {
+            "dim": cfg.MODEL.AUSM.HIDDEN_DIM,
+            "num_layers": decoder.LAYERS,
+            "head_dim": decoder.HEAD_DIM,
+            "dim_feedforward": decoder.DIM_FEEDFORWARD,
+            "num_levels": len(decoder.MEMORY_STRIDES),
+            "num_det": decoder.NUM_DET,
+            "heads": dict(cfg.MODEL.AUSM.HEADS),
+            "checkpointing": cfg.MODEL.AUSM.TRAIN.CHECKPOINTING,
+        }
+
     def classify(self, x: Tensor, heads: Sequence[str]) -> Tensor:
         """(B, Q, D) normalised queries and the head of every frame -> (B, Q, K + 1) class logits."""
         names = sorted(set(heads))
@@ -144,10 +160,8 @@ class PixelDecoder(nn.Module):
         out = next(iter(logits.values())).new_full((*x.shape[:-1], width), float("-inf"))
         for name, values in logits.items():
             rows = torch.tensor([head == name for head in heads], device=x.device)
-            values = torch.cat(
-                [values[..., :-1], out.new_full((*x.shape[:-1], width - values.shape[-1]), float("-inf")), values[..., -1:]],
-                dim=-1,
-            )
+            gap = out.new_full((*x.shape[:-1], width - values.shape[-1]), float("-inf"))
+            values = torch.cat([values[..., :-1], gap, values[..., -1:]], dim=-1)
             out = torch.where(rows[:, None, None], values, out)
         return out
 

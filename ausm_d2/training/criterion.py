@@ -17,9 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
 from detectron2.projects.point_rend.point_features import get_uncertain_point_coords_with_randomness, point_sample
 from detectron2.utils.comm import get_world_size
 from torch import Tensor
@@ -59,6 +61,7 @@ def _weighted_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> T
 class SetCriterion:
     """L_trk + L_det of every decoder layer."""
 
+    @configurable
     def __init__(
         self,
         *,
@@ -94,6 +97,24 @@ class SetCriterion:
         self.importance_sample_ratio = importance_sample_ratio
         self.deep_supervision = deep_supervision
         self.duplicate_iou = duplicate_iou
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        loss = cfg.MODEL.MASK_FORMER
+        weights = {
+            "class_weight": loss.CLASS_WEIGHT,
+            "mask_weight": loss.MASK_WEIGHT,
+            "dice_weight": loss.DICE_WEIGHT,
+        }
+        return {
+            **weights,
+            "matcher": HungarianMatcher(**weights),
+            "no_object_weight": loss.NO_OBJECT_WEIGHT,
+            "num_points": loss.TRAIN_NUM_POINTS,
+            "oversample_ratio": loss.OVERSAMPLE_RATIO,
+            "importance_sample_ratio": loss.IMPORTANCE_SAMPLE_RATIO,
+            "deep_supervision": loss.DEEP_SUPERVISION,
+        }
 
     def __call__(self, layers: Sequence[Predictions], targets: FrameTargets) -> dict[str, Tensor]:
         """

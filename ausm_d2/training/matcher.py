@@ -11,6 +11,7 @@ Shape shorthand:
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.projects.point_rend.point_features import point_sample
@@ -90,12 +91,12 @@ class HungarianMatcher:
         """
         device = cost.device
         # A diverged model has no finite cost; the solver needs one, and the loss itself shows the divergence.
-        cost = cost.nan_to_num(1e6, 1e6, -1e6).cpu().numpy()
+        costs = cost.nan_to_num(1e6, 1e6, -1e6).cpu().numpy()
         wanted = detect.cpu().numpy()
         frames, rows, instances = [], [], []
-        for b in wanted.any(axis=1).nonzero()[0]:
+        for b in np.flatnonzero(wanted.any(axis=1)):
             columns = wanted[b].nonzero()[0]
-            row, column = linear_sum_assignment(cost[b][:, columns])
+            row, column = linear_sum_assignment(costs[b][:, columns])
             frames += [int(b)] * len(row)
             rows += row.tolist()
             instances += columns[column].tolist()

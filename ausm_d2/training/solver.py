@@ -26,7 +26,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     solver = cfg.SOLVER
     if solver.OPTIMIZER != "ADAMW":
         raise UserError(f"SOLVER.OPTIMIZER: '{solver.OPTIMIZER}', expected ADAMW")
-    backbone = {f"frame_encoder.backbone.{name}" for name, _ in model.frame_encoder.backbone.named_parameters()}
+    prefix = "frame_encoder.backbone."
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = get_default_optimizer_params(
         model, base_lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, weight_decay_norm=solver.WEIGHT_DECAY_NORM
@@ -36,7 +36,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     for group in groups:
         for parameter in group["params"]:
             settings = {**group, "params": [parameter]}
-            if names[id(parameter)] in backbone:
+            if names[id(parameter)].startswith(prefix):
                 settings["lr"] = solver.BASE_LR * solver.BACKBONE_MULTIPLIER
             if names[id(parameter)] in no_decay:
                 settings["weight_decay"] = solver.WEIGHT_DECAY_EMBED

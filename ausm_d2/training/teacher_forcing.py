@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from torch import Tensor
 
 from .targets import ClipTargets
@@ -93,13 +94,21 @@ def preprocess(targets: ClipTargets, switch: Tensor) -> TeacherForcing:
 
 @dataclass
 class HistoryNoise:
-    """Makes M_{t-1} look like one's own past predictions (docs/deviations.md, 10). Probabilities are per row and frame."""
+    """Makes M_{t-1} look like own past predictions (docs/deviations.md, 10). Probabilities are per row and frame."""
 
     morphology: float  # erode or dilate by one cell
     shift: float
     max_shift: int  # cells of stride 4
     drop: float  # the mask is missing from the history
     swap: float  # exchanged with another row's
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> HistoryNoise | None:
+        """None where it is switched off."""
+        noise = cfg.MODEL.AUSM.TRAIN.HISTORY_NOISE
+        if not noise.ENABLED:
+            return None
+        return cls(noise.MORPHOLOGY, noise.SHIFT, noise.MAX_SHIFT, noise.DROP, noise.SWAP)
 
     def __call__(self, history: Tensor, in_use: Tensor) -> Tensor:
         """(B, T, N, H4, W4) masks in {0, 1}, bool (B, T, N) rows in use -> masks of the same shape."""
