@@ -22,7 +22,8 @@ setup(
         "torchvision",
         "numpy>=2",
         "scipy",
-        "opencv-python",  # vos-benchmark and trackeval require it; -headless beside it would overwrite its files
+        "opencv-python>=4.11",  # vos-benchmark and trackeval require it; -headless beside it would overwrite its files
+        "av",  # video files: SA-V, the demo
         "pillow",
         "pycocotools",
         "fvcore",
@@ -32,7 +33,7 @@ setup(
     ],
     extras_require={
         "cuda": ["mamba-ssm", "causal-conv1d"],  # build against the installed torch: pip install --no-build-isolation
-        "demo": ["av", "matplotlib"],
+        "demo": ["matplotlib"],
         "dev": ["einops", "mypy", "pytest", "ruff", "trackeval", "transformers"],
     },
 )

@@ -164,6 +164,9 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.SAMPLING_FRAME_STRIDE = 0
     cfg.INPUT.SAMPLING_FRAME_SHUFFLE = False
     cfg.INPUT.SAMPLING_FRAME_REVERSE = 0.0  # probability of playing a clip backwards
+    # Most instances of a clip (and never more than MODEL.AUSM.NUM_ID); of more, so many are drawn, and what is left out
+    # counts as not labelled, not as background.
+    cfg.INPUT.MAX_INSTANCES = 100
     # Clip-wise augmentation: "brightness", "contrast", "saturation" (factors in 0.9..1.1), "rotation" (+-15 degrees),
     # "crop_scale" (pan and zoom), beside INPUT.RANDOM_FLIP and the sizes of Detectron2.
     cfg.INPUT.AUGMENTATIONS = []

@@ -37,6 +37,7 @@ class ClipMapper:
         augmentations: Sequence[Augmentation],
         pseudo_augmentations: Sequence[Augmentation],
         copy_paste: float = 0.0,
+        max_instances: int = 100,
         fill: tuple[float, float, float] = (124.0, 116.0, 104.0),
     ) -> None:
         """
@@ -45,12 +46,14 @@ class ClipMapper:
             augmentations: for clips of videos, in their order.
             pseudo_augmentations: for clips made of one image.
             copy_paste: probability that objects of another image go through a clip made of one image.
+            max_instances: of a clip. Where there are more, so many are drawn, and the clip is not exhaustive.
             fill: RGB of what lies outside of the stored frame; the mean pixel, so that the model sees zeros.
         """
         self.samplers = samplers
         self.augmentations = augmentations
         self.pseudo_augmentations = pseudo_augmentations
         self.copy_paste = copy_paste
+        self.max_instances = max_instances
         self.fill = fill
 
     @classmethod
@@ -66,6 +69,7 @@ class ClipMapper:
             "augmentations": build_augmentations(cfg, pseudo=False),
             "pseudo_augmentations": build_augmentations(cfg, pseudo=True),
             "copy_paste": cfg.INPUT.PSEUDO.COPY_PASTE,
+            "max_instances": min(cfg.INPUT.MAX_INSTANCES, cfg.MODEL.AUSM.NUM_ID),
             "fill": (red, green, blue),
         }
 
@@ -98,11 +102,12 @@ class ClipMapper:
         plan = ClipPlan.identity(len(indices), (record.height, record.width))
         for augmentation in self.pseudo_augmentations if pseudo else self.augmentations:
             augmentation(plan, rng)
-        clip = self._render(record, indices, plan)
+        clip = self._render(record, indices, plan, rng)
         if pseudo and draw_other is not None and rng.random() < self.copy_paste:
             other = draw_other(rng)
             pasted_plan = _passing_by(plan, (other.height, other.width), rng)
-            clip.paste(self._render(other, indices, pasted_plan), rng)
+            clip.paste(self._render(other, indices, pasted_plan, rng), rng)
+            clip.limit(self.max_instances, rng)
 
         labelled = [record.labelled is None or record.labelled[index] for index in indices]
         return {
@@ -111,7 +116,7 @@ class ClipMapper:
             "classes": torch.tensor(clip.classes, dtype=torch.int64),
             "labelled": torch.tensor(labelled, dtype=torch.bool),
             "head": metadata.head,
-            "exhaustive": metadata.exhaustive,
+            "exhaustive": metadata.exhaustive and clip.complete,
             "task": metadata.task,
             "dataset_name": dataset_name,
             "video_id": record.video_id,
@@ -120,7 +125,7 @@ class ClipMapper:
             "width": record.width,
         }
 
-    def _render(self, record: VideoRecord, indices: Sequence[int], plan: ClipPlan) -> _Clip:
+    def _render(self, record: VideoRecord, indices: Sequence[int], plan: ClipPlan, rng: np.random.Generator) -> _Clip:
         """Frames ``indices`` (T) of a record as ``plan`` wants them; only instances that can be seen."""
         image = np.empty((len(indices), 3, *plan.size), np.uint8)
         crowds = {instance.instance_id for instance in record.instances if instance.is_crowd}
@@ -135,6 +140,9 @@ class ClipMapper:
             cv2.split(render_frame(frame, plan, t, self.fill), list(image[t]))
 
         ids = [i for i in dict.fromkeys(i for masks in stored.values() for i in masks) if i not in crowds]
+        complete = len(ids) <= self.max_instances
+        if not complete:  # before anything is decoded: SA-V has videos of hundreds of masklets
+            ids = [ids[i] for i in _some(len(ids), self.max_instances, rng)]
         result = np.zeros((len(ids), len(indices), *plan.size), bool)
         seen: np.ndarray = np.zeros(len(ids), bool)
         for row, instance_id in enumerate(ids):
@@ -149,7 +157,12 @@ class ClipMapper:
         if not seen.all():
             result, ids = result[seen], [instance_id for row, instance_id in enumerate(ids) if seen[row]]
         categories = {instance.instance_id: instance.category_id for instance in record.instances}
-        return _Clip(image, result, [categories.get(instance_id, 0) for instance_id in ids])
+        return _Clip(image, result, [categories.get(instance_id, 0) for instance_id in ids], complete)
+
+
+def _some(count: int, wanted: int, rng: np.random.Generator) -> list[int]:
+    """``wanted`` of the numbers below ``count``, ascending."""
+    return sorted(rng.choice(count, wanted, replace=False).tolist())
 
 
 @dataclass
@@ -157,6 +170,13 @@ class _Clip:
     image: np.ndarray  # uint8 (T, 3, h, w)
     masks: np.ndarray  # bool (N, T, h, w)
     classes: list[int]  # N
+    complete: bool  # no instance was left out
+
+    def limit(self, count: int, rng: np.random.Generator) -> None:
+        """Keep ``count`` instances at most."""
+        if len(self.classes) > count:
+            kept = _some(len(self.classes), count, rng)
+            self.masks, self.classes, self.complete = self.masks[kept], [self.classes[i] for i in kept], False
 
     def paste(self, other: _Clip, rng: np.random.Generator) -> None:
         """Put some of the other clip's objects before everything in this one."""
