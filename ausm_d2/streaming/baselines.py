@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
 from detectron2.evaluation import inference_context
 from pycocotools import mask as coco_mask
 from scipy.optimize import linear_sum_assignment
@@ -24,8 +23,7 @@ from torch import Tensor
 
 from ..data.video import VideoRecord
 from ..evaluation.rle import Rle, encode
-from .stream import Stream
-from .video import best_tracks, given_masks, row_masks
+from .video import FrameStream, best_tracks, given_masks, shown_rows
 
 if TYPE_CHECKING:
     from ..meta_arch import AUSM
@@ -100,76 +98,71 @@ class FlowMask(Reference):
 class _Track:
     """Detections that were linked."""
 
+    begun: int  # frame of the first one
     last_mask: Rle
-    last_seen: int
     segmentations: list[Rle | None]  # T
-    class_sums: Tensor  # (K): class probabilities, summed over the frames with a detection
-    detections: int = 1
+    class_sums: Tensor  # (K): class probabilities, summed over the detections
 
 
 class FrameByFrame(Reference):
     """The same weights on every frame by itself, without any history; detections are linked by the overlap of masks.
 
-    Detections are paired with tracks (Hungarian) by intersection over union with the track's last mask; a track's score
-    is the mean over its detections.
+    Detections are paired with tracks (Hungarian) by intersection over union with the track's last mask, however long
+    ago that was. Scores are those of the model's own tracks: the mean over all frames since the track began, those
+    without a detection included. Shorter memories and means over the detections alone were tried: both score lower.
     """
 
     name = "frame by frame, IoU linking"
 
-    def __init__(self, model: AUSM, *, min_overlap: float = 0.5, max_gap: int = 3) -> None:
+    def __init__(self, model: AUSM, *, min_overlap: float = 0.3) -> None:
         """
         Args:
             model: the weights; also how frames are resized, and which detections and results are kept.
             min_overlap: intersection over union from which a detection continues a track.
-            max_gap: frames in a row without a detection after which a track ends.
         """
         self.model = model
         self.min_overlap = min_overlap
-        self.max_gap = max_gap
 
     def segment(self, item: dict[str, Any]) -> dict[str, Any]:
         record: VideoRecord = item["record"]
         tracks: list[_Track] = []
         with inference_context(self.model):
             for frame in range(record.length):
-                masks, probabilities = self._detect(record, frame, item["head"])
+                masks, probabilities = self._detect(record.frames[frame], item["head"])
                 self._link(tracks, frame, masks, probabilities, record.length)
+        numbered = dict(enumerate(tracks, 1))
         return {
             "video_id": record.video_id,
             "tracks": best_tracks(
-                {track_id: track.segmentations for track_id, track in enumerate(tracks, 1)},
-                {track_id: track.class_sums / track.detections for track_id, track in enumerate(tracks, 1)},
+                {track_id: track.segmentations for track_id, track in numbered.items()},
+                {track_id: track.class_sums / (record.length - track.begun) for track_id, track in numbered.items()},
                 self.model.video,
             ),
         }
 
-    def _detect(self, record: VideoRecord, frame: int, head: str) -> tuple[list[Rle], Tensor]:
-        """Masks (R) and class probabilities (R, K) of one frame, in a stream that ends with it."""
-        settings = self.model.video
-        stream = Stream(self.model, head=head, detect=True, fg_threshold=settings.fg_threshold, seed=settings.seed)
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=settings.amp):
-            output = stream.step(settings.resize(record.frames[frame]))
-        masks = row_masks(output, list(range(len(output.track_ids))), stream, (record.height, record.width))
+    def _detect(self, frame: np.ndarray, head: str) -> tuple[list[Rle], Tensor]:
+        """Masks (R) and class probabilities (R, K) of a frame (H, W, 3), in a stream that begins and ends with it."""
+        stream = FrameStream(self.model, self.model.video, head=head, detect=True)
+        shown = shown_rows(stream.step(frame))
+        masks = (stream.logits(shown) > 0).cpu().numpy()
         kept = [row for row, mask in enumerate(masks) if mask.any()]
-        return [encode(masks[row]) for row in kept], output.probabilities[kept]
+        return [encode(masks[row]) for row in kept], shown.probabilities[kept]
 
     def _link(self, tracks: list[_Track], frame: int, masks: list[Rle], probabilities: Tensor, length: int) -> None:
         """Continue ``tracks`` with the detections of a frame; those that fit none begin tracks of their own."""
-        alive = [track for track in tracks if frame - track.last_seen <= self.max_gap + 1]
         continued: dict[int, _Track] = {}
-        if alive and masks:
-            overlaps = coco_mask.iou([track.last_mask for track in alive], masks, [0] * len(masks))  # (P, R)
+        if tracks and masks:
+            overlaps = coco_mask.iou([track.last_mask for track in tracks], masks, [0] * len(masks))  # (P, R)
             overlaps = np.where(overlaps >= self.min_overlap, overlaps, 0)
             pairs = zip(*linear_sum_assignment(overlaps, maximize=True), strict=True)
-            continued = {row: alive[place] for place, row in pairs if overlaps[place, row] > 0}
+            continued = {row: tracks[place] for place, row in pairs if overlaps[place, row] > 0}
         for row, mask in enumerate(masks):
             if row in continued:
                 track = continued[row]
-                track.last_mask, track.last_seen = mask, frame
+                track.last_mask = mask
                 track.class_sums = track.class_sums + probabilities[row]
-                track.detections += 1
             else:
-                track = _Track(mask, frame, [None] * length, probabilities[row])
+                track = _Track(frame, mask, [None] * length, probabilities[row])
                 tracks.append(track)
             track.segmentations[frame] = mask
 

@@ -230,12 +230,6 @@ def shown_rows(output: FrameOutput, topk: int | None = None) -> FrameOutput:
     return output.select(shown.nonzero()[:, 0].tolist())
 
 
-def row_masks(output: FrameOutput, rows: list[int], stream: Stream, size: tuple[int, int]) -> np.ndarray:
-    """bool (R, H, W) of the given rows."""
-    assert stream.size is not None
-    return (upsample_logits(output.mask_logits[rows], stream.size, size) > 0).cpu().numpy()
-
-
 def best_tracks(masks: dict[int, list[Rle | None]], scores: dict[int, Tensor], settings: VideoSettings) -> list[dict]:
     """The result entries of a video, best first: the top (track, class) pairs, or every track with its best class."""
     tracks = list(masks)

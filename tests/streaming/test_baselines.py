@@ -98,21 +98,23 @@ class Scripted(FrameByFrame):
         super().__init__(model, **settings)
         self.detections = detections
 
-    def _detect(self, record: VideoRecord, frame: int, head: str) -> tuple[list[Rle], Tensor]:
-        found = self.detections[frame]
+    def _detect(self, frame: np.ndarray, head: str) -> tuple[list[Rle], Tensor]:
+        found = self.detections[frame[0, 0, 0]]
         probabilities = torch.tensor([p for _, p in found], dtype=torch.float64).view(-1, CLASSES)
         return [encode(mask) for mask, _ in found], probabilities
 
     def tracks(self) -> dict[int, dict[int, Any]]:
         """Entries of the result by track id and class."""
-        [result] = self([item(record({1: [box(0)] * len(self.detections)}), "vis")])
+        length = len(self.detections)
+        frames = [np.full((*SIZE, 3), t, np.uint8) for t in range(length)]
+        [result] = self([item(record({1: [box(0)] * length}, frames), "vis")])
         tracks: dict[int, dict[int, Any]] = {}
         for entry in result["tracks"]:
             tracks.setdefault(entry["track_id"], {})[entry["category_id"]] = entry
         return tracks
 
 
-def test_linking_follows_overlap_and_scores_are_means_over_detections() -> None:
+def test_linking_follows_overlap_and_scores_are_means_over_frames() -> None:
     a, b = [box(5), box(8), box(11)], [box(40), box(38), box(36)]
     first, second = [0.5, 0.25], [0.125, 0.75]
     # In every frame in another order, and the first object's class is not certain.
@@ -130,24 +132,21 @@ def test_linking_follows_overlap_and_scores_are_means_over_detections() -> None:
 def test_linking_pairs_for_the_largest_sum_of_overlaps() -> None:
     # The nearer detection would suit both tracks; only one pairing continues both.
     p = [0.9, 0.0]
-    script = [[(box(10), p), (box(13), p)], [(box(12), p), (box(16), p)]]
+    script = [[(box(10), p), (box(14), p)], [(box(13), p), (box(19), p)]]
     tracks = Scripted(script).tracks()
     assert sorted(sum(m is not None for m in by_class[0]["segmentations"]) for by_class in tracks.values()) == [2, 2]
 
 
-@pytest.mark.parametrize(("gap", "expected"), [(3, 1), (4, 2)])
-def test_a_track_survives_a_short_gap(gap: int, expected: int) -> None:
-    script = [[(box(10), [0.9, 0.0])], *[[]] * gap, [(box(11), [0.8, 0.0])]]
-    tracks = Scripted(script, max_gap=3).tracks()
-    assert len(tracks) == expected
-    if expected == 1:
-        [entries] = tracks.values()
-        assert entries[0]["segmentations"] == [encode(box(10)), *[None] * gap, encode(box(11))]
-        assert entries[0]["score"] == pytest.approx(0.85), "frames without a detection do not count"
+def test_tracks_survive_gaps_and_pay_for_them() -> None:
+    [entries] = Scripted([[], [(box(10), [0.9, 0.0])], [], [], [(box(11), [0.6, 0.0])]]).tracks().values()
+    assert entries[0]["segmentations"] == [None, encode(box(10)), None, None, encode(box(11))]
+    assert entries[0]["score"] == pytest.approx((0.9 + 0 + 0 + 0.6) / 4), "from its first frame to the video's last"
 
 
-def test_detections_too_far_apart_are_two_tracks() -> None:
-    assert len(Scripted([[(box(10), [0.9, 0.0])], [(box(16), [0.9, 0.0])]]).tracks()) == 2
+@pytest.mark.parametrize(("shift", "expected"), [(6, 1), (7, 2)])  # overlaps of 1/3 and 5/19
+def test_detections_too_far_apart_are_two_tracks(shift: int, expected: int) -> None:
+    script = [[(box(10), [0.9, 0.0])], [(box(10 + shift), [0.9, 0.0])]]
+    assert len(Scripted(script, min_overlap=0.3).tracks()) == expected
 
 
 def test_no_detections() -> None:
@@ -158,10 +157,8 @@ def test_frames_are_segmented_without_any_history() -> None:
     video = SynthVis(5, 1, 3, complete=True)[0]
     model = tiny_model("TEST.AUSM.FG_THRESHOLD", 0.0, "TEST.AUSM.TOPK", 1000)  # untrained: everything counts
     reference = FrameByFrame(model)
-    masks = [reference._detect(video, t, "synthvis")[0] for t in range(3)]
-    backwards = VideoRecord(video.video_id, "", video.height, video.width, ArrayFrames([video.frames[2]]))
-    assert masks[2] and masks[2] == reference._detect(backwards, 0, "synthvis")[0]
-
+    masks = [reference._detect(video.frames[t], "synthvis")[0] for t in range(3)]
+    assert masks[2]
     [result] = reference([item(video, "vis")])
     found = {t: [e["segmentations"][t]["counts"] for e in result["tracks"] if e["segmentations"][t]] for t in range(3)}
     assert {t: set(counts) for t, counts in found.items()} == {
