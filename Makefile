@@ -1,6 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 # make demo | test | lint | types: each sets up .venv first where that has not been done (6 GB; minutes, once).
 # PYTHON=/path/to/python3.11 chooses the Python that .venv is made with.
+# make demo VIDEO=path [PROMPT=mask.png] runs on a video of your own.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +12,7 @@ READY := .venv/.ready
 setup: $(READY)
 
 demo: $(READY)
-	$(BIN)/python demo/make_demo.py
+	$(BIN)/python -W ignore::FutureWarning demo/make_demo.py $(if $(VIDEO),--video "$(VIDEO)") $(if $(PROMPT),--prompt "$(PROMPT)")
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -57,7 +57,7 @@ def readable_scale(height: int, width: int) -> int:
 
 def draw_masks(
     picture: np.ndarray,
-    masks: np.ndarray,
+    masks: np.ndarray | Sequence[np.ndarray],
     track_ids: Sequence[int],
     labels: Sequence[str] | None = None,
     *,

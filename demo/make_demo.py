@@ -1,0 +1,194 @@
+#!/usr/bin/env python
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""What ``make demo`` runs: the small trained model on a few validation videos, scored, drawn and explained.
+
+    python demo/make_demo.py                               # the embedded videos
+    python demo/make_demo.py --video path [--prompt png]   # a video of your own: make demo VIDEO=path PROMPT=png
+
+Shape shorthand:
+    H, W: frame size in pixels
+    T: frames of a video
+    N: masks of a frame
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from matplotlib.figure import Figure
+
+from ausm_d2.checkpoint import AUSMCheckpointer
+from ausm_d2.config import load_config
+from ausm_d2.data.build import get_records
+from ausm_d2.data.video import VideoRecord
+from ausm_d2.engine import Trainer
+from ausm_d2.errors import UserError, cli
+from ausm_d2.evaluation.results import Output, ResultFolder
+from ausm_d2.evaluation.rle import Rle, decode
+from ausm_d2.evaluation.ytvis import true_masks
+from ausm_d2.visualization import VideoWriter, contact_sheet, draw_masks, readable_scale
+
+_ROOT = Path(__file__).resolve().parents[1]
+_NANO = _ROOT / "configs" / "synth" / "ausm_nano.yaml"
+_EDGE = _ROOT / "configs" / "edge" / "ausm_edge.yaml"
+_METRICS = _ROOT / "docs" / "weights" / "ausm_nano_metrics.json"
+_FPS = 8
+_SHOWN_SCORE = 0.3  # tracks of a lower score are scored, but would clutter the pictures
+_SHEET_FRAMES = 6
+
+
+def user_video(video: str, prompt: str | None) -> int:
+    """Run demo.py on a video of the user's, with the best model there is; returns its exit code."""
+    config, opts = _EDGE, []
+    if not config.is_file() or not Path(load_config(str(config)).MODEL.WEIGHTS).is_file():
+        config = _NANO
+        opts = ["--opts", "INPUT.MIN_SIZE_TEST", str(min(load_config(str(config)).INPUT.MIN_SIZE_TRAIN))]
+        print(
+            "warning: the weights of configs/edge/ausm_edge.yaml are not here. The small model used instead knows "
+            "drawn shapes only: on real video it shows how things work, not how well.",
+            file=sys.stderr,
+        )
+    command = [sys.executable, str(Path(__file__).with_name("demo.py")), "--config-file", str(config)]
+    command += ["--input", video, "--output", str(Path("output", "video", Path(video).stem))]
+    command += ["--prompt-masks", prompt] if prompt else []
+    return subprocess.run(command + opts).returncode
+
+
+def few_videos(names: Sequence[str], count: int) -> list[str]:
+    """Register the first ``count`` videos of each data set under a name of their own; returns these names."""
+    shortened = []
+    for name in names:
+        short = f"{name}_first{count}"
+        if short not in DatasetCatalog:
+            DatasetCatalog.register(short, lambda name=name: get_records(name)[:count])
+            known = {key: value for key, value in MetadataCatalog.get(name).as_dict().items() if key != "name"}
+            MetadataCatalog.get(short).set(**known)
+        shortened.append(short)
+    return shortened
+
+
+Drawn = tuple[dict[int, list[Rle | None]], dict[int, str]]  # masks (T) and label of each id
+
+
+def drawn_truth(record: VideoRecord, classes: Sequence[str]) -> Drawn:
+    """The annotations of a video -> what is drawn of them."""
+    return true_masks(record), {instance.instance_id: classes[instance.category_id] for instance in record.instances}
+
+
+def drawn_output(output: Output, classes: Sequence[str]) -> Drawn:
+    """The model's output for a video -> what is drawn of it."""
+    if output.objects is not None:
+        return output.objects, {object_id: str(object_id) for object_id in output.objects}
+    tracks = {track["track_id"]: track for track in output.best_classes() if track["score"] >= _SHOWN_SCORE}
+    masks = {track_id: track["segmentations"] for track_id, track in tracks.items()}
+    return masks, {i: f"{i} {classes[track['category_id']]} {track['score']:.2f}" for i, track in tracks.items()}
+
+
+def draw(record: VideoRecord, frame: int, drawn: Drawn, scale: int) -> np.ndarray:
+    """One frame with its masks: uint8 (S * H, S * W, 3), BGR."""
+    masks, labels = drawn
+    visible = {i: decode(rle) for i, of in masks.items() if (rle := of[frame]) is not None}
+    picture = cv2.cvtColor(record.frames[frame], cv2.COLOR_RGB2BGR)
+    return draw_masks(picture, [*visible.values()], [*visible], [labels[i] for i in visible], scale=scale)
+
+
+def draw_video(record: VideoRecord, panels: Mapping[str, Drawn], folder: Path) -> None:
+    """A video of all panels, one under the other, and a contact sheet of a few frames."""
+    scale = readable_scale(record.height, record.width)
+    with VideoWriter(folder / f"{record.name}.mp4", _FPS) as video:
+        for frame in range(record.length):
+            rows = [[draw(record, frame, drawn, scale)] for drawn in panels.values()]
+            video.write(contact_sheet(rows, list(panels)))
+    shown = np.linspace(0, record.length - 1, min(_SHEET_FRAMES, record.length)).round().astype(int)
+    rows = [[draw(record, int(frame), drawn, max(1, scale // 2)) for frame in shown] for drawn in panels.values()]
+    titles = [f"{title}: frames {', '.join(str(frame) for frame in shown)}" for title in panels]
+    cv2.imwrite(str(folder / f"{record.name}.png"), contact_sheet(rows, titles))
+
+
+def draw_curve(metrics: Path, path: Path) -> None:
+    """The loss, and the scores on the way, of a training's metrics (Detectron2's lines of JSON)."""
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if line.strip()]
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    left = figure.subplots()
+    losses = [(line["iteration"], line["total_loss"]) for line in lines if "total_loss" in line]
+    left.plot(*zip(*losses, strict=True), color="0.6", label="loss (left)")
+    left.set(xlabel="iteration", ylabel="loss", yscale="log", title="Learning on synthvis_train")
+    right = left.twinx()
+    for ending, label, colour in (("segm/AP", "AP, unprompted", "tab:blue"), ("vos/J&F", "J&F, prompted", "tab:red")):
+        # data set / measure / name; the references have one part more
+        keys = {key for line in lines for key in line if key.endswith(ending) and key.count("/") <= 2}
+        points = [(line["iteration"], line[key]) for line in lines for key in keys if key in line]
+        if points:
+            right.plot(*zip(*points, strict=True), "o-", color=colour, label=label)
+    right.set(ylabel="score on synthvis_val, percent", ylim=(0, 100))
+    figure.legend(loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=120)
+
+
+def embedded_videos(cfg: CfgNode, count: int) -> None:
+    """Evaluate, draw, explain; everything goes to ``OUTPUT_DIR``.
+
+    Raises:
+        UserError: weights that are missing or do not fit.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("MODEL.WEIGHTS: empty; the demo needs a trained model")
+    begin, output = time.monotonic(), Path(cfg.OUTPUT_DIR)
+    originals = list(cfg.DATASETS.TEST)
+    cfg.DATASETS.TEST = few_videos(originals, count)
+    model = Trainer.build_model(cfg)
+    AUSMCheckpointer(model, complete=True).load(cfg.MODEL.WEIGHTS)
+    print(f"Segmenting {count} videos of each of {', '.join(originals)}, frame by frame ...", flush=True)
+    Trainer.test(cfg, model)
+    print(f"\n{(output / 'table.md').read_text(encoding='utf-8')}")
+    print(f"(The first {count} videos only; the README has the table of all, and docs/weights.md how it was made.)\n")
+
+    folder = output / "videos"
+    folder.mkdir(parents=True, exist_ok=True)
+    titles = {"vis": "found without prompts", "vos": "first masks given"}
+    panels: dict[str, dict[str, Drawn]] = {}
+    for name in cfg.DATASETS.TEST:
+        metadata, results = MetadataCatalog.get(name), ResultFolder(output / "inference" / name / "videos")
+        for record in get_records(name):
+            of_video = panels.setdefault(record.name, {"truth": drawn_truth(record, metadata.thing_classes)})
+            of_video[titles[metadata.task]] = drawn_output(results.read(record), metadata.thing_classes)
+    for record in get_records(cfg.DATASETS.TEST[0]):
+        draw_video(record, panels[record.name], folder)
+    print(f"Videos and contact sheets (truth, without prompts, with prompts): {folder}/*.mp4, *.png")
+    if _METRICS.is_file():
+        draw_curve(_METRICS, output / "curve.png")
+        print(f"How it was learned:                                              {output / 'curve.png'}")
+    else:
+        print(f"No picture of the learning: {_METRICS.relative_to(_ROOT)} is not here")
+    print(f"{time.monotonic() - begin:.0f} seconds. Your own video: make demo VIDEO=path [PROMPT=mask.png]")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--video", metavar="PATH", help="a video of your own, instead of the embedded ones")
+    parser.add_argument("--prompt", metavar="PNG", help="with --video: objects in its first frame, pixel = object id")
+    parser.add_argument("--count", type=int, default=6, metavar="N", help="embedded videos (%(default)s)")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys to change"
+    )
+    args = parser.parse_args()
+    if args.prompt and not args.video:
+        raise UserError("--prompt (PROMPT=...) needs --video (VIDEO=...)")
+    if args.video:
+        return user_video(args.video, args.prompt)
+    embedded_videos(load_config(str(_NANO), ["OUTPUT_DIR", "output/demo", *args.opts]), args.count)
+    return 0
+
+
+if __name__ == "__main__":
+    cli(main)

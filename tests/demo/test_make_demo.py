@@ -1,0 +1,110 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+
+from ausm_d2.data.build import get_records
+from ausm_d2.errors import UserError
+from ausm_d2.evaluation.results import Output
+from ausm_d2.evaluation.rle import encode
+from demo import make_demo
+from tests.tiny import tiny_cfg, tiny_model
+
+RLE = encode(np.eye(4, dtype=bool))
+
+
+def test_the_embedded_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of it, with a model that has learned nothing."""
+    torch.save({"model": tiny_model().state_dict()}, tmp_path / "tiny.pth")
+    names = ("synthvis_val", "synthvis_val_vos")
+    cfg = tiny_cfg("MODEL.WEIGHTS", str(tmp_path / "tiny.pth"), "OUTPUT_DIR", str(tmp_path / "out"))
+    cfg.merge_from_list(["DATASETS.TEST", names, "MODEL.AUSM.PROMPT_HEAD", "synthvis", "DATALOADER.NUM_WORKERS", 0])
+    make_demo.embedded_videos(cfg, 1)
+    record = get_records("synthvis_val")[0]
+    folder = tmp_path / "out" / "videos"
+    assert sorted(path.name for path in folder.iterdir()) == [f"{record.name}.mp4", f"{record.name}.png"]
+    with av.open(str(folder / f"{record.name}.mp4")) as container:
+        stream = container.streams.video[0]
+        assert stream.frames == record.length and stream.height > 3 * 4 * record.height
+    assert cv2.imread(str(folder / f"{record.name}.png")).shape[1] > 6 * 2 * record.width
+    told = capsys.readouterr().out
+    assert "| synthvis_val_first1 " in told and "| J&F" in told and str(folder) in told
+
+
+def test_few_videos_are_a_data_set_of_their_own() -> None:
+    short = make_demo.few_videos(["synthvis_val_vos"], 2)
+    assert short == make_demo.few_videos(["synthvis_val_vos"], 2) == ["synthvis_val_vos_first2"]
+    assert [record.name for record in get_records(short[0])] == [
+        record.name for record in get_records("synthvis_val_vos")[:2]
+    ]
+    assert MetadataCatalog.get(short[0]).task == "vos"
+
+
+def test_what_is_drawn_of_an_output() -> None:
+    track = {"track_id": 4, "segmentations": [RLE, None]}
+    tracks = [{**track, "category_id": 1, "score": 0.9}, {**track, "category_id": 0, "score": 0.4}]
+    tracks.append({"track_id": 5, "segmentations": [RLE, RLE], "category_id": 0, "score": 0.1})
+    assert make_demo.drawn_output(Output({"tracks": tracks}), ["a", "b"]) == ({4: [RLE, None]}, {4: "4 b 0.90"})
+    prompted = Output({"objects": {"7": [None, RLE]}})
+    assert make_demo.drawn_output(prompted, ["a", "b"]) == ({7: [None, RLE]}, {7: "7"})
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_the_curve(tmp_path: Path, scored: bool) -> None:
+    lines = [{"iteration": i, "total_loss": 40 / (i + 1)} for i in range(0, 100, 20)]
+    if scored:
+        scores = {"synthvis_val/segm/AP": 51.0, "synthvis_val_vos/vos/J&F": 76.0}
+        lines.append({"iteration": 99, **scores, "synthvis_val_vos/optical_flow/vos/J&F": 40.0})
+    metrics = tmp_path / "metrics.json"
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    make_demo.draw_curve(metrics, tmp_path / "curve.png")
+    picture = cv2.imread(str(tmp_path / "curve.png"))
+    red = (picture[..., 2] > 180) & (picture[..., 1] < 80)
+    assert picture.shape[1] > 800 and (red.sum() > 30) == scored
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_video_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trained: bool
+) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command: (called.append(command), SimpleNamespace(returncode=3))[1])
+    weights = tmp_path / "edge.pth"
+    edge = tmp_path / "edge.yaml"
+    edge.write_text(tiny_cfg("MODEL.WEIGHTS", str(weights)).dump())
+    monkeypatch.setattr(make_demo, "_EDGE", edge)
+    if trained:
+        weights.write_bytes(b"")
+    assert make_demo.user_video("some/clip.mp4", "first.png" if trained else None) == 3
+    command = called[0]
+    assert command[0] == sys.executable and Path(command[1]).name == "demo.py"
+    options = dict(zip(command[2::2], command[3::2], strict=True)) if trained else {}
+    if trained:
+        assert options == {
+            "--config-file": str(edge),
+            "--input": "some/clip.mp4",
+            "--output": str(Path("output/video/clip")),
+            "--prompt-masks": "first.png",
+        }
+    else:
+        assert command[3].endswith("ausm_nano.yaml") and command[-3:-1] == ["--opts", "INPUT.MIN_SIZE_TEST"]
+        assert "drawn shapes only" in capsys.readouterr().err
+
+
+def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["make_demo.py", "--prompt", "first.png"])
+    with pytest.raises(UserError, match=r"--prompt \(PROMPT=\.\.\.\) needs --video"):
+        make_demo.main()
+    with pytest.raises(UserError, match=r"MODEL\.WEIGHTS: empty"):
+        make_demo.embedded_videos(tiny_cfg(), 1)
