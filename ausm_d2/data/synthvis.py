@@ -437,8 +437,12 @@ class _Video:
             light = _rgb(scene_hue, saturation, min(1.0, value + rng.uniform(0.1, 0.2)))
             return _mix(0.6 * _blotches(rng, (rows, columns), 5) + 0.4 * _pattern(rng, (rows, columns), 9), dark, light)
         value = rng.uniform(0.55, 1.0)
-        first = _rgb(hue, rng.uniform(0.6, 1.0), value)
-        second = _rgb((hue + rng.uniform(-0.06, 0.06)) % 1, rng.uniform(0.3, 1.0), value * rng.uniform(0.45, 0.75))
+        saturation = rng.uniform(0.6, 1.0)
+        first = _rgb(hue, saturation, value)
+        # Faint enough that the outline, which tells the class, is the strongest edge of an object.
+        second = _rgb(
+            (hue + rng.uniform(-0.03, 0.03)) % 1, saturation * rng.uniform(0.8, 1.0), value * rng.uniform(0.75, 0.92)
+        )
         if rng.random() < 0.5:
             first, second = second, first
         shade = np.linspace(1.1, 0.85, rows, dtype=np.float32)[:, None, None]
