@@ -1,0 +1,64 @@
+#!/usr/bin/env python
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Speed, measured side by side in one run: ``python tools/benchmark.py {ssm,data,eval} [--json OUT.json]``.
+
+What each compares, and figures with the machine they were measured on: docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import torch
+from benchmarks import data, eval, ssm
+
+from ausm_d2.errors import cli
+from ausm_d2.io import atomic_write
+
+SUBJECTS = {"ssm": ssm, "data": data, "eval": eval}
+
+
+def machine() -> dict[str, object]:
+    """What figures mean nothing without."""
+    processor = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if os.path.exists(path) else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    subjects = parser.add_subparsers(dest="subject", required=True)
+    for name, module in SUBJECTS.items():
+        subject = subjects.add_parser(name, help=(module.__doc__ or "").splitlines()[0])
+        subject.add_argument("--json", type=Path, help="also write the figures to this file")
+        module.add_arguments(subject)
+    args = parser.parse_args()
+    host = machine()
+    print(", ".join(f"{key}: {value}" for key, value in host.items()))
+    figures = SUBJECTS[args.subject].run(args)
+    if args.json:
+        with atomic_write(args.json) as path:
+            path.write_text(json.dumps({"machine": host, args.subject: figures}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    cli(main)
