@@ -5,12 +5,12 @@
 // N: sequences; T: frames; E: inner channels; S: state size; K: width of the convolution; L: lanes of a vector.
 //
 // Threads share the sequences. Within one, a block of L neighbouring channels is taken through all frames at a time, so
-// that every operation is on whole vectors: no lane ever needs its neighbour, but for the sums over channels in dB and dC,
-// which are kept as vectors until all blocks are done. The backward pass recomputes the states of one block from the
-// initial state, so nothing of size N x T x E x S exists anywhere.
+// that every operation is on whole vectors: no lane ever needs its neighbour, but for the sums over channels in dB and
+// dC, which are kept as vectors until all blocks are done. The backward pass recomputes the states of one block from
+// the initial state, so nothing of size N x T x E x S exists anywhere.
 //
-// Activations are float or bfloat16; everything in between, and the states, are float. No header of PyTorch is included:
-// the caller passes addresses and strides (see cpu.py, which declares the same two structs).
+// Activations are float or bfloat16; everything in between, and the states, are float. No header of PyTorch is
+// included: the caller passes addresses and strides (see cpu.py, which declares the same two structs).
 
 #include <cstdint>
 #include <cstdlib>
@@ -197,7 +197,8 @@ inline void store_transposed(float* p, const Vec* v, int64_t columns, int count)
 // Memory for one part of the work, in vectors, zero at first.
 class Scratch {
  public:
-  explicit Scratch(int64_t vectors) : data_(static_cast<Vec*>(std::aligned_alloc(64, round_up(vectors)))), next_(data_) {
+  explicit Scratch(int64_t vectors)
+      : data_(static_cast<Vec*>(std::aligned_alloc(64, round_up(vectors)))), next_(data_) {
     std::memset(static_cast<void*>(data_), 0, round_up(vectors));
   }
   ~Scratch() { std::free(data_); }
@@ -220,7 +221,7 @@ struct Rows {
   T* at(int64_t n, int64_t t) const {
     return static_cast<T*>(data) + n * sequence + t * frame;
   }
-  // Neighbouring blocks of channels lie together, frames far apart: the hardware foresees little of the way through them.
+  // Neighbouring blocks of channels lie together, frames far apart: the hardware foresees little of that way.
   template <typename T>
   void prefetch(int64_t n, int64_t t, int64_t e) const {
     if (data) __builtin_prefetch(at<T>(n, t) + e, 1);
@@ -254,8 +255,8 @@ struct Conv {
   void* dinitial;         // may be null
 };
 
-// body(part, begin, end) for equal parts of all sequences; a thread takes the next part when it is done with one. What is
-// summed over sequences is summed within a part: the result does not depend on which thread took which.
+// body(part, begin, end) for equal parts of all sequences; a thread takes the next part when it is done with one. What
+// is summed over sequences is summed within a part: the result does not depend on which thread took which.
 template <typename Arguments, typename Body>
 void parallel(const Arguments& a, Body body) {
 #pragma omp parallel for num_threads(a.threads) schedule(dynamic, 1)
@@ -422,9 +423,11 @@ void scan_backward(const Scan& a) {
         Vec* dA_block = dA + block * a.S;
         int64_t s = 0;
         for (; s + 4 <= a.S; s += 4)
-          backward_states<4>(a, A + s, h0 + s, dh + s, B + s, C + s, in, d, dB + s, dC + s, dA_block + s, decays, states);
+          backward_states<4>(a, A + s, h0 + s, dh + s, B + s, C + s, in, d, dB + s, dC + s, dA_block + s, decays,
+                             states);
         for (; s < a.S; ++s)
-          backward_states<1>(a, A + s, h0 + s, dh + s, B + s, C + s, in, d, dB + s, dC + s, dA_block + s, decays, states);
+          backward_states<1>(a, A + s, h0 + s, dh + s, B + s, C + s, in, d, dB + s, dC + s, dA_block + s, decays,
+                             states);
         if (a.dinitial) store_transposed(a.dinitial + offset, dh, a.S, count);
         for (int64_t t = 0; t < a.T; ++t) {
           const Vec u = load(a.u.at<const T>(n, t) + e, count);

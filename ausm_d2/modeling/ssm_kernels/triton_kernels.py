@@ -144,7 +144,7 @@ def scan_backward(
                 gate = _row(z, n * z_n + t * z_t, e, in_e)
                 g *= gate * _sigmoid(gate)
             dh += g[:, None] * c[None, :]
-            at = ((group * tl.zeros((), tl.int64) + group) * N + n) * T + t
+            at = (group * N + n) * T + t
             tl.store(dC + at * S + s, tl.sum(h * g[:, None], axis=0), mask=in_s)
             tl.store(dB + at * S + s, tl.sum(dh * (dt * x)[:, None], axis=0), mask=in_s)
             ddtx = tl.sum(dh * b[None, :], axis=1)
@@ -195,8 +195,9 @@ def conv_forward(
             for k in tl.static_range(K):
                 out += _row(weight, k * E, e, in_e) * _input(x, initial, n, t + k - K + 1, x_n, x_t, e, in_e, E, K)
             tl.store(y + (n * T + t) * E + e, (out * _sigmoid(out)).to(y.dtype.element_ty), mask=in_e)
-        # From the oldest on: where last is initial itself, an entry is read before it is overwritten.
+        # From the oldest on: where last is initial itself, an entry is read, by every thread, before it is overwritten.
         for k in tl.static_range(K):
+            tl.debug_barrier()
             value = _input(x, initial, n, T + k - K, x_n, x_t, e, in_e, E, K)
             tl.store(last + n * E * K + e * K + k, value.to(last.dtype.element_ty), mask=in_e)
 
