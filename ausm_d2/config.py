@@ -29,7 +29,11 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     add_ausm_config(cfg)
     if not Path(config_file).is_file():
         raise UserError(f"config file '{config_file}' does not exist")
-    for where, merge in ((config_file, lambda: cfg.merge_from_file(config_file)), ("command line", lambda: cfg.merge_from_list(list(opts)))):
+    merges = {
+        config_file: lambda: cfg.merge_from_file(config_file),
+        "command line": lambda: cfg.merge_from_list(list(opts)),
+    }
+    for where, merge in merges.items():
         try:
             merge()
         except Exception as error:  # yacs, PyYAML and fvcore raise a dozen kinds
@@ -148,7 +152,6 @@ def _add_training_keys(cfg: CfgNode) -> None:
     train.HISTORY_NOISE.MAX_SHIFT = 2  # cells of stride 4
     train.HISTORY_NOISE.DROP = 0.1
     train.HISTORY_NOISE.SWAP = 0.02  # with another row of the same frame
-    # Loss weights of classification and masks where several data sets are mixed are those above for all of them.
 
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone, times BASE_LR

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave (a file, a key, a prompt). Its text is one line and complete without a traceback."""
+    """A mistake in what the user gave (a file, a key, a prompt). Its text is one line, complete without a traceback."""
 
 
 def cli(main: Callable[[], int | None]) -> None:

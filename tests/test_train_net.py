@@ -133,7 +133,7 @@ def test_resumed_evaluation_is_of_the_weights_that_are_there_now(
     assert run(*arguments) == 0
     (out / "last_checkpoint").write_text("model_0000003.pth")
     assert run(*arguments) == 1
-    assert "the results here come from other weights" in capsys.readouterr().err
+    assert "the results there are of other weights" in capsys.readouterr().err
 
 
 MISTAKES = {

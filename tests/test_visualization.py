@@ -69,7 +69,7 @@ def test_a_label_stays_inside_the_picture(x: int, y: int) -> None:
 
 
 def test_small_pictures_are_enlarged() -> None:
-    assert readable_scale(96, 160) == 4 and readable_scale(480, 854) == 1 and readable_scale(900, 30) == 2 and readable_scale(2000, 30) == 1
+    assert [readable_scale(*size) for size in ((96, 160), (480, 854), (900, 30), (2000, 30))] == [4, 1, 2, 1]
     drawn = draw_masks(grey(), box(20, 10)[None], [3], scale=4)
     assert drawn.shape == (160, 240, 3)
     assert (drawn[:40] == GREY).all() and (drawn[40, 80] == colour(3)).all() and (drawn[87, 127] == colour(3)).all()
