@@ -142,7 +142,7 @@ def results_table(rows: Sequence[tuple[str, str, Scores]]) -> str:
     """
     titles = ["Data set", "Method"]
     columns = [[dataset for dataset, _, _ in rows], [method for _, method, _ in rows]]
-    for measure, names in {"segm": ("AP", "AP50", "AP75"), "vos": ("J&F", "J", "F")}.items():
+    for measure, names in {"segm": ("AP", "AP50", "AP75"), "vos": ("G", "J&F", "J", "F")}.items():
         for name in names:
             values = [scores.get(measure, {}).get(name) for _, _, scores in rows]
             if any(value is not None for value in values):
