@@ -38,14 +38,15 @@ class ClipSampler:
         """
         Args:
             num_frames: T, at least 1.
-            frame_range: frames to either side of the first one drawn; at least 1. Used without a stride.
+            frame_range: frames to either side of the first one drawn; the window has room for T frames at least.
+                Used without a stride.
             stride: largest distance between neighbouring frames; each clip draws its own in 1..stride. 0: no stride.
             shuffle: random instead of temporal order.
             reverse: probability of playing the clip backwards.
         """
-        if num_frames < 1 or frame_range < 1 or stride < 0 or not 0 <= reverse <= 1:
+        if num_frames < 1 or frame_range < 0 or stride < 0 or not 0 <= reverse <= 1:
             raise UserError(
-                "INPUT.SAMPLING_FRAME_*: NUM >= 1, RANGE >= 1, STRIDE >= 0 and REVERSE in [0, 1] expected, found "
+                "INPUT.SAMPLING_FRAME_*: NUM >= 1, RANGE >= 0, STRIDE >= 0 and REVERSE in [0, 1] expected, found "
                 f"{num_frames}, {frame_range}, {stride}, {reverse}"
             )
         self.num_frames = num_frames

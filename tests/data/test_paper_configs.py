@@ -1,0 +1,56 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""The data side of the paper's three stages (Sec. 6)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+
+from ausm_d2.config import add_ausm_config
+from ausm_d2.data.augmentation import LargeScaleJitter, RandomApply, RandomFlip, RandomRotation, ResizeShortestEdge
+from ausm_d2.data.build import registered_names
+from ausm_d2.data.mapper import ClipMapper
+from tests.data.stubs import moving_square, register
+
+STAGE_2 = ["coco_2017_train", "mose_train", "sav_train", "ytvis_2019_train", "ytvis_2021_train", "ovis_train"]
+STAGES = {
+    "stage1_coco": (3, 147500, STAGE_2[:1]),
+    "stage2_mixed": (5, 32000, STAGE_2),
+    "stage3_long": (16, 40000, [*STAGE_2, "davis_2017_train"]),
+}
+
+
+@pytest.mark.parametrize("backbone", ["swin_t", "swin_b"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage(stage: str, backbone: str) -> None:
+    cfg = get_cfg()
+    add_ausm_config(cfg)
+    cfg.merge_from_file(str(Path(__file__).resolve().parents[2] / f"configs/paper/{stage}_{backbone}.yaml"))
+    frames, iterations, names = STAGES[stage]
+    assert (frames, iterations) == (cfg.INPUT.SAMPLING_FRAME_NUM, cfg.SOLVER.MAX_ITER)
+    assert sorted(cfg.DATASETS.TRAIN) == sorted(names) and set(names) <= set(registered_names())
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.OPTIMIZER) == (16, 1e-4, "ADAMW")
+    heads = dict(cfg.MODEL.AUSM.HEADS)
+    for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
+        metadata = MetadataCatalog.get(name)
+        assert heads[metadata.head] == len(metadata.thing_classes)
+
+    mapper = ClipMapper(cfg)
+    kinds = [type(augmentation) for augmentation in mapper.augmentations]
+    assert kinds == [RandomApply, ResizeShortestEdge, RandomFlip]
+    kinds = [type(augmentation) for augmentation in mapper.pseudo_augmentations]
+    first = [LargeScaleJitter] if stage == "stage1_coco" else [RandomApply, ResizeShortestEdge]
+    assert kinds == [*first, RandomRotation, RandomFlip]
+
+    register("stub", [moving_square(0, length=1, size=(90, 120))], task="image")
+    mapper.samplers = {"stub": mapper.samplers["coco_2017_train"]}
+    item = mapper("stub", moving_square(0, length=1, size=(90, 120)), np.random.default_rng(0))
+    assert item["image"].shape[0] == frames
+    if stage == "stage1_coco":
+        assert item["image"].shape[2:] == (1024, 1024)
+    else:
+        assert min(item["image"].shape[2:]) in cfg.INPUT.PSEUDO.MIN_SIZE_TRAIN or max(item["image"].shape[2:]) == 768
