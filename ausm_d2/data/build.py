@@ -121,12 +121,15 @@ class _CountedBatches:
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         seen: Counter[str] = Counter()
-        for batch in self._batches:
-            seen.update(item["dataset_name"] for item in batch)
-            if len(self._names) > 1 and has_event_storage():
-                shares = {f"data/share_of_{name}": seen[name] / seen.total() for name in self._names}
-                get_event_storage().put_scalars(smoothing_hint=False, **shares)
-            yield batch
+        try:
+            for batch in self._batches:
+                seen.update(item["dataset_name"] for item in batch)
+                if len(self._names) > 1 and has_event_storage():
+                    shares = {f"data/share_of_{name}": seen[name] / seen.total() for name in self._names}
+                    get_event_storage().put_scalars(smoothing_hint=False, **shares)
+                yield batch
+        except UserError as error:  # from a worker it comes with its traceback, and the message as its last line
+            raise UserError(str(error).strip().splitlines()[-1].removeprefix("ausm_d2.errors.UserError: ")) from None
 
 
 def get_records(name: str) -> list[VideoRecord]:

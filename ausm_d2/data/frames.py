@@ -21,6 +21,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ausm_d2.errors import UserError
 
+# What Pillow raises for files that are no pictures, are cut off, or claim to be gigantic.
+_BROKEN = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8: turned by 90 degrees
 
 
@@ -41,7 +43,7 @@ def read_image(path: str) -> np.ndarray:
         try:
             with Image.open(io.BytesIO(data.tobytes())) as picture:
                 return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-        except (OSError, SyntaxError, UnidentifiedImageError) as error:
+        except _BROKEN as error:
             reason = str(error).replace("\n", " ").partition(" <_io")[0] if len(data) else "the file is empty"
             raise UserError(f"{path}: the picture cannot be decoded: {reason}") from None
     return image
@@ -53,7 +55,7 @@ def image_size(path: str) -> tuple[int, int]:
         with Image.open(path) as picture:
             width, height = picture.size
             turned = picture.getexif().get(_ORIENTATION, 1) >= 5
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+    except _BROKEN as error:
         raise UserError(f"{path}: not a picture that can be read: {error}") from None
     return (width, height) if turned else (height, width)
 

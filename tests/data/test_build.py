@@ -85,10 +85,14 @@ def test_unreadable_video_is_replaced_and_counted(caplog: pytest.LogCaptureFixtu
     assert "no. 2 of stub_c" in caplog.text and "truncated" in caplog.text
 
 
-def test_only_unreadable_videos_is_an_error() -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_only_unreadable_videos_is_an_error_of_one_line(workers: int) -> None:
     register("stub_d", [moving_square(1, broken=True)])
-    with pytest.raises(UserError, match=r"stub_d: 10 videos in a row.*truncated"):
-        next(iter(build_train_loader(small_cfg("stub_d"))))
+    cfg = small_cfg("stub_d", DATALOADER__NUM_WORKERS=workers)
+    with pytest.raises(
+        UserError, match=r"^stub_d: 10 videos in a row cannot be used; the last one: 0000\d\.jpg: trunc"
+    ):
+        next(iter(build_train_loader(cfg)))
 
 
 @pytest.mark.parametrize(
