@@ -23,7 +23,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
-from ausm_d2.config import add_ausm_config
+from ausm_d2.config import add_ausm_config, load_config
 from ausm_d2.data.build import MixtureSampler, get_records, get_training_records
 from ausm_d2.data.catalog import register_from_config
 from ausm_d2.data.mapper import ClipMapper, read_frame
@@ -198,11 +198,13 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="of the config")
     args = parser.parse_args()
-    cfg = get_cfg()
-    add_ausm_config(cfg)
+    if args.opts and not args.config_file:
+        parser.error("--opts changes keys of --config-file, which is missing")
     if args.config_file:
-        cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+        cfg = load_config(args.config_file, args.opts)
+    else:
+        cfg = get_cfg()
+        add_ausm_config(cfg)
     register_from_config(cfg)
     problems = 0
     for name in args.names:
