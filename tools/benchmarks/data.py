@@ -84,15 +84,22 @@ def _measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             if i >= 0:  # the first two warm up
                 seconds[name] += time.thread_time() - start
     frames = args.clips * args.frames
-    return {
-        "jpeg": f"{_SIZE[1]}x{_SIZE[0]}, quality 90, {np.mean([len(data) for data in encoded]) / 1000:.0f} kB, "
-        f"{_OBJECTS} objects",
-        "frames_per_second": {name: round(frames / value, 1) for name, value in seconds.items()},
-        "milliseconds_per_frame": {name: round(1000 * value / frames, 2) for name, value in seconds.items()},
-        "times_the_cost_of_decoding": {
-            name: round(value / seconds["decoding alone"], 2) for name, value in seconds.items()
-        },
-    }
+    jpeg = f"{_SIZE[1]}x{_SIZE[0]}, quality 90, {np.mean([len(data) for data in encoded]) / 1000:.0f} kB"
+    print(
+        f"clips of {args.frames} frames, JPEG {jpeg}, {_OBJECTS} objects, to short side {args.short_side}; one worker:"
+    )
+    figures = {}
+    for name, value in seconds.items():
+        figures[name] = {
+            "frames_per_second": frames / value,
+            "ms_per_frame": 1000 * value / frames,
+            "times_decoding": value / seconds["decoding alone"],
+        }
+        print(
+            f"{name:<20} {frames / value:6.1f} frames/s  {1000 * value / frames:6.2f} ms a frame  "
+            f"{figures[name]['times_decoding']:.2f} x decoding"
+        )
+    return {"jpeg": jpeg, "objects": _OBJECTS, **figures}
 
 
 def _one_clip(mapper: ClipMapper, record: VideoRecord, seed: int) -> None:
