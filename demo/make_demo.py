@@ -19,12 +19,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
 from matplotlib.figure import Figure
 
 from ausm_d2.checkpoint import AUSMCheckpointer
@@ -50,7 +52,7 @@ _SHEET_FRAMES = 6
 def user_video(video: str, prompt: str | None) -> int:
     """Run demo.py on a video of the user's, with the best model there is; returns its exit code."""
     config, opts = _EDGE, []
-    if not config.is_file() or not Path(load_config(str(config)).MODEL.WEIGHTS).is_file():
+    if not config.is_file() or not Path(PathManager.get_local_path(load_config(str(config)).MODEL.WEIGHTS)).is_file():
         config = _NANO
         opts = ["--opts", "INPUT.MIN_SIZE_TEST", str(min(load_config(str(config)).INPUT.MIN_SIZE_TRAIN))]
         print(
@@ -116,21 +118,30 @@ def draw_video(record: VideoRecord, panels: Mapping[str, Drawn], folder: Path) -
 
 
 def draw_curve(metrics: Path, path: Path) -> None:
-    """The loss, and the scores on the way, of a training's metrics (Detectron2's lines of JSON)."""
+    """The losses of the masks, and the scores on the way, of a training's metrics (Detectron2's lines of JSON).
+
+    Not of the classes: their weight, and with it the total, may differ between the stages of a training.
+    """
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if line.strip()]
     figure = Figure(figsize=(9, 5), layout="constrained")
     left = figure.subplots()
-    losses = [(line["iteration"], line["total_loss"]) for line in lines if "total_loss" in line]
-    left.plot(*zip(*losses, strict=True), color="0.6", label="loss (left)")
-    left.set(xlabel="iteration", ylabel="loss", yscale="log", title="Learning on synthvis_train")
-    right = left.twinx()
-    for ending, label, colour in (("segm/AP", "AP, unprompted", "tab:blue"), ("vos/J&F", "J&F, prompted", "tab:red")):
+    for rows, colour in (("trk", "tab:blue"), ("det", "tab:orange")):
+        for kind, style in (("dice", "-"), ("mask", ":")):
+            points = [(line["iteration"], value) for line in lines if (value := line.get(f"loss_{rows}_{kind}"))]
+            label = f"{'tracking' if rows == 'trk' else 'detection'}, {'dice' if kind == 'dice' else 'cross-entropy'}"
+            left.plot(*zip(*points, strict=True), style, color=colour, label=label)
+    for before, after in pairwise(lines):
+        if before.get("stage") != after.get("stage"):
+            left.axvline(after["iteration"], color="0.7")
+    left.set(xlabel="iteration", ylabel="loss of the masks", ylim=(0, None), title="Learning on synthvis_train")
+    for ending, label, colour in (("segm/AP", "AP, unprompted", "tab:green"), ("vos/J&F", "J&F, prompted", "tab:red")):
         # data set / measure / name; the references have one part more
         keys = {key for line in lines for key in line if key.endswith(ending) and key.count("/") <= 2}
         points = [(line["iteration"], line[key]) for line in lines for key in keys if key in line]
         if points:
+            right = left.twinx()
             right.plot(*zip(*points, strict=True), "o-", color=colour, label=label)
-    right.set(ylabel="score on synthvis_val, percent", ylim=(0, 100))
+            right.set(ylabel="score on synthvis_val, percent", ylim=(0, 100))
     figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)
 

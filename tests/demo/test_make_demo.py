@@ -62,7 +62,8 @@ def test_what_is_drawn_of_an_output() -> None:
 
 @pytest.mark.parametrize("scored", [False, True])
 def test_the_curve(tmp_path: Path, scored: bool) -> None:
-    lines = [{"iteration": i, "total_loss": 40 / (i + 1)} for i in range(0, 100, 20)]
+    losses = [f"loss_{rows}_{kind}" for rows in ("trk", "det") for kind in ("dice", "mask", "ce")]
+    lines = [{"iteration": i, "stage": i // 50, **dict.fromkeys(losses, 4 / (i + 1))} for i in range(0, 100, 20)]
     if scored:
         scores = {"synthvis_val/segm/AP": 51.0, "synthvis_val_vos/vos/J&F": 76.0}
         lines.append({"iteration": 99, **scores, "synthvis_val_vos/optical_flow/vos/J&F": 40.0})

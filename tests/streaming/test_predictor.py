@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
+from ausm_d2.evaluation.rle import decode
 from ausm_d2.streaming.predictor import FrameResult, VideoPredictor
 from ausm_d2.streaming.stream import Stream
+from ausm_d2.streaming.video import segment_video
+from tests.data.stubs import ArrayFrames, ListedMasks
 from tests.tiny import tiny_cfg, tiny_model
 
 SIZE = (50, 70)
@@ -119,6 +123,31 @@ def test_prompted_results_list_every_object_under_the_users_id(predictor: VideoP
         assert result is session.result and ids(result) == [700, 2, 50]
         assert ((result.instances.scores >= 0) & (result.instances.scores <= 1)).all()
     assert session.result.frame_index == 3 and session.head == "object" and session.track_ids == [700, 2, 50]
+
+
+def test_a_session_has_the_masks_of_the_evaluation(predictor: VideoPredictor) -> None:
+    """Frames in BGR, a late object added after its frame: the masks that evaluators get, pixel for pixel."""
+    frames, given = noise(4), {7: (0, box(3, 4)), 9: (0, box(30, 20)), 4: (2, box(20, 10))}
+    record = VideoRecord(
+        video_id=1,
+        name="v",
+        height=SIZE[0],
+        width=SIZE[1],
+        frames=ArrayFrames([frame[..., ::-1] for frame in frames]),
+        masks=ListedMasks({i: [mask if t == at else None for t in range(4)] for i, (at, mask) in given.items()}),
+        prompt_frames={i: at for i, (at, _) in given.items()},
+    )
+    item = {"record": record, "dataset_name": "x", "task": "vos", "head": "object", "overlap": False}
+    objects = segment_video(predictor.model, item, predictor.settings)["objects"]
+    session = predictor.start(frames[0], {7: box(3, 4), 9: box(30, 20)})
+    for t in range(4):
+        if t:
+            session.step(frames[t])
+        if t == 2:
+            session.add(4, box(20, 10))
+        for object_id, masks_of_object in objects.items():
+            expected = decode(rle) if (rle := masks_of_object[t]) else np.zeros(SIZE, bool)
+            assert np.array_equal(session.result.id_map == object_id, expected), (t, object_id)
 
 
 def test_prompt_index_zero_predicts_the_first_frame() -> None:
