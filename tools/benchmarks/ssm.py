@@ -7,6 +7,7 @@ Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; S: state s
 from __future__ import annotations
 
 import argparse
+import ctypes
 import multiprocessing
 import statistics
 import time
@@ -171,6 +172,7 @@ def _peak_memory(name: str, size: tuple[int, int, int, int], device_name: str, d
         before = torch.cuda.memory_allocated()
         function()
         return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)  # glibc: what is free would not count when it is taken again
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
     before = _status("VmRSS")
     function()
