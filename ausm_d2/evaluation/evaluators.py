@@ -27,7 +27,6 @@ from ausm_d2.errors import UserError
 from ausm_d2.evaluation import vos, writers, ytvis
 from ausm_d2.evaluation.reappearance import Reappearances, count_reappearances
 from ausm_d2.evaluation.results import ResultFolder
-from ausm_d2.evaluation.rle import areas
 from ausm_d2.evaluation.tracking import TrackingScores
 from ausm_d2.io import atomic_write
 
@@ -180,7 +179,6 @@ def predicted_tracks(results: ResultFolder, record: VideoRecord) -> list[ytvis.T
             video_id=record.video_id,
             category_id=track["category_id"],
             masks=track["segmentations"],
-            area=ytvis.mean_area(areas(track["segmentations"]).tolist()),
             score=track["score"],
         )
         for track in results.read(record).tracks

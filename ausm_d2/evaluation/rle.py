@@ -39,6 +39,8 @@ def to_rle(mask: StoredMask | None, height: int, width: int) -> Rle | None:
     Raises:
         ValueError: what is wrong with it, in a few words. The caller knows which file and entry it came from.
     """
+    if isinstance(mask, dict) and mask.get("size") == [height, width] and isinstance(mask.get("counts"), str):
+        return mask if mask["counts"] else None  # by far the most common form
     if isinstance(mask, np.ndarray):
         if mask.shape != (height, width):
             raise ValueError(f"mask of size {'x'.join(map(str, mask.shape))}, expected {height}x{width}")
@@ -64,12 +66,14 @@ def to_rle(mask: StoredMask | None, height: int, width: int) -> Rle | None:
 
 def _uncompressed_to_rle(counts: Sequence[Any], height: int, width: int) -> Rle:
     try:
-        runs = [int(run) for run in counts]
-    except (TypeError, ValueError):
+        total = sum(counts)
+        if total != height * width or not isinstance(total, (int, np.integer)):
+            raise ValueError(f"run lengths add up to {total} pixels, expected {height}x{width} = {height * width}")
+        return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    except TypeError:
         raise ValueError(f"counts holds something that is no number: {_shorten(counts)}") from None
-    if min(runs) < 0 or sum(runs) != height * width:
-        raise ValueError(f"run lengths add up to {sum(runs)} pixels, expected {height}x{width} = {height * width}")
-    return coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+    except OverflowError:
+        raise ValueError(f"counts holds a number that is no run length: {_shorten(counts)}") from None
 
 
 def _polygons_to_rle(polygons: list, height: int, width: int) -> Rle:
@@ -87,71 +91,83 @@ def _shorten(value: Any) -> str:
 
 def first_invalid(rles: Sequence[Rle]) -> int | None:
     """Index of the first of N compressed masks whose run lengths do not fill its frame exactly; ``None``: all do."""
-    batch = 64  # masks read together: few calls, and arrays that stay in the cache
-    for first in range(0, len(rles), batch):
-        broken = _invalid(rles[first : first + batch])
-        if broken.any():
-            return first + int(np.argmax(broken))
-    return None
-
-
-def _invalid(rles: Sequence[Rle]) -> np.ndarray:
-    """bool (N,): where run lengths are negative, do not add up to H * W, or are no run lengths at all.
-
-    Compressed counts are numbers in base 32, six bits a character, the lowest digit first; from the fourth number on
-    each is a difference to the number two before it. A few array operations read all N at once.
-    """
-    texts = [rle["counts"] for rle in rles]
-    texts = [text.encode() if isinstance(text, str) else text for text in texts]
-    pixels = np.array([rle["size"][0] * rle["size"][1] for rle in rles])
-    text_ends = np.cumsum([len(text) for text in texts]) - 1
-    text_starts = np.concatenate([[0], text_ends[:-1] + 1])
-    chars = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(48)
-    is_end = (chars & 0x20) == 0  # the last character of a number
-    ends = np.flatnonzero(is_end)
-    widths = np.diff(ends, prepend=-1)  # characters of each number
-    unreadable = np.logical_or.reduceat(chars >= 64, text_starts) | ~is_end[text_ends]
-    if unreadable.any() or widths.max() > 7:  # 7 characters: 34 bits, more than any frame has pixels
-        too_wide = np.isin(np.arange(len(texts)), np.searchsorted(text_ends, ends[widths > 7]))
-        return unreadable | too_wide
-
-    numbers = (chars[ends] & 0x1F).astype(np.int64)
-    numbers -= (numbers & 0x10) << 1  # the sign is in the highest digit
-    for back in range(1, int(widths.max())):
-        wider = np.flatnonzero(widths > back)
-        numbers[wider] = (numbers[wider] << 5) | (chars[ends[wider] - back] & 0x1F)
-
-    # Two columns, each mask from a row of its own: the differences run down a column. Counted from the value above a
-    # mask (in column 0 its own first row, because no difference refers to the first number), sums down are run lengths.
-    numbers_after = np.searchsorted(ends, text_ends) + 1
-    amounts = np.diff(numbers_after, prepend=0)
-    rows = (amounts + 1) // 2
-    first_rows = np.cumsum(rows) - rows
-    table = np.zeros((int(rows.sum()), 2), np.int64)
-    table.flat[np.arange(len(numbers)) + np.repeat(2 * first_rows - (numbers_after - amounts), amounts)] = numbers
-    sums = np.cumsum(table, axis=0)
-    above = sums[first_rows] - table[first_rows] * [0, 1]
-    first_runs = table[first_rows, 0]
-    negative = (np.minimum.reduceat(sums, first_rows) < above).any(axis=1) | (first_runs < 0)
-    totals = (np.add.reduceat(sums, first_rows) - rows[:, None] * above).sum(axis=1) + first_runs
-    filler = np.where(amounts % 2, (sums[first_rows + rows - 1] - above)[:, 1], 0)  # an odd amount leaves a cell over
-    return negative | (totals - filler != pixels)
+    broken = measure(rles)[1]
+    return int(np.argmax(broken)) if broken.any() else None
 
 
 def areas(rles: Sequence[Rle | None]) -> np.ndarray:
     """Pixels of each mask, int64 (N,); 0 for ``None``."""
     result = np.zeros(len(rles), np.int64)
     present = [i for i, rle in enumerate(rles) if rle is not None]
-    for first in range(0, len(present), 255):  # pycocotools counts the masks of one call in 8 bits
-        chunk = present[first : first + 255]
-        result[chunk] = coco_mask.area([rles[i] for i in chunk])
+    result[present] = measure([rle for rle in rles if rle is not None])[0]
     return result
 
 
-def intersections(rows: Sequence[Rle], columns: Sequence[Rle]) -> np.ndarray:
-    """Pixels that every mask of ``rows`` (N) shares with every mask of ``columns`` (M): int64 (N, M)."""
-    if not rows or not columns:
-        return np.zeros((len(rows), len(columns)), np.int64)
+def measure(rles: Sequence[Rle]) -> tuple[np.ndarray, np.ndarray]:
+    """Areas and faults of compressed masks.
+
+    Returns:
+        int64 (N,): pixels of each mask.
+        bool (N,): where run lengths are negative, do not add up to H * W, or are no run lengths at all.
+    """
+    batch = 256  # masks read together: few calls, and arrays that stay in the cache
+    parts = [_measure(rles[first : first + batch]) for first in range(0, len(rles), batch)]
+    if not parts:
+        return np.zeros(0, np.int64), np.zeros(0, bool)
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+def _measure(rles: Sequence[Rle]) -> tuple[np.ndarray, np.ndarray]:
+    """``measure`` of one batch.
+
+    Compressed counts are numbers in base 32, six bits a character, the lowest digit first; from the fourth number on
+    each is a difference to the number two before it. A few array operations read all N masks at once.
+    """
+    texts = [rle["counts"].encode() if isinstance(rle["counts"], str) else rle["counts"] for rle in rles]
+    text_ends = np.cumsum([len(text) for text in texts]) - 1
+    digits = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(48)
+    is_end = digits < 32  # the last, highest digit of a number
+    ends = np.flatnonzero(is_end)
+    widths = np.diff(ends, prepend=-1)  # digits of each number
+    unreadable = np.maximum.reduceat(digits, np.concatenate([[0], text_ends[:-1] + 1])) >= 64
+    unreadable |= ~is_end[text_ends]
+    unreadable[np.searchsorted(text_ends, ends[widths > 7])] = True  # 34 bits: more than any frame has pixels
+    if unreadable.any():
+        return np.zeros(len(rles), np.int64), unreadable
+
+    numbers = (digits[ends] & 31).astype(np.int64)
+    numbers -= (numbers & 16) << 1  # the sign is in the highest digit
+    back, wider = 1, np.flatnonzero(widths > 1)
+    while len(wider):
+        numbers[wider] = (numbers[wider] << 5) | (digits[ends[wider] - back] & 31)
+        back += 1
+        wider = wider[widths[wider] > back]
+
+    stops = np.searchsorted(ends, text_ends) + 1  # one past the numbers of each mask
+    starts = np.concatenate([[0], stops[:-1]])
+    totals = numbers[starts]
+    negative = totals < 0
+    numbers[starts] = 0  # no other number refers to a mask's first, which is of background
+    foreground = np.zeros(len(rles), np.int64)
+    for parity in (0, 1):
+        # Every second number, of all masks in a row: run lengths are sums from the mask's first number on.
+        sums = np.concatenate([[0], np.cumsum(numbers[parity::2])])
+        first, last = (starts + 1 - parity) // 2, (stops + 1 - parity) // 2
+        bounds = np.append(first + 1, len(sums))  # the one too many keeps the last mask from the padding
+        padded = np.append(sums, 0)
+        above, any_here = sums[first], last > first
+        of_runs = np.where(any_here, np.add.reduceat(padded, bounds)[:-1] - (last - first) * above, 0)
+        totals += of_runs
+        foreground += np.where(starts % 2 == parity, 0, of_runs)
+        negative |= any_here & (np.minimum.reduceat(padded, bounds)[:-1] < above)
+    return foreground, negative | (totals != [rle["size"][0] * rle["size"][1] for rle in rles])
+
+
+def intersections(rows: Sequence[Rle], row_areas: np.ndarray, columns: Sequence[Rle]) -> np.ndarray:
+    """Pixels that every mask of ``rows`` (N, with their areas) shares with every one of ``columns`` (M): int64 (N, M).
+
+    Neither may be empty.
+    """
     # Against a "crowd" pycocotools divides by the area of the row alone, so that the count comes back exactly.
-    shares = coco_mask.iou(list(rows), list(columns), [1] * len(columns))
-    return np.rint(shares * areas(rows)[:, None]).astype(np.int64)
+    shares = coco_mask.iou(rows, columns, [1] * len(columns))
+    return np.rint(shares * row_areas[:, None]).astype(np.int64)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import logging
@@ -28,7 +29,7 @@ from pycocotools.cocoeval import COCOeval
 from pycocotools.cocoeval import Params as COCOParams
 
 from ausm_d2.errors import UserError, cli
-from ausm_d2.evaluation.rle import Rle, areas, first_invalid, intersections, to_rle
+from ausm_d2.evaluation.rle import Rle, areas, intersections, measure, to_rle
 from ausm_d2.io import atomic_write, read_json
 
 if TYPE_CHECKING:
@@ -56,10 +57,19 @@ class Track:
 
     video_id: VideoId
     category_id: int
-    masks: list[Rle | None]  # (T,)
-    area: float  # pixels: mean over the frames in which it has any
+    masks: Sequence[Rle | None]  # (T,)
     score: float = 1.0
     is_crowd: bool = False
+    # Pixels: the mean over the frames in which it has any, by which it counts as small, medium or large. ``None``: that
+    # of the masks.
+    area: float | None = None
+    frame_areas: np.ndarray = None  # type: ignore[assignment]  # (T,), pixels; where they are known already
+
+    def __post_init__(self) -> None:
+        if self.frame_areas is None:
+            self.frame_areas = areas(self.masks)
+        if self.area is None:
+            self.area = mean_area(self.frame_areas.tolist())
 
 
 @dataclass
@@ -97,20 +107,39 @@ class TrackEval(COCOeval):
     def add(self, video_id: VideoId, truth: Sequence[Track], results: Sequence[Track]) -> None:
         """Add a video, once. Tracks of categories that the ground truth does not list count for nothing."""
         self._video_ids.append(video_id)
+        groups: dict[int, tuple[list[Track], list[Track]]] = {}
         for category in {track.category_id for track in (*truth, *results)}:
-            annotated = [track for track in truth if track.category_id == category]
             # By falling score, and no more than are counted: the order in which COCOeval takes them.
-            predicted = [track for track in results if track.category_id == category]
-            predicted.sort(key=lambda track: -track.score)
-            del predicted[self.params.maxDets[-1] :]
-            key = video_id, category
-            self._overlaps[key] = self.overlaps(predicted, annotated)
-            self._truth[key] = [_entry(track, place) for place, track in enumerate(annotated)]
-            self._results[key] = [_entry(track, place) for place, track in enumerate(predicted)]
+            predicted = sorted((track for track in results if track.category_id == category), key=lambda t: -t.score)
+            predicted = predicted[: self.params.maxDets[-1]]
+            annotated = [track for track in truth if track.category_id == category]
+            groups[category] = predicted, annotated
+            self._results[video_id, category] = [_entry(track, place) for place, track in enumerate(predicted)]
+            self._truth[video_id, category] = [_entry(track, place) for place, track in enumerate(annotated)]
+            self._overlaps[video_id, category] = np.zeros((len(predicted), len(annotated)))
+        both = [category for category, (predicted, annotated) in groups.items() if predicted and annotated]
+        rows, columns = ([track for category in both for track in groups[category][side]] for side in (0, 1))
+        wanted = sum(len(predicted) * len(annotated) for predicted, annotated in groups.values())
+        # Overlaps between categories are not wanted, but a few are computed faster than the others asked for alone.
+        if len(rows) * len(columns) - wanted > 10 * (len(both) - 1):
+            for category in both:
+                self._overlaps[video_id, category] = self.overlaps(*groups[category])
+        elif both:
+            overlaps, row, column = self.overlaps(rows, columns), 0, 0
+            for category in both:
+                below, right = row + len(groups[category][0]), column + len(groups[category][1])
+                self._overlaps[video_id, category] = overlaps[row:below, column:right]
+                row, column = below, right
 
     def overlaps(self, predicted: Sequence[Track], annotated: Sequence[Track]) -> np.ndarray:
-        """How much tracks overlap: (D, G), 0 to 1."""
-        return track_overlaps([track.masks for track in predicted], [track.masks for track in annotated])
+        """How much tracks overlap: (D, G), 0 to 1. Below 0.5, where no threshold is, it may be too large."""
+        return _overlaps(
+            [track.masks for track in predicted],
+            [track.frame_areas for track in predicted],
+            [track.masks for track in annotated],
+            [track.frame_areas for track in annotated],
+            least=0.5,
+        )
 
     def scores(self, class_names: Sequence[str]) -> dict[str, Any]:
         """AP, AP50, AP75, APs, APm, APl, AR1, AR10 and ``per_category`` (AP by name), in percent.
@@ -177,17 +206,38 @@ def track_overlaps(rows: Sequence[Sequence[Rle | None]], columns: Sequence[Seque
 
     0 where both are empty throughout. The counts are whole numbers, so the result is exact but for one division.
     """
-    shared = np.zeros((len(rows), len(columns)), np.int64)
-    if not shared.size:
-        return shared.astype(np.float64)
-    for row_masks, column_masks in zip(zip(*rows, strict=True), zip(*columns, strict=True), strict=True):
-        here = [i for i, mask in enumerate(row_masks) if mask is not None]
-        there = [j for j, mask in enumerate(column_masks) if mask is not None]
-        if here and there:
-            shared[np.ix_(here, there)] += intersections([row_masks[i] for i in here], [column_masks[j] for j in there])
-    row_areas = np.array([areas(masks).sum() for masks in rows])
-    column_areas = np.array([areas(masks).sum() for masks in columns])
-    union = row_areas[:, None] + column_areas[None, :] - shared
+    return _overlaps(rows, [areas(masks) for masks in rows], columns, [areas(masks) for masks in columns])
+
+
+def _overlaps(
+    rows: Sequence[Sequence[Rle | None]],
+    row_areas: Sequence[np.ndarray],
+    columns: Sequence[Sequence[Rle | None]],
+    column_areas: Sequence[np.ndarray],
+    least: float = 0.0,
+) -> np.ndarray:
+    """``track_overlaps``, areas given. What is below ``least`` is known no further than that."""
+    if not rows or not columns:
+        return np.zeros((len(rows), len(columns)))
+    of_rows, of_columns = np.stack(row_areas), np.stack(column_areas)  # (D, T), (G, T)
+    smaller = np.minimum(of_rows[:, None], of_columns)  # (D, G, T)
+    # Had the smaller mask lain within the larger in every frame: the most that a pair can reach. Frame by frame these
+    # become what it does reach.
+    shared = smaller.sum(axis=2)
+    union = np.maximum(of_rows[:, None], of_columns).sum(axis=2)
+    for frame in np.flatnonzero(smaller.any(axis=(0, 1))).tolist():
+        undecided = (shared >= least * union) & (smaller[:, :, frame] > 0)
+        here, there = np.flatnonzero(undecided.any(axis=1)), np.flatnonzero(undecided.any(axis=0))
+        if here.size:
+            pairs = np.ix_(here, there)
+            found = intersections(
+                [rows[row][frame] for row in here.tolist()],  # type: ignore[misc]  # (those with pixels are no None)
+                of_rows[here, frame],
+                [columns[column][frame] for column in there.tolist()],  # type: ignore[misc]
+            )
+            apart = smaller[:, :, frame][pairs] - found
+            shared[pairs] -= apart
+            union[pairs] += apart
     return shared / np.maximum(union, 1)
 
 
@@ -230,9 +280,16 @@ def true_tracks(record: VideoRecord) -> list[Track]:
     own_areas = record.extra.get("areas", {})
     tracks = []
     for instance in record.instances:
-        frames = masks[instance.instance_id]
-        area = mean_area(own_areas.get(instance.instance_id) or areas(frames).tolist())
-        tracks.append(Track(record.video_id, instance.category_id, frames, area, is_crowd=instance.is_crowd))
+        own = own_areas.get(instance.instance_id)
+        tracks.append(
+            Track(
+                record.video_id,
+                instance.category_id,
+                masks[instance.instance_id],
+                is_crowd=instance.is_crowd,
+                area=None if own is None else mean_area(own),
+            )
+        )
     return tracks
 
 
@@ -293,7 +350,7 @@ class _Reader:
         return value
 
     def masks(self, video: Video) -> list[Rle | None]:
-        """Field ``segmentations``, (T,), checked."""
+        """Field ``segmentations``, (T,); ``_tracks`` is still to check them."""
         segmentations = self.field("segmentations")
         if not isinstance(segmentations, list) or len(segmentations) != video.length:
             found = f"{len(segmentations)} entries" if isinstance(segmentations, list) else type(segmentations).__name__
@@ -304,13 +361,26 @@ class _Reader:
                 masks.append(to_rle(mask, video.height, video.width))
             except ValueError as error:
                 raise self.error(f"field 'segmentations'[{frame}]: {error}") from None
-        present = [frame for frame, mask in enumerate(masks) if mask is not None]
-        invalid = first_invalid([mask for mask in masks if mask is not None])
-        if invalid is not None:
-            raise self.error(
-                f"field 'segmentations'[{present[invalid]}]: counts do not describe {video.height}x{video.width} pixels"
-            )
         return masks
+
+
+def _tracks(readers: Sequence[_Reader], fields: Sequence[dict[str, Any]]) -> list[Track]:
+    """The tracks that were read, their masks checked and measured all at once."""
+    places = [
+        (place, frame)
+        for place, track in enumerate(fields)
+        for frame, mask in enumerate(track["masks"])
+        if mask is not None
+    ]
+    pixels, broken = measure([fields[place]["masks"][frame] for place, frame in places])
+    if broken.any():
+        place, frame = places[int(broken.argmax())]
+        height, width = fields[place]["masks"][frame]["size"]
+        raise readers[place].error(f"field 'segmentations'[{frame}]: counts do not describe {height}x{width} pixels")
+    by_track = [np.zeros(len(track["masks"]), np.int64) for track in fields]
+    for (place, frame), area in zip(places, pixels.tolist(), strict=True):
+        by_track[place][frame] = area
+    return [Track(**track, frame_areas=of_one) for track, of_one in zip(fields, by_track, strict=True)]
 
 
 def _entries(path: str | os.PathLike[str], data: dict, name: str) -> list[_Reader]:
@@ -344,7 +414,8 @@ def read_truth(path: str | os.PathLike[str]) -> GroundTruth:
     }
     if data.get("annotations") is None:
         return GroundTruth(videos, categories, None)
-    tracks: list[Track] = []
+    tracks: list[dict[str, Any]] = []
+    readers: list[_Reader] = []
     unknown = 0
     for annotation in _entries(path, data, "annotations"):
         video_id, category_id = annotation.key("video_id", videos), annotation.key("category_id", categories)
@@ -355,12 +426,19 @@ def read_truth(path: str | os.PathLike[str]) -> GroundTruth:
         own_areas = annotation.entry.get("areas")
         if own_areas is not None and not isinstance(own_areas, list):
             raise annotation.error(f"field 'areas' is {own_areas!r}, expected a list")
-        area = mean_area(own_areas if own_areas is not None else areas(masks).tolist())
-        is_crowd = bool(annotation.entry.get("iscrowd", 0))
-        tracks.append(Track(video_id, category_id, masks, area, is_crowd=is_crowd))
+        tracks.append(
+            {
+                "video_id": video_id,
+                "category_id": category_id,
+                "masks": masks,
+                "is_crowd": bool(annotation.entry.get("iscrowd", 0)),
+                "area": None if own_areas is None else mean_area(own_areas),
+            }
+        )
+        readers.append(annotation)
     if unknown:
         logger.warning("%s: left out %d annotations of videos or categories that it does not list", path, unknown)
-    return GroundTruth(videos, categories, tracks)
+    return GroundTruth(videos, categories, _tracks(readers, tracks))
 
 
 def read_results(path: str | os.PathLike[str], truth: GroundTruth) -> list[Track]:
@@ -373,7 +451,8 @@ def read_results(path: str | os.PathLike[str], truth: GroundTruth) -> list[Track
     data = read_json(path)
     if not isinstance(data, list):
         raise UserError(f"{path}: expected a list of tracks, found a {type(data).__name__}")
-    tracks: list[Track] = []
+    tracks: list[dict[str, Any]] = []
+    readers: list[_Reader] = []
     unknown: set[Any] = set()
     for index, entry in enumerate(data):
         result = _Reader(path, entry, f"entry {index}")
@@ -385,12 +464,32 @@ def read_results(path: str | os.PathLike[str], truth: GroundTruth) -> list[Track
             unknown.add(category_id)
             continue
         masks = result.masks(truth.videos[video_id])
-        tracks.append(Track(video_id, category_id, masks, mean_area(areas(masks).tolist()), result.number("score")))
+        number = result.number("score")
+        tracks.append({"video_id": video_id, "category_id": category_id, "masks": masks, "score": number})
+        readers.append(result)
     if unknown:
         logger.warning(
             "%s: left out tracks of categories that the ground truth does not list: %s", path, sorted(unknown, key=str)
         )
-    return tracks
+    return _tracks(readers, tracks)
+
+
+def score_files(truth_path: str | os.PathLike[str], results_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """``score`` of two files.
+
+    Raises:
+        UserError: file, entry and field that are not as expected.
+    """
+    collecting = gc.isenabled()
+    gc.disable()  # it would walk over millions of numbers again and again, none of them garbage
+    try:
+        truth = read_truth(truth_path)
+        if truth.tracks is None:
+            logger.warning("%s has no annotations, so there is nothing to score", truth_path)
+        return score(truth, read_results(results_path, truth))
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def table(scores: dict[str, Any]) -> str:
@@ -409,16 +508,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("results", metavar="RESULTS.json", help="a list of video_id, category_id, score, segmentations")
     parser.add_argument("--json", metavar="OUT.json", help="write the scores, AP per category too, to this file")
     options = parser.parse_args(arguments)
-    truth = read_truth(options.truth)
-    results = read_results(options.results, truth)
-    scores = score(truth, results)
+    scores = score_files(options.truth, options.results)
     if options.json:
         with atomic_write(options.json) as path:
             path.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-    if truth.tracks is None:
-        print(f"{options.truth} has no annotations, so there is nothing to score; the result file can be read.")
-    else:
-        print(table(scores))
+    print(table(scores))
 
 
 if __name__ == "__main__":

@@ -23,13 +23,14 @@ def test_counts_equal_those_of_arrays() -> None:
         height, width = rng.integers(1, 60, 2)
         rows = [random_mask(rng, height, width) for _ in range(3)]
         columns = [random_mask(rng, height, width) for _ in range(4)]
-        shared = intersections([encode(mask) for mask in rows], [encode(mask) for mask in columns])
+        row_areas = np.array([row.sum() for row in rows])
+        shared = intersections([encode(mask) for mask in rows], row_areas, [encode(mask) for mask in columns])
         assert shared.tolist() == [[int((row & column).sum()) for column in columns] for row in rows]
         assert areas([None, *map(encode, rows)]).tolist() == [0, *(int(row.sum()) for row in rows)]
 
 
 def test_areas_of_more_than_255_masks() -> None:
-    # pycocotools.mask.area takes no more in one call
+    # pycocotools.mask.area takes no more in one call.
     masks = [np.arange(12).reshape(3, 4) < i % 13 for i in range(600)]
     assert areas([encode(mask) for mask in masks]).tolist() == [i % 13 for i in range(600)]
 
@@ -87,8 +88,9 @@ def test_every_form_of_mask() -> None:
         ({"size": [8, 6], "counts": "abc"}, r"size \[8, 6\], expected \[6, 8\]"),
         ({"counts": "abc"}, r"size None, expected \[6, 8\]"),
         ({"size": [6, 8], "counts": [40, 2]}, "add up to 42 pixels, expected 6x8 = 48"),
-        ({"size": [6, 8], "counts": [50, -2]}, "add up to 48 pixels"),
-        ({"size": [6, 8], "counts": [1, "x"]}, "no number"),
+        ({"size": [6, 8], "counts": [50, -2]}, "a number that is no run length"),
+        ({"size": [6, 8], "counts": [24.5, 23.5]}, "add up to 48.0 pixels"),
+        ({"size": [6, 8], "counts": [1, "x"]}, "something that is no number"),
         ({"size": [6, 8], "counts": 5}, "counts is int"),
         ([[1, 2, 3, 4]], "three at least"),
         ("text", "expected null, run lengths"),

@@ -61,11 +61,7 @@ def _measure_ap(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     truth, results = folder / "gt" / "youtube_vis_x", folder / "trackers" / "youtube_vis_x" / "us" / "data"
     _write_ytvis(truth / "truth.json", results / "results.json", args.videos)
 
-    def score() -> dict[str, Any]:
-        read = ytvis.read_truth(truth / "truth.json")
-        return ytvis.score(read, ytvis.read_results(results / "results.json", read))
-
-    ours, seconds = _timed(score)
+    ours, seconds = _timed(lambda: ytvis.score_files(truth / "truth.json", results / "results.json"))
     sizes = [round(path.stat().st_size / 2**20) for path in (truth / "truth.json", results / "results.json")]
     measured = {"videos": args.videos, "AP": ours["AP"], "cpu": seconds, "MiB of truth, results": sizes}
     if args.no_reference:
@@ -95,7 +91,7 @@ def _trackeval(folder: Path) -> float:
 
 
 def _write_ytvis(truth_path: Path, result_path: Path, num_videos: int) -> None:
-    """1 to 4 objects and up to 10 predicted tracks in 20 to 36 frames of 1280x720, as YouTube-VIS 2019 val has."""
+    """1 to 4 objects, most of them of one category, and 5 to 10 predicted tracks in 20 to 36 frames of 1280x720."""
     rng = np.random.default_rng(0)
     height, width = 720, 1280
     truth: dict[str, Any] = {"videos": [], "annotations": []}
@@ -108,6 +104,7 @@ def _write_ytvis(truth_path: Path, result_path: Path, num_videos: int) -> None:
         truth["videos"].append({"id": video_id, **size, "length": length, "file_names": names})
         objects = [_Blob(rng, height, width) for _ in range(rng.integers(1, 5))]
         categories = rng.integers(1, _CATEGORIES + 1, len(objects))
+        categories[rng.random(len(objects)) < 0.75] = categories[0]
         for blob, category in zip(objects, categories, strict=True):
             counts = [blob.counts(t, 0.0) for t in range(length)]
             truth["annotations"].append(
