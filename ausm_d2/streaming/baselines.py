@@ -109,12 +109,12 @@ class FrameByFrame(Reference):
 
     Detections are paired with tracks (Hungarian) by intersection over union with the track's last mask, however long
     ago that was. Scores are those of the model's own tracks: the mean over all frames since the track began, those
-    without a detection included. Shorter memories and means over the detections alone were tried: both score lower.
+    without a detection included. Shorter memories, larger overlaps and means over the detections alone score lower.
     """
 
     name = "frame by frame, IoU linking"
 
-    def __init__(self, model: AUSM, *, min_overlap: float = 0.3) -> None:
+    def __init__(self, model: AUSM, *, min_overlap: float = 0.1) -> None:
         """
         Args:
             model: the weights; also how frames are resized, and which detections and results are kept.
