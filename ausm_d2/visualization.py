@@ -78,12 +78,12 @@ def draw_masks(
     height, width = (side * scale for side in picture.shape[:2])
     canvas = cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC) if scale > 1 else picture.copy()
     line = max(1, round(min(height, width) / _READABLE))
-    corners = []  # where the label of each mask goes
+    corners: list[tuple[int, int] | None] = []  # of the largest part of each mask: its label goes there
     for mask, track_id in zip(masks, track_ids, strict=True):
         binary = np.ascontiguousarray(mask).view(np.uint8)
         x, y, columns, rows = cv2.boundingRect(binary)
-        corners.append((x * scale, y * scale) if columns else None)
         if not columns:
+            corners.append(None)
             continue
         part = binary[y : y + rows, x : x + columns]
         x, y, columns, rows = (value * scale for value in (x, y, columns, rows))
@@ -93,6 +93,7 @@ def draw_masks(
         cv2.copyTo(cv2.add(cv2.convertScaleAbs(region, alpha=1 - _OPACITY), (*ink, 0)), part, region)
         outline, _ = cv2.findContours(part, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y))
         cv2.drawContours(canvas, outline, -1, colour(track_id), line)
+        corners.append(cv2.boundingRect(max(outline, key=cv2.contourArea))[:2])
     for corner, track_id, label in zip(corners, track_ids, labels or (), strict=False):
         if corner is not None:
             _write(canvas, label, corner, colour(track_id))

@@ -227,7 +227,7 @@ class Results:
             masks, found.track_ids.tolist(), found.pred_classes.tolist(), found.scores.tolist(), strict=True
         ):
             class_name = self._class_names[class_id]
-            labels.append(f"{track_id} {class_name} {score:.2f}")
+            labels.append(f"{track_id} {score:.2f}" if self._prompted else f"{track_id} {class_name} {score:.2f}")
             new: dict[str, Any] = {"id": track_id, "class": "", "score": 0.0, "frames": [], "segmentations": []}
             track = self._tracks.setdefault(track_id, new)
             track["class"], track["score"] = class_name, round(score, 4)

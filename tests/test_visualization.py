@@ -68,6 +68,14 @@ def test_a_label_stays_inside_the_picture(x: int, y: int) -> None:
     assert np.abs(np.subtract(*sizes)).max() <= 1 and sizes[0][1] > 60
 
 
+def test_a_label_is_at_the_largest_part() -> None:
+    mask = np.zeros((320, 480), bool)
+    mask[10:14, 10:14] = mask[200:280, 300:400] = True
+    with_label, without = (draw_masks(grey(320, 480), mask[None], [1], labels) for labels in (["7"], None))
+    rows, columns = np.nonzero((with_label != without).any(axis=2))
+    assert rows.min() > 180 and columns.min() >= 300
+
+
 def test_small_pictures_are_enlarged() -> None:
     assert [readable_scale(*size) for size in ((96, 160), (480, 854), (900, 30), (2000, 30))] == [4, 1, 2, 1]
     drawn = draw_masks(grey(), box(20, 10)[None], [3], scale=4)
