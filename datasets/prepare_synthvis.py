@@ -27,8 +27,8 @@ from tqdm import tqdm
 from ausm_d2.data.synthvis import CLASSES, SPLITS, SynthVis
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError, cli
-from ausm_d2.evaluation import rle
 from ausm_d2.io import atomic_write
+from ausm_d2.masks import rle
 
 # Colours of object ids 0 to 6 as DAVIS has them; a video has no more than 6 objects.
 _PALETTE = (0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0, 0, 0, 128, 128, 0, 128, 0, 128, 128)

@@ -38,8 +38,8 @@ from ausm_d2.config import load_config
 from ausm_d2.data.catalog.vos import sorted_files
 from ausm_d2.data.frames import read_image
 from ausm_d2.errors import UserError, cli
-from ausm_d2.evaluation.png import VOID, read_labels, read_picture, write_mask_png
-from ausm_d2.evaluation.rle import Rle, encode
+from ausm_d2.masks.png import VOID, read_labels, read_picture, write_mask_png
+from ausm_d2.masks.rle import Rle, encode
 from ausm_d2.streaming.predictor import FrameResult, VideoPredictor
 from ausm_d2.visualization import VideoWriter, draw_masks, readable_scale
 

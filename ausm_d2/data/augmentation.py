@@ -23,9 +23,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.config import CfgNode
 
-from ausm_d2.data.masks import cut_out
-from ausm_d2.data.video import StoredMask
 from ausm_d2.errors import UserError
+from ausm_d2.masks.rle import StoredMask, cut_out
 
 _IDENTITY = np.eye(3)
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, for RGB

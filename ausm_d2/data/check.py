@@ -27,11 +27,11 @@ from ausm_d2.config import add_ausm_config, load_config
 from ausm_d2.data.build import MixtureSampler, get_records, get_training_records
 from ausm_d2.data.catalog import register_from_config
 from ausm_d2.data.mapper import ClipMapper, read_frame
-from ausm_d2.data.masks import cut_out
 from ausm_d2.data.problems import collect_problems, problem
-from ausm_d2.data.video import StoredMask, VideoRecord
+from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError, cli
 from ausm_d2.io import atomic_write
+from ausm_d2.masks.rle import StoredMask, cut_out
 
 
 @dataclass

@@ -22,8 +22,9 @@ from detectron2.data import MetadataCatalog
 
 from ausm_d2.data.augmentation import Augmentation, ClipPlan, build_augmentations, render_frame, render_mask
 from ausm_d2.data.clip_sampler import ClipSampler
-from ausm_d2.data.video import StoredMask, VideoRecord
+from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
+from ausm_d2.masks.rle import StoredMask
 
 
 class ClipMapper:

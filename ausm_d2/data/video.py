@@ -15,9 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-# A mask as it is stored: COCO RLE ({"size": [H, W], "counts": bytes | str | list}), COCO polygons
-# (list of flat x, y lists) or a decoded bool array (H, W).
-StoredMask = dict | list | np.ndarray
+from ausm_d2.masks.rle import StoredMask
 
 
 @runtime_checkable

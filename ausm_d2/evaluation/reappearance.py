@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ausm_d2.evaluation.rle import Rle
 from ausm_d2.evaluation.ytvis import track_overlaps
+from ausm_d2.masks.rle import Rle
 
 MIN_HIDDEN = 3  # frames without the object, between frames that show it
 WINDOW = 3  # frames in which the track must be on the object: before it hides, and after it reappears

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ausm_d2.errors import UserError
-from ausm_d2.evaluation.rle import Rle
 from ausm_d2.io import atomic_write
+from ausm_d2.masks.rle import Rle
 
 if TYPE_CHECKING:
     from ausm_d2.data.video import VideoRecord

@@ -30,12 +30,13 @@ from tqdm import tqdm
 from vos_benchmark.evaluator import Evaluator
 
 from ausm_d2.errors import UserError, cli
-from ausm_d2.evaluation.png import read_labels, read_picture
-from ausm_d2.evaluation.rle import Rle, decode, to_rle
 from ausm_d2.io import atomic_write
+from ausm_d2.masks.png import read_labels, read_picture
+from ausm_d2.masks.rle import Rle, decode, to_rle
 
 if TYPE_CHECKING:
     from ausm_d2.data.video import VideoRecord
+from ausm_d2.masks.rle import StoredMask
 
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
@@ -113,11 +114,10 @@ def score_record(
         scored = [object_id for object_id, prompt in prompts.items() if frame > prompt]
         masks = record.masks.read(frame) if scored else {}
         for object_id in scored:
-            truth = to_rle(masks.get(object_id), record.height, record.width)
-            evaluators[object_id].feed(
-                _decode(results[object_id][frame], record.height, record.width),
-                _decode(truth, record.height, record.width),
+            predicted, truth = (
+                _decode(mask, record.height, record.width) for mask in (results[object_id][frame], masks.get(object_id))
             )
+            evaluators[object_id].feed(predicted, truth)
     return _conclude(record.name, evaluators)
 
 
@@ -137,8 +137,12 @@ def scored_frames(record: VideoRecord) -> list[int]:
     return [frame for frame in labelled_frames(record) if frame > min(prompts)]
 
 
-def _decode(mask: Rle | None, height: int, width: int) -> np.ndarray:
-    return np.zeros((height, width), bool) if mask is None else decode(mask)
+def _decode(mask: StoredMask | None, height: int, width: int) -> np.ndarray:
+    """bool (height, width)."""
+    if isinstance(mask, np.ndarray) and mask.shape == (height, width):
+        return mask.astype(bool)  # as pictures give them: run lengths and back would cost more than scoring
+    rle = to_rle(mask, height, width)
+    return np.zeros((height, width), bool) if rle is None else decode(rle)
 
 
 def _conclude(name: str, evaluators: Mapping[int, ObjectEvaluator]) -> VideoScore:

@@ -33,10 +33,10 @@ from tqdm import tqdm
 from ausm_d2.data.build import get_records
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError, cli
-from ausm_d2.evaluation.png import decode_picture, encode_mask_png
 from ausm_d2.evaluation.results import ResultFolder
-from ausm_d2.evaluation.rle import Rle, decode, first_invalid, to_rle
 from ausm_d2.io import atomic_write
+from ausm_d2.masks.png import decode_picture, encode_mask_png
+from ausm_d2.masks.rle import Rle, decode, first_invalid, to_rle
 
 logger = logging.getLogger(__name__)
 

@@ -29,8 +29,8 @@ from pycocotools.cocoeval import COCOeval
 from pycocotools.cocoeval import Params as COCOParams
 
 from ausm_d2.errors import UserError, cli
-from ausm_d2.evaluation.rle import Rle, areas, intersections, measure, to_rle
 from ausm_d2.io import atomic_write, read_json
+from ausm_d2.masks.rle import Rle, areas, intersections, measure, to_rle
 
 if TYPE_CHECKING:
     from ausm_d2.data.video import VideoRecord

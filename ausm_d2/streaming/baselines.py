@@ -22,7 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..data.video import VideoRecord
-from ..evaluation.rle import Rle, encode
+from ..masks.rle import Rle, encode
 from .video import FrameStream, best_tracks, given_masks, shown_rows
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..data.video import VideoRecord
 from ..errors import UserError
-from ..evaluation.rle import Rle, decode, encode, to_rle
+from ..masks.rle import Rle, decode, encode, to_rle
 from .refine import crop, visits
 from .stream import FrameOutput, Stream
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ausm_d2.evaluation.rle import encode
+from ausm_d2.masks.rle import encode
 
 SIZE = (24, 36)  # height, width of every frame
 

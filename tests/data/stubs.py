@@ -11,8 +11,9 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ausm_d2.config import add_ausm_config
-from ausm_d2.data.video import Instance, StoredMask, VideoRecord
+from ausm_d2.data.video import Instance, VideoRecord
 from ausm_d2.errors import UserError
+from ausm_d2.masks.rle import StoredMask
 
 
 @dataclass

@@ -14,7 +14,7 @@ from ausm_d2.data import check
 from ausm_d2.data.catalog import register_ytvis_style
 from ausm_d2.data.check import check_dataset, report
 from ausm_d2.errors import UserError, cli
-from ausm_d2.evaluation.rle import encode
+from ausm_d2.masks.rle import encode
 from tests.data.disk import SIZE, square, write_davis, write_frame, write_json, write_labels, write_ytvis, ytvis_data
 
 

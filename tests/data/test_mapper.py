@@ -11,7 +11,7 @@ import torch
 from ausm_d2.data.mapper import ClipMapper, labelled_frames
 from ausm_d2.data.video import Instance, VideoRecord
 from ausm_d2.errors import UserError
-from ausm_d2.evaluation.rle import encode
+from ausm_d2.masks.rle import encode
 from tests.data.stubs import ArrayFrames, ListedMasks, moving_square, register, small_cfg
 
 

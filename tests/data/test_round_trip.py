@@ -13,8 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ausm_d2.data.catalog import register_ytvis_style
 from ausm_d2.data.check import check_dataset
-from ausm_d2.data.video import MaskSource, StoredMask
-from ausm_d2.evaluation.rle import decode
+from ausm_d2.data.video import MaskSource
+from ausm_d2.masks.rle import StoredMask, decode
 
 VIDEOS = 2
 

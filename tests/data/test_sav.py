@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ausm_d2.data.build import build_train_loader, get_records
 from ausm_d2.errors import UserError
-from ausm_d2.evaluation.rle import decode, encode
+from ausm_d2.masks.rle import decode, encode
 from tests.data.disk import SIZE, square, write_frame, write_json, write_labels
 from tests.data.stubs import small_cfg
 

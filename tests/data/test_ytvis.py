@@ -19,7 +19,7 @@ from ausm_d2.data.catalog import register_from_config, register_ytvis_style
 from ausm_d2.data.catalog.ytvis import OVIS_CLASSES, YTVIS_2019_CLASSES, YTVIS_2021_CLASSES
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
-from ausm_d2.evaluation.rle import decode
+from ausm_d2.masks.rle import decode
 from tests.data.disk import SIZE, square, write_frame, write_json, write_ytvis, ytvis_data
 from tests.data.stubs import small_cfg
 

@@ -19,9 +19,9 @@ from pycocotools import mask as coco_mask
 
 from ausm_d2.data.catalog import register_davis_style, register_ytvis_style
 from ausm_d2.data.synthvis import CLASSES, SPLITS, SynthVis
-from ausm_d2.data.video import StoredMask
 from ausm_d2.errors import UserError
-from ausm_d2.evaluation import rle
+from ausm_d2.masks import rle
+from ausm_d2.masks.rle import StoredMask
 
 SCRIPT = Path(__file__).resolve().parents[2] / "datasets" / "prepare_synthvis.py"
 

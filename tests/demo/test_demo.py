@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from ausm_d2.errors import UserError
-from ausm_d2.evaluation.png import read_labels
-from ausm_d2.evaluation.rle import decode
+from ausm_d2.masks.png import read_labels
+from ausm_d2.masks.rle import decode
 from ausm_d2.visualization import VideoWriter
 from demo import demo
 from tests.tiny import tiny_cfg, tiny_model

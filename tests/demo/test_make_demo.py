@@ -17,7 +17,7 @@ from detectron2.data import MetadataCatalog
 from ausm_d2.data.build import get_records
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation.results import Output
-from ausm_d2.evaluation.rle import encode
+from ausm_d2.masks.rle import encode
 from demo import make_demo
 from tests.tiny import tiny_cfg, tiny_model
 

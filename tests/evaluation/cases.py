@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ausm_d2.evaluation.rle import encode
+from ausm_d2.masks.rle import encode
 
 
 def uncompressed(mask: np.ndarray) -> dict[str, Any]:

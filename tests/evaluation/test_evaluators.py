@@ -23,7 +23,7 @@ from ausm_d2.data.video import Instance, VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation import ytvis
 from ausm_d2.evaluation.evaluators import VideoEvaluators, build_evaluator
-from ausm_d2.evaluation.rle import encode
+from ausm_d2.masks.rle import encode
 from tests.data.stubs import ArrayFrames, ListedMasks
 from tests.evaluation.cases import random_case
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ausm_d2.evaluation.reappearance import Reappearances, count_reappearances
-from ausm_d2.evaluation.rle import Rle, encode
+from ausm_d2.masks.rle import Rle, encode
 
 
 def track(text: str) -> list[Rle | None]:

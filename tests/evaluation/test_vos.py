@@ -16,8 +16,9 @@ from vos_benchmark.evaluator import Evaluator
 from ausm_d2.data.video import Instance, VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation import vos
-from ausm_d2.evaluation.png import read_labels, write_mask_png
-from ausm_d2.evaluation.rle import encode
+from ausm_d2.masks import rle
+from ausm_d2.masks.png import read_labels, write_mask_png
+from ausm_d2.masks.rle import encode
 from tests.data.stubs import ArrayFrames, ListedMasks
 from tests.evaluation.cases import rectangle
 
@@ -127,6 +128,23 @@ def test_a_record_and_its_files_score_the_same(tmp_path: Path) -> None:
     assert vos.score_record(record, results) == expected
     with pytest.raises(UserError, match="video video: no result for object 2"):
         vos.score_record(record, {1: results[1]})
+
+
+def test_masks_of_pictures_are_compared_without_run_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = VideoRecord(
+        video_id=0,
+        name="video",
+        height=10,
+        width=10,
+        frames=ArrayFrames([np.zeros((10, 10, 3), np.uint8)] * 2),
+        masks=ListedMasks({1: [square(2) == 1] * 2}),
+        prompt_frames={1: 0},
+    )
+    results = {1: [None, encode(square(3))]}
+    expected = vos.score_record(record, results)
+    assert expected.objects == {1: pytest.approx((60, 100))}
+    monkeypatch.setattr(rle, "encode", None)
+    assert vos.score_record(record, results) == expected
 
 
 def test_frames_that_are_scored() -> None:

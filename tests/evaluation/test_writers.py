@@ -17,7 +17,7 @@ from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation import writers
 from ausm_d2.evaluation.results import ResultFolder
-from ausm_d2.evaluation.rle import encode
+from ausm_d2.masks.rle import encode
 from tests.data.stubs import ArrayFrames
 
 HEIGHT, WIDTH, LENGTH = 6, 8, 4

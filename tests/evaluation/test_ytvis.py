@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation import ytvis
-from ausm_d2.evaluation.rle import encode
+from ausm_d2.masks.rle import encode
 from tests.evaluation.cases import random_case, uncompressed
 
 

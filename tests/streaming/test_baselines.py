@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ausm_d2.data.synthvis import SynthVis
 from ausm_d2.data.video import Instance, VideoRecord
-from ausm_d2.evaluation.rle import Rle, decode, encode
+from ausm_d2.masks.rle import Rle, decode, encode
 from ausm_d2.streaming.baselines import CopiedMask, FlowMask, FrameByFrame, references
 from tests.data.stubs import ArrayFrames, ListedMasks
 from tests.tiny import tiny_model

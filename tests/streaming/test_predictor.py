@@ -15,7 +15,7 @@ import torch
 
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
-from ausm_d2.evaluation.rle import decode
+from ausm_d2.masks.rle import decode
 from ausm_d2.streaming.predictor import FrameResult, VideoPredictor
 from ausm_d2.streaming.stream import Stream
 from ausm_d2.streaming.video import segment_video

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
-from ausm_d2.evaluation.rle import decode
+from ausm_d2.masks.rle import decode
 from ausm_d2.meta_arch import AUSM
 from ausm_d2.streaming.stream import FrameOutput
 from ausm_d2.streaming.video import (

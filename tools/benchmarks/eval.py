@@ -26,7 +26,7 @@ from pycocotools import mask as coco_mask
 from vos_benchmark.evaluator import Evaluator
 
 from ausm_d2.evaluation import vos, ytvis
-from ausm_d2.evaluation.png import read_labels, write_mask_png
+from ausm_d2.masks.png import read_labels, write_mask_png
 
 _CATEGORIES = 40
 

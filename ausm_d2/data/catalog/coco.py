@@ -25,9 +25,10 @@ from ausm_d2.data.catalog.ytvis import (
     require_categories,
 )
 from ausm_d2.data.frames import ImageFiles
-from ausm_d2.data.masks import ListedMasks
+from ausm_d2.data.mask_sources import ListedMasks
 from ausm_d2.data.problems import LeftOut, problem
-from ausm_d2.data.video import Instance, StoredMask, VideoRecord
+from ausm_d2.data.video import Instance, VideoRecord
+from ausm_d2.masks.rle import StoredMask
 
 COCO_CLASSES = {entry["id"]: entry["name"] for entry in COCO_CATEGORIES if entry["isthing"]}
 

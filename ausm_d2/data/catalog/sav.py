@@ -15,10 +15,11 @@ from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_HEAD, find, read_li
 from ausm_d2.data.catalog.vos import folders, sorted_files
 from ausm_d2.data.catalog.ytvis import drop_invalid, read_mask, read_table
 from ausm_d2.data.frames import ImageFiles, VideoFile, image_size
-from ausm_d2.data.masks import FirstFrames, ListedMasks, ObjectFolders
+from ausm_d2.data.mask_sources import FirstFrames, ListedMasks, ObjectFolders
 from ausm_d2.data.problems import LeftOut, problem
-from ausm_d2.data.video import DeferredRecord, Instance, StoredMask, VideoRecord
+from ausm_d2.data.video import DeferredRecord, Instance, VideoRecord
 from ausm_d2.errors import UserError
+from ausm_d2.masks.rle import StoredMask
 
 _STEP = 4  # frames of the video per labelled frame: 24 fps over 6 fps
 _ROOTS = ("sav", "sa-v", "SA-V", "sa_v", ".")

@@ -17,7 +17,7 @@ from detectron2.data import MetadataCatalog
 
 from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_HEAD, find, read_list, register
 from ausm_d2.data.frames import ImageFiles, image_size
-from ausm_d2.data.masks import FirstFrames, LabelPictures
+from ausm_d2.data.mask_sources import FirstFrames, LabelPictures
 from ausm_d2.data.problems import LeftOut, problem
 from ausm_d2.data.video import DeferredRecord, Instance, VideoRecord
 from ausm_d2.errors import UserError

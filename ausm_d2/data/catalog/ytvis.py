@@ -13,12 +13,12 @@ from detectron2.data import MetadataCatalog
 
 from ausm_d2.data.catalog.base import class_metadata, find, register
 from ausm_d2.data.frames import ImageFiles
-from ausm_d2.data.masks import ListedMasks
+from ausm_d2.data.mask_sources import ListedMasks
 from ausm_d2.data.problems import LeftOut, problem
-from ausm_d2.data.video import Instance, StoredMask, VideoRecord
+from ausm_d2.data.video import Instance, VideoRecord
 from ausm_d2.errors import UserError
-from ausm_d2.evaluation.rle import first_invalid, to_rle
 from ausm_d2.io import read_json
+from ausm_d2.masks.rle import StoredMask, first_invalid, to_rle
 
 
 def _numbered(names: str) -> dict[int, str]:

@@ -9,14 +9,17 @@ Shape shorthand:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-if TYPE_CHECKING:
-    from ausm_d2.data.video import StoredMask
+from ausm_d2.errors import UserError
 
+# A mask as it is stored: COCO RLE ({"size": [H, W], "counts": bytes | str | list}), COCO polygons
+# (list of flat x, y lists) or a decoded bool array (H, W).
+StoredMask = dict | list | np.ndarray
 Rle = dict[str, Any]  # {"size": [H, W], "counts": bytes | str}: compressed run lengths, column by column
 
 
@@ -171,3 +174,58 @@ def intersections(rows: Sequence[Rle], row_areas: np.ndarray, columns: Sequence[
     # Against a "crowd" pycocotools divides by the area of the row alone, so that the count comes back exactly.
     shares = coco_mask.iou(rows, columns, [1] * len(columns))
     return np.rint(shares * row_areas[:, None]).astype(np.int64)
+
+
+def cut_out(mask: StoredMask, size: tuple[int, int]) -> tuple[np.ndarray, int, int]:
+    """The part of a stored mask that holds all of it.
+
+    Args:
+        mask: anything but polygons; run lengths must fill the frame.
+        size: (H, W) that it must have.
+
+    Returns:
+        The part, uint8 of 0 and 255, columns first (width, height) as run lengths go; its first column; its first row.
+        It is empty where no pixel is set.
+
+    Raises:
+        UserError: no mask, or one of another size.
+    """
+    if isinstance(mask, np.ndarray):
+        if mask.shape != size:
+            raise UserError(f"a mask of {mask.shape} in a frame of {size} (height, width)")
+        x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+        return mask[y : y + height, x : x + width].T * np.uint8(255), x, y
+    try:
+        rle = to_rle(mask, *size)
+    except ValueError as error:
+        raise UserError(f"a mask that cannot be read: {error}") from None
+    x, y, width, height = (int(side) for side in coco_mask.toBbox(rle)) if rle else (0, 0, 0, 0)
+    if rle is None or not width:
+        return np.empty((0, 0), np.uint8), 0, 0
+    lengths = _run_lengths(rle["counts"])
+    lengths[0] -= x * size[0]  # of background, as every other one
+    if len(lengths) % 2:
+        lengths[-1] -= (size[1] - x - width) * size[0]
+    values = np.zeros(len(lengths), np.uint8)
+    values[1::2] = 255
+    return np.repeat(values, lengths).reshape(width, size[0])[:, y : y + height], x, y
+
+
+def _run_lengths(counts: str | bytes) -> np.ndarray:
+    """Run lengths, background first, of pycocotools' compressed form.
+
+    Numbers are in base 32, one digit a character, the lowest first; from the fourth on they are differences to the
+    number two before.
+    """
+    chars = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8) - 48
+    ends = np.flatnonzero(chars < 0x20)  # all but the last character of a number have bit 0x20
+    digits = (chars & 0x1F).astype(np.int64)
+    widths = np.diff(ends, prepend=-1)
+    numbers = digits[ends]
+    numbers -= (numbers & 0x10) << 1  # the highest digit has the sign
+    for back in range(1, int(widths.max())):
+        longer = np.flatnonzero(widths > back)
+        numbers[longer] = (numbers[longer] << 5) | digits[ends[longer] - back]
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers

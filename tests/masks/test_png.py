@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ausm_d2.errors import UserError
-from ausm_d2.evaluation.png import read_labels, write_mask_png
+from ausm_d2.masks.png import read_labels, write_mask_png
 
 
 def test_palette(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
-from ausm_d2.evaluation.rle import areas, decode, encode, first_invalid, intersections, to_rle
+from ausm_d2.errors import UserError
+from ausm_d2.masks.rle import areas, cut_out, decode, encode, first_invalid, intersections, to_rle
+from tests.data.disk import SIZE
 from tests.evaluation.cases import rectangle, uncompressed
 
 
@@ -99,3 +103,42 @@ def test_every_form_of_mask() -> None:
 def test_what_is_wrong_is_said(mask: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         to_rle(mask, 6, 8)  # type: ignore[arg-type]
+
+
+def whole(part: np.ndarray, x: int, y: int, size: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros(size, bool)
+    mask[y : y + part.shape[1], x : x + part.shape[0]] = part.T > 0
+    return mask
+
+
+def test_cut_out_decodes_exactly_what_pycocotools_does() -> None:
+    rng = np.random.default_rng(0)
+    for case in range(400):
+        size = tuple(int(side) for side in rng.integers(1, 40, 2))
+        mask = cv2.GaussianBlur(rng.random(size), (0, 0), rng.uniform(0.2, 5))
+        mask = np.ascontiguousarray(mask > np.quantile(mask, rng.random()))
+        if case % 10 == 0:
+            mask[:] = case % 20 == 0  # empty and full
+        rle = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))
+        counts = {"size": rle["size"], "counts": rle["counts"].decode()}
+        for stored in (rle, counts, mask):
+            part, x, y = cut_out(stored, size)
+            assert np.array_equal(whole(part, x, y, size), mask)
+            if part.size:
+                assert part.any(axis=1)[[0, -1]].all()  # no empty column at its ends
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"size": [5, 5], "counts": [25]},
+        {"size": list(SIZE), "counts": [3]},
+        {"size": list(SIZE)},
+        {"counts": "abc"},
+        np.zeros((3, 3), bool),
+        "mask",
+    ],
+)
+def test_what_is_no_mask_of_the_frame_is_an_error(stored: object) -> None:
+    with pytest.raises(UserError):
+        cut_out(stored, SIZE)  # type: ignore[arg-type]

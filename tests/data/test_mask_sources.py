@@ -3,54 +3,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
-import pycocotools.mask as mask_util
 import pytest
 from PIL import Image
 
-from ausm_d2.data.masks import FirstFrames, LabelPictures, ListedMasks, ObjectFolders, cut_out
+from ausm_d2.data.mask_sources import FirstFrames, LabelPictures, ListedMasks, ObjectFolders
 from ausm_d2.errors import UserError
 from tests.data.disk import SIZE, square, write_labels
-
-
-def whole(part: np.ndarray, x: int, y: int, size: tuple[int, int]) -> np.ndarray:
-    mask = np.zeros(size, bool)
-    mask[y : y + part.shape[1], x : x + part.shape[0]] = part.T > 0
-    return mask
-
-
-def test_cut_out_decodes_exactly_what_pycocotools_does() -> None:
-    rng = np.random.default_rng(0)
-    for case in range(400):
-        size = tuple(int(side) for side in rng.integers(1, 40, 2))
-        mask = cv2.GaussianBlur(rng.random(size), (0, 0), rng.uniform(0.2, 5))
-        mask = np.ascontiguousarray(mask > np.quantile(mask, rng.random()))
-        if case % 10 == 0:
-            mask[:] = case % 20 == 0  # empty and full
-        rle = mask_util.encode(np.asfortranarray(mask.view(np.uint8)))
-        counts = {"size": rle["size"], "counts": rle["counts"].decode()}
-        for stored in (rle, counts, mask):
-            part, x, y = cut_out(stored, size)
-            assert np.array_equal(whole(part, x, y, size), mask)
-            if part.size:
-                assert part.any(axis=1)[[0, -1]].all()  # no empty column at its ends
-
-
-@pytest.mark.parametrize(
-    "stored",
-    [
-        {"size": [5, 5], "counts": [25]},
-        {"size": list(SIZE), "counts": [3]},
-        {"size": list(SIZE)},
-        {"counts": "abc"},
-        np.zeros((3, 3), bool),
-        "mask",
-    ],
-)
-def test_what_is_no_mask_of_the_frame_is_an_error(stored: object) -> None:
-    with pytest.raises(UserError):
-        cut_out(stored, SIZE)  # type: ignore[arg-type]
 
 
 def label_pictures(folder: Path, *pictures: np.ndarray | None) -> LabelPictures:
