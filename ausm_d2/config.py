@@ -204,6 +204,7 @@ def _add_test_keys(cfg: CfgNode) -> None:
     test.TOPK_SCOPE = "video"
     test.HEAD = ""  # label set of what VideoPredictor detects; empty: the first of MODEL.AUSM.HEADS
     test.AMP = False  # bfloat16 autocast in streaming
+    test.CUDA_GRAPH = False  # capture the step of a stream in a CUDA graph, from its second frame on; CUDA only
     test.RESUME = False  # keep the videos that OUTPUT_DIR already holds results of
     # Times the input is repeated (Table 3): images as a still video, videos forward, backward, forward. Odd for videos.
     test.REPEAT = 1

@@ -32,6 +32,13 @@ def _reference_points(sizes: tuple[tuple[int, int], ...], device: torch.device, 
         return torch.cat(points)[None, :, None, None].to(device=device, dtype=dtype)
 
 
+@lru_cache(maxsize=128)
+def _pixel(size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(2) width and height of a pixel of a level, in the same coordinates; kept, for a copy waits for the device."""
+    with torch.inference_mode(False), torch.no_grad():
+        return torch.tensor([2 / size[1], 2 / size[0]], device=device, dtype=dtype)
+
+
 class MSDeformAttn(nn.Module):
     """Every pixel of every level gathers P bilinear samples per head from each level, around its own place.
 
@@ -96,8 +103,7 @@ class MSDeformAttn(nn.Module):
         for level, (feature, size) in enumerate(
             zip(values.split([h * w for h, w in sizes], dim=2), sizes, strict=True)
         ):
-            pixel = offsets.new_tensor([2 / size[1], 2 / size[0]])
-            grid = torch.addcmul(reference[:, :, 0], offsets[:, :, level], pixel)
+            grid = torch.addcmul(reference[:, :, 0], offsets[:, :, level], _pixel(size, query.device, weights.dtype))
             samples = F.grid_sample(feature.unflatten(2, size).to(grid.dtype), grid, align_corners=False)
             mixed = (samples * weights[:, :, :, level]).sum(dim=-1)
             out = mixed if out is None else out + mixed

@@ -1,5 +1,6 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""All that a stream remembers from one frame to the next. Its size depends on neither the frames nor the objects seen.
+"""All that a stream remembers from one frame to the next. Its size depends on neither the frames nor the objects seen,
+and a step overwrites its tensors where they lie.
 
 Shape shorthand:
     N_id: slots, as many as there are ID vectors; row i of A, of M and of every record below is slot i
@@ -54,10 +55,9 @@ class StreamState:
         self.masks[slot] = False
         self.prompted[slot] = False
 
-    def occupy(self, slot: int, *, id_index: int, mask: Tensor, track_id: int, prompted: bool) -> None:
-        """Take a free slot for an object that enters at the latest frame with ``mask`` (H4, W4)."""
+    def occupy(self, slot: int, *, id_index: int, track_id: int, prompted: bool) -> None:
+        """Take a free slot for an object that enters at the latest frame. Its mask is the caller's to write."""
         self.ids[slot] = id_index
-        self.masks[slot] = mask
         self.track_ids[slot] = track_id
         self.prompted[slot] = prompted
         self.last_seen[slot] = self.frame_index
@@ -84,8 +84,9 @@ class StreamState:
         for state in self.ssm:
             for each in state:
                 each.zero_()
-        for slot in range(len(self.ids)):
-            self.release(slot)
+        self.ids.fill_(FREE)
+        for each in (self.masks, self.prompted):
+            each.zero_()
         self.frame_index, self.next_track_id, self.recycled, self.dropped = -1, 1, 0, 0
 
     def state_dict(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..training.teacher_forcing import masks_at_stride4
 from .state import FREE, StreamState
+from .step import FrameStep, upload
 
 if TYPE_CHECKING:  # the model imports this module
     from ..meta_arch import AUSM
@@ -53,7 +54,7 @@ class FrameOutput:
             track_ids=[self.track_ids[row] for row in rows],
             probabilities=self.probabilities[rows],
             mean_probabilities=self.mean_probabilities[rows],
-            mask_logits=self.mask_logits[rows],
+            mask_logits=self.mask_logits[upload(torch.tensor(rows, dtype=torch.int64), self.mask_logits.device)],
             visible=self.visible[rows],
             prompted=self.prompted[rows],
             given=self.given,
@@ -71,6 +72,7 @@ class Stream:
         detect: bool,
         fg_threshold: float,
         seed: int = 0,
+        cuda_graph: bool = False,
     ) -> None:
         """
         Args:
@@ -79,6 +81,7 @@ class Stream:
             detect: look for new objects (unprompted work).
             fg_threshold: foreground probability from which a row of V becomes a track.
             seed: of the Sampler.
+            cuda_graph: capture the step in a CUDA graph (on CUDA only).
 
         Raises:
             UserError: if the model has no such head.
@@ -92,14 +95,17 @@ class Stream:
         self.state: StreamState | None = None
         self.size: tuple[int, int] | None = None  # (H_in, W_in) of the frames
         self._pool_was_short = False
+        self._frame_step = FrameStep(model, head, cuda_graph=cuda_graph)
 
-    def _start(self, height: int, width: int, dtype: torch.dtype) -> StreamState:
+    def _start(self, height: int, width: int) -> StreamState:
         """The state before the first frame, for masks of (height, width) = (H4, W4)."""
         model = self.model
         num_id, device = model.id_pool.num_id, model.device
         size = (height // 2, width // 2)
+        dtype, autocast = model.x_start.dtype, torch.is_autocast_enabled(device.type)
+        activations = torch.get_autocast_dtype(device.type) if autocast else dtype
         return StreamState(
-            ssm=model.compressor.init_states(size[0] * size[1], device=device, dtype=dtype),
+            ssm=model.compressor.init_states(size[0] * size[1], device=device, dtype=activations),
             x_prev=torch.zeros(len(model.x_start), *size, dtype=dtype, device=device),
             ids=torch.full((num_id,), FREE),
             masks=torch.zeros(num_id, height, width, dtype=torch.bool, device=device),
@@ -132,63 +138,39 @@ class Stream:
                 f"{self.size[1]}x{self.size[0]}: all frames of a stream have one size"
             )
         self.size = mask_size
-        features = self.model.encode(self.model.normalise(image[None]))
-        x = features.x
         if self.state is None:
-            height, width = features.mask_features.shape[-2:]
-            self.state = self._start(height, width, x.dtype)
+            height, width = self.model.normalise(image[None]).shape[-2:]  # padded
+            self.state = self._start(height // 4, width // 4)
         state = self.state
-        x_prev = state.x_prev
         if state.frame_index < 0:
-            x_prev = self.model.x_start.to(x.dtype)[:, None, None].expand_as(x[0])
+            state.x_prev.copy_(self.model.x_start[:, None, None])  # X_0
             if self.model.prompt_index == "zero":
                 self._add(prompts, mask_size)
                 prompts = {}
         state.frame_index += 1
-
-        # E_t = X_{t-1} + HistoryMarker(A_{t-1}, M_{t-1}) .. (y_trk, y_det) = PixelDecoder(concat(A_{t-1}, V), G_t)
-        ids = state.ids.to(x.device)
-        in_use = ids != FREE
-        predictions, ssm = self.model.predict(
-            x=x[:, None],
-            mask_features=features.mask_features[:, None],
-            x_prev=x_prev[None, None],
-            ids=self.model.id_pool(ids.clamp(min=0))[None],
-            in_use=in_use[None, None],
-            history=state.masks[None, None],
-            heads=[self.head],
-            states=state.ssm,
-            intermediate=False,
-        )
-        assert ssm is not None
-        state.ssm, state.x_prev = ssm, x[0]
-        class_logits, mask_logits = predictions[-1].class_logits[0], predictions[-1].mask_logits[0]
-        masks = mask_logits > 0
-
-        # The one synchronisation of a frame: which masks are empty, and all probabilities.
-        visible = masks.flatten(1).any(dim=1, keepdim=True)
-        report = torch.cat([class_logits.float().softmax(-1)[:, :-1], visible], dim=1).cpu().double()
+        report, mask_logits = self._frame_step(image, state)
+        report = report.cpu().double()  # the one time that a frame waits for the device
         probabilities, visible = report[:, :-1], report[:, -1] > 0
 
-        # A_t = concat(A_{t-1}, A'), M_t = concat(m_trk, m_D); slots that are not in use stay empty.
+        # A_t = concat(A_{t-1}, A'), M_t = concat(m_trk, m_D)
         num_id = len(state.ids)
-        state.masks = masks[:num_id] & in_use[:, None, None]
         state.class_sums += probabilities[:num_id]
         state.predicted += 1
         state.last_seen[state.in_use & visible[:num_id]] = state.frame_index
         source = torch.arange(num_id)  # row of Q that a slot's output is read from
         if self.detect:
-            self._allocate(probabilities, visible, masks, source)
+            self._allocate(probabilities, visible, mask_logits, source)
         given = self._add(prompts, mask_size)
 
         slots = state.in_use.nonzero()[:, 0]
         rows = source[slots]
-        logits = mask_logits[rows.to(mask_logits.device)].float()
+        logits = mask_logits[upload(rows, mask_logits.device)].float()
         current, shown = probabilities[rows], visible[rows]
-        for i, slot in enumerate(slots.tolist()):
-            if slot in given:  # certain to be there, of unknown class
-                logits[i] = torch.where(state.masks[slot], _GIVEN_LOGIT, -_GIVEN_LOGIT)
-                current[i], shown[i] = 1 / current.shape[1], True
+        if given:  # certain to be there, of unknown class
+            echoed = torch.tensor([slot in given for slot in slots.tolist()])
+            current[echoed], shown[echoed] = 1 / current.shape[1], True
+            at, of = (upload(each, logits.device) for each in (echoed.nonzero()[:, 0], slots[echoed]))
+            logits[at] = torch.where(state.masks[of], _GIVEN_LOGIT, -_GIVEN_LOGIT)
         age = state.predicted[slots, None]
         mean = torch.where(age > 0, state.class_sums[slots] / age.clamp(min=1), current)
         track_ids = state.track_ids[slots].tolist()
@@ -251,23 +233,29 @@ class Stream:
         taken[state.ids[state.in_use]] = True
         return int(self.model.id_pool.sample(1, in_use=taken, generator=state.generator))
 
-    def _allocate(self, probabilities: Tensor, visible: Tensor, masks: Tensor, source: Tensor) -> None:
+    def _allocate(self, probabilities: Tensor, visible: Tensor, mask_logits: Tensor, source: Tensor) -> None:
         """D = the confident foreground detections; A' = Sampler(B_{t-1}, |D|). Writes rows of Q into ``source``."""
         state = self._state()
         num_id = len(state.ids)
         foreground = probabilities[num_id:].sum(-1)
         found = ((foreground >= self.fg_threshold) & visible[num_id:]).nonzero()[:, 0]
         found = found[foreground[found].argsort(descending=True)]  # the surest first, should slots run out
+        taken = []
         for row in (found + num_id).tolist():
             slot = self._take_slot()
             if slot is None:
                 state.dropped += 1
                 continue
-            state.occupy(slot, id_index=self._draw(), mask=masks[row], track_id=state.next_track_id, prompted=False)
+            state.occupy(slot, id_index=self._draw(), track_id=state.next_track_id, prompted=False)
             state.next_track_id += 1
             state.class_sums[slot] = probabilities[row]
             state.predicted[slot] = 1
             source[slot] = row
+            taken.append(slot)
+        if taken:
+            slots, rows = torch.tensor(taken), source[taken]
+            device = mask_logits.device
+            state.masks[upload(slots, device)] = mask_logits[upload(rows, device)] > 0
 
     def _recyclable(self) -> Tensor:
         """bool (N_id): slots of unprompted tracks that are hidden now."""
@@ -314,26 +302,27 @@ class Stream:
                 "(MODEL.AUSM.NUM_ID) are free"
             )
         state.prompted[list(known.values())] = True  # a correction: the object keeps its id, its slot and its vector
-        slots = set()
-        for object_id, mask in prompts.items():
-            marked = self._mark(mask)
+        slots = []
+        for object_id in prompts:
             slot = known.get(object_id)
             if slot is None:
                 slot = self._take_slot()
                 assert slot is not None
-                state.occupy(slot, id_index=self._draw(), mask=marked, track_id=object_id, prompted=True)
+                state.occupy(slot, id_index=self._draw(), track_id=object_id, prompted=True)
             else:
-                state.masks[slot] = marked
                 state.last_seen[slot] = state.frame_index
             state.next_track_id = max(state.next_track_id, object_id + 1)
-            slots.add(slot)
-        return slots
+            slots.append(slot)
+        if slots:
+            marked = torch.stack([self._mark(mask) for mask in prompts.values()])
+            device = state.masks.device
+            state.masks[upload(torch.tensor(slots), device)] = upload(marked.cpu(), device)
+        return set(slots)
 
     def _mark(self, mask: Tensor) -> Tensor:
         """bool (H_in, W_in) -> bool (H4, W4) as M has it. A mask too small for any cell keeps the fullest one."""
-        state = self._state()
-        height, width = (4 * side for side in state.masks.shape[-2:])
-        padded = F.pad(mask, (0, width - mask.shape[1], 0, height - mask.shape[0])).to(state.masks.device)
+        height, width = (4 * side for side in self._state().masks.shape[-2:])
+        padded = F.pad(mask, (0, width - mask.shape[1], 0, height - mask.shape[0]))
         marked = masks_at_stride4(padded[None])[0] > 0
         if mask.any() and not marked.any():
             coverage = F.avg_pool2d(padded[None].float(), 4)[0]

@@ -43,6 +43,7 @@ class VideoSettings:
     topk_scope: str  # "video" or "frame"
     prompt_head: str  # of prompted rows
     amp: bool  # bfloat16 autocast
+    cuda_graph: bool  # capture the step (on CUDA only)
     seed: int
     repeat: int
     spatial_traversal: bool
@@ -60,6 +61,7 @@ class VideoSettings:
             topk_scope=test.TOPK_SCOPE,
             prompt_head=cfg.MODEL.AUSM.PROMPT_HEAD,
             amp=test.AMP,
+            cuda_graph=test.CUDA_GRAPH,
             seed=test.SEED,
             repeat=test.REPEAT,
             spatial_traversal=test.SPATIAL_TRAVERSAL,
@@ -129,7 +131,14 @@ class FrameStream:
             head, detect: as for :class:`Stream`.
         """
         self.settings = settings
-        self.stream = Stream(model, head=head, detect=detect, fg_threshold=settings.fg_threshold, seed=settings.seed)
+        self.stream = Stream(
+            model,
+            head=head,
+            detect=detect,
+            fg_threshold=settings.fg_threshold,
+            seed=settings.seed,
+            cuda_graph=settings.cuda_graph,
+        )
         self.size: tuple[int, int] | None = None  # (H, W)
 
     def step(self, frame: np.ndarray, prompts: Mapping[int, np.ndarray] | None = None) -> FrameOutput:

@@ -72,7 +72,7 @@ class ScriptedModel:
 
     def predict(self, **arguments: Any) -> tuple[list[Predictions], list]:
         rows = self.script[len(self.seen)]
-        self.seen.append({**arguments, "history": arguments["history"].clone()})
+        self.seen.append({**arguments, **{name: arguments[name].clone() for name in ("history", "x_prev")}})
         num_id = self.id_pool.num_id
         nothing = Row([0.0, 0.0])
         every = [rows.get("tracks", {}).get(i, nothing) for i in range(num_id)]

@@ -101,7 +101,7 @@ def test_reset_makes_the_next_frame_a_first_one() -> None:
         "frame_index": -1, "next_track_id": 1, "recycled": 0, "dropped": 0
     }  # fmt: skip
     fresh = open_stream(model)
-    fresh.state = fresh._start(8, 16, torch.float32)
+    fresh.state = fresh._start(8, 16)
     fresh.state.generator.set_state(stream.state.generator.get_state())
     for image in images[3:]:
         assert_same(stream.step(image), fresh.step(image))
@@ -135,7 +135,8 @@ def test_a_slot_is_taken_and_given_back() -> None:
     assert stream.state is not None
     state, mask = stream.state, torch.ones(8, 16, dtype=torch.bool)
     state.class_sums[2], state.predicted[2] = 5.0, 9
-    state.occupy(2, id_index=4, mask=mask, track_id=11, prompted=True)
+    state.occupy(2, id_index=4, track_id=11, prompted=True)
+    state.masks[2] = mask
     assert state.in_use.nonzero().tolist() == [[2]] and state.ids[2] == 4 and state.masks[2].all()
     assert state.last_seen[2] == 0 and state.predicted[2] == 0 and not state.class_sums[2].any()
     state.release(2)

@@ -1,0 +1,111 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""The part of a frame's work that runs on the model's device: the same operations whatever is in the frame.
+
+Nothing here waits for the device, no shape depends on what was found, and the state is overwritten where it lies: that
+is what a CUDA graph needs.
+
+Shape shorthand:
+    N_id: slots (rows of A)
+    Q: N_id + detection queries
+    K: classes of the stream's label set
+    H, W: size of the frame in pixels, before it is padded
+    H4, W4: size of its masks, stride 4
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .state import FREE, StreamState
+
+if TYPE_CHECKING:  # the model imports this package
+    from ..meta_arch import AUSM
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on ``device``. CUDA is not waited for: that takes memory the system cannot move."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class StepOutput(NamedTuple):
+    """Of all rows of Q. The next step may overwrite it."""
+
+    report: Tensor  # float32 (Q, K + 1): class probabilities; then 1 where some mask logit is above 0
+    mask_logits: Tensor  # (Q, H4, W4)
+
+
+class FrameStep:
+    """E_t = X_{t-1} + HistoryMarker(A_{t-1}, M_{t-1}) .. (y_trk, y_det) = PixelDecoder(concat(A_{t-1}, V), G_t)."""
+
+    def __init__(self, model: AUSM, head: str, *, cuda_graph: bool) -> None:
+        """
+        Args:
+            model: in evaluation mode.
+            head: label set of all rows.
+            cuda_graph: capture the step of each state in a CUDA graph, at the second frame that it sees (the first one
+                compiles kernels and makes workspaces); later frames replay it. It acts on CUDA only.
+        """
+        self._model = model
+        self._head = head
+        self._capturing = cuda_graph and model.device.type == "cuda"
+        self._seen: StreamState | None = None  # the state that the last frame belonged to
+        self._graph: _Graph | None = None  # of that state
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor, state: StreamState) -> StepOutput:
+        """
+        Args:
+            image: uint8 (3, H, W), RGB.
+            state: overwritten where it lies are the Mamba caches, X_{t-1} by X_t, and M_{t-1} by the masks of the same
+                rows in this frame.
+        """
+        if self._seen is not state:
+            self._seen, self._graph = state, None
+        elif self._capturing:
+            self._graph = self._graph or _Graph(self, image, state)
+            return self._graph.replay(image, state.ids)
+        return self.run(upload(image, self._model.device), upload(state.ids, self._model.device), state)
+
+    def run(self, image: Tensor, ids: Tensor, state: StreamState) -> StepOutput:
+        """The step, with the image and ``state.ids`` on the model's device."""
+        features = self._model.encode(self._model.normalise(image[None]))
+        in_use = ids != FREE
+        predictions, _ = self._model.predict(
+            x=features.x[:, None],
+            mask_features=features.mask_features[:, None],
+            x_prev=state.x_prev[None, None],
+            ids=self._model.id_pool(ids.clamp(min=0))[None],
+            in_use=in_use[None, None],
+            history=state.masks[None, None],
+            heads=[self._head],
+            states=state.ssm,
+            intermediate=False,
+        )
+        class_logits, mask_logits = predictions[-1].class_logits[0], predictions[-1].mask_logits[0]
+        masks = mask_logits > 0
+        state.x_prev.copy_(features.x[0])
+        torch.logical_and(masks[: len(ids)], in_use[:, None, None], out=state.masks)  # free slots stay empty
+        visible = masks.flatten(1).any(dim=1, keepdim=True)
+        return StepOutput(torch.cat([class_logits.float().softmax(-1)[:, :-1], visible], dim=1), mask_logits)
+
+
+class _Graph:
+    """A step on one state, captured."""
+
+    def __init__(self, step: FrameStep, image: Tensor, state: StreamState) -> None:
+        device = state.masks.device
+        self._image, self._ids = upload(image, device), upload(state.ids, device)
+        self._graph = torch.cuda.CUDAGraph()
+        # Weights that autocast has converted before would be freed after this frame: the graph converts its own.
+        dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
+        with torch.autocast("cuda", dtype, enabled, cache_enabled=False), torch.cuda.graph(self._graph):
+            self._output = step.run(self._image, self._ids, state)
+
+    def replay(self, image: Tensor, ids: Tensor) -> StepOutput:
+        for kept, new in ((self._image, image), (self._ids, ids)):
+            kept.copy_(upload(new, kept.device))
+        self._graph.replay()
+        return self._output

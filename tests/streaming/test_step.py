@@ -1,0 +1,168 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""The device's part of a step: nothing in it waits, it can be captured, and CPU and CUDA agree."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ausm_d2.config import load_config
+from ausm_d2.data.synthvis import SPLITS, SynthVis
+from ausm_d2.streaming.predictor import VideoPredictor
+from ausm_d2.streaming.state import StreamState
+from ausm_d2.streaming.step import FrameStep
+from ausm_d2.streaming.stream import Stream
+from ausm_d2.streaming.video import given_masks
+from tests.streaming.test_state import frames, tensors
+from tests.tiny import tiny_model
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+class _Crossings(TorchDispatchMode):
+    """Notes operations on the device that take a tensor of the CPU: on CUDA they would be copies, and wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        inputs = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        outputs = [each for each in tree_leaves(out) if isinstance(each, Tensor)]
+        if any(each.is_meta for each in [*inputs, *outputs]) and not all(each.is_meta for each in inputs):
+            self.names.append(str(func))
+        return out
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_nothing_waits_for_the_device_or_depends_on_what_is_found(layers: int) -> None:
+    # The device "meta" has no values: whatever would read one (item, nonzero, a mask as an index) raises on it.
+    model = tiny_model("MODEL.AUSM.FRAME_ENCODER.ENC_LAYERS", layers, "MODEL.AUSM.SPATIAL_REDUCTION", 2).eval()
+    step, state = FrameStep(model, "synthvis", cuda_graph=False), Stream(
+        model, head="synthvis", detect=True, fg_threshold=0.5
+    )._start(16, 24)
+    model.to("meta")
+    state = state.to("meta")
+    arguments = torch.empty(3, 64, 96, dtype=torch.uint8, device="meta"), state.ids.to("meta"), state
+    with torch.no_grad():
+        step.run(*arguments)  # the first frame may make what is kept
+        with _Crossings() as crossings:
+            output = step.run(*arguments)
+    assert output.report.shape == (8 + 6, 6 + 1) and output.mask_logits.shape == (8 + 6, 16, 24)
+    assert crossings.names == []
+
+
+def test_a_step_overwrites_the_state_where_it_lies() -> None:
+    stream = Stream(tiny_model().eval(), head="synthvis", detect=True, fg_threshold=0.0)
+    places = []
+    for image in frames(4):
+        stream.step(image)
+        assert stream.state is not None
+        places.append({name: each.data_ptr() for name, each in tensors(stream.state).items() if name != "generator"})
+    assert places[0] == places[3]
+
+
+class _Recorded:
+    """Stands in for ``torch.cuda.graph``: capturing and replaying both run the step."""
+
+    captures = 0
+
+    def __init__(self, step: FrameStep, image: Tensor, state: StreamState) -> None:
+        type(self).captures += 1
+        self.step, self.state = step, state
+
+    def replay(self, image: Tensor, ids: Tensor) -> Any:
+        return self.step.run(image, ids, self.state)
+
+
+def test_a_graph_belongs_to_one_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ausm_d2.streaming.step._Graph", _Recorded)
+    monkeypatch.setattr(_Recorded, "captures", 0)
+    model = tiny_model().eval()
+    stream = Stream(model, head="synthvis", detect=True, fg_threshold=0.5)
+    stream._frame_step._capturing = True
+    captures = []
+    for t, image in enumerate(frames(6)):
+        if t == 3:
+            assert stream.state is not None
+            stream.state = StreamState.from_state_dict(stream.state.state_dict())
+        stream.step(image)
+        captures.append(_Recorded.captures)
+    assert captures == [0, 1, 1, 1, 2, 2]
+    assert not FrameStep(model, "synthvis", cuda_graph=True)._capturing  # on CUDA only
+
+
+def test_half_precision_keeps_the_convolutions_inputs_in_it() -> None:
+    stream = Stream(tiny_model().eval(), head="synthvis", detect=True, fg_threshold=0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        for image in frames(2):
+            output = stream.step(image)
+    assert stream.state is not None
+    for caches in stream.state.ssm:
+        assert (caches.conv.dtype, caches.ssm.dtype) == (torch.bfloat16, torch.float32)
+    assert output.mask_logits.isfinite().all()
+
+
+def follow(*opts: Any) -> list[Tensor]:
+    """The masks (N, H, W) of every frame of a short video whose objects are given, with the trained weights."""
+    record = SynthVis(SPLITS["val"][0], 2, 8, complete=True)[1]
+    images = [np.ascontiguousarray(record.frames[t][..., ::-1]) for t in range(record.length)]
+    session = VideoPredictor(load_config("configs/synth/ausm_nano.yaml", opts)).start(images[0], given_masks(record)[0])
+    results = [session.result, *(session.step(image) for image in images[1:])]
+    return [result.instances.pred_masks.cpu() for result in results]
+
+
+def assert_alike(one: list[Tensor], other: list[Tensor]) -> None:
+    for t, (mine, theirs) in enumerate(zip(one, other, strict=True)):
+        assert len(mine) == len(theirs) > 0
+        union = (mine | theirs).sum((1, 2))
+        iou = torch.where(union > 0, (mine & theirs).sum((1, 2)) / union.clamp(min=1), 1.0)
+        assert iou.min() >= 0.99, (t, iou)
+
+
+def test_the_comparison_below_can_fail() -> None:
+    masks = torch.rand(4, 2, 20, 20) > 0.3
+    off = masks.clone()
+    off[3, 1, :2] ^= True
+    assert_alike([*masks], [*masks])
+    with pytest.raises(AssertionError):
+        assert_alike([*masks], [*off])
+
+
+@needs_gpu
+def test_cpu_and_cuda_give_the_same_masks() -> None:
+    assert_alike(follow("MODEL.DEVICE", "cpu"), follow("MODEL.DEVICE", "cuda"))
+
+
+@needs_gpu
+def test_a_captured_step_gives_the_same_masks() -> None:
+    assert_alike(follow("MODEL.DEVICE", "cuda"), follow("MODEL.DEVICE", "cuda", "TEST.AUSM.CUDA_GRAPH", True))
+
+
+@needs_gpu
+def test_bfloat16_can_be_captured() -> None:
+    assert all(map(len, follow("MODEL.DEVICE", "cuda", "TEST.AUSM.CUDA_GRAPH", True, "TEST.AUSM.AMP", True)))
+
+
+@needs_gpu
+def test_a_frame_waits_for_the_device_once() -> None:
+    stream = Stream(tiny_model().eval().to("cuda"), head="synthvis", detect=True, fg_threshold=0.0)
+    images = frames(3)
+    for image in images[:2]:
+        stream.step(image)
+    with warnings.catch_warnings(record=True) as waits:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            stream.step(images[2])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len([each for each in waits if "synchroniz" in str(each.message)]) == 1
