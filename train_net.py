@@ -20,6 +20,7 @@ from torch import nn
 
 from ausm_d2.checkpoint import AUSMCheckpointer
 from ausm_d2.config import load_config
+from ausm_d2.data.build import check_train_config, require_files
 from ausm_d2.engine import Trainer, check_datasets
 from ausm_d2.errors import UserError, cli
 
@@ -33,7 +34,11 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     if args.eval_only and not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST: empty, expected the names of the data sets to evaluate on")
-    check_datasets(cfg, [*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)])
+    if not args.eval_only:
+        check_train_config(cfg)
+    names = [*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)]
+    check_datasets(cfg, names)
+    require_files(names)
     META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)  # what else the model asks of its config
 
     last = AUSMCheckpointer(nn.Module(), cfg.OUTPUT_DIR)

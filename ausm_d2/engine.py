@@ -19,7 +19,7 @@ from torch import nn
 
 from . import meta_arch as meta_arch  # registers AUSM
 from .checkpoint import AUSMCheckpointer
-from .data.build import build_test_loader, build_train_loader, get_records, registered_names
+from .data.build import TrainLoader, build_test_loader, build_train_loader, get_records, registered_names
 from .data.catalog import register_from_config
 from .errors import UserError
 from .evaluation.evaluators import Scores, VideoEvaluators, build_evaluator
@@ -64,8 +64,13 @@ class Trainer(DefaultTrainer):
         self.checkpointer = AUSMCheckpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         return super().build_hooks()
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        # Resumed, it goes on to the clips that come next; it does not begin anew with those it has had.
+        self._trainer.data_loader.skip(self.start_iter)
+
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         check_datasets(cfg, cfg.DATASETS.TRAIN)
         return build_train_loader(cfg)
 

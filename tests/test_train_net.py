@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import train_net
+from ausm_d2.data import build
 from ausm_d2.data.synthvis import CLASSES, SynthVis
 from ausm_d2.errors import cli
 from tests.tiny import tiny_cfg, tiny_model
@@ -85,7 +87,23 @@ def metrics(output_dir: Path, name: str) -> dict[int, float]:
     return {line["iteration"]: line[name] for line in lines if name in line}
 
 
-def test_train_resume_and_evaluate(run: Callable[..., int], data_sets: list[str], tmp_path: Path) -> None:
+@pytest.fixture
+def draws(monkeypatch: pytest.MonkeyPatch) -> list[build.Draw]:
+    """What training items have been made of."""
+    made: list[build.Draw] = []
+    make = build._TrainingItems.__getitem__
+
+    def noted(self: build._TrainingItems, draw: build.Draw) -> dict[str, Any]:
+        made.append(draw)
+        return make(self, draw)
+
+    monkeypatch.setattr(build._TrainingItems, "__getitem__", noted)
+    return made
+
+
+def test_train_resume_and_evaluate(
+    run: Callable[..., int], data_sets: list[str], draws: list[build.Draw], tmp_path: Path
+) -> None:
     train, *test = data_sets
     names = ["DATASETS.TRAIN", [train], "DATASETS.TEST", test]
     out = tmp_path / "out"
@@ -101,13 +119,14 @@ def test_train_resume_and_evaluate(run: Callable[..., int], data_sets: list[str]
     checkpoint = torch.load(out / "model_final.pth", weights_only=False)
     assert checkpoint["iteration"] == 1
 
-    # Two more iterations: those before are not run again, and the optimiser goes on.
+    # Two more iterations: those before are not run again, the optimiser goes on, and so do the clips.
     assert run("--resume", *names, "SOLVER.MAX_ITER", 4) == 0
     assert list(metrics(out, "total_loss")) == [1, 3]
     resumed = torch.load(out / "model_final.pth", weights_only=False)
     assert resumed["iteration"] == 3
     steps = {int(state["step"]) for state in resumed["trainer"]["_trainer"]["optimizer"]["state"].values()}
     assert max(steps) == 4
+    assert draws == list(islice(build.MixtureSampler([2], [1.0], seed=7), 4))
     assert not torch.equal(checkpoint["model"]["x_start"], resumed["model"]["x_start"])
 
     # Evaluation of the last checkpoint, by --resume and by name, gives what the training measured at its end.
@@ -154,14 +173,34 @@ MISTAKES = {
     ),
     "no weights to evaluate": (["--eval-only"], "MODEL.WEIGHTS: empty"),
     "nothing to evaluate": (["--eval-only", "DATASETS.TEST", []], "DATASETS.TEST: empty"),
+    "a ratio too few": (
+        ["DATASETS.TRAIN", ["synthvis_train", "synthvis_val"], "DATASETS.DATASET_RATIO", [1.0]],
+        "DATASETS.DATASET_RATIO: [1.0] found; expected one number from 0 on for each of "
+        "['synthvis_train', 'synthvis_val'], not all 0",
+    ),
+    "a frame range too many": (["INPUT.SAMPLING_FRAME_RANGES", [3, 4]], "INPUT.SAMPLING_FRAME_RANGES: 2 numbers"),
+    "nothing to train on": (["DATASETS.TRAIN", []], "DATASETS.TRAIN: empty"),
+    "training files that are not there": (
+        ["DATASETS.TRAIN", ["coco_2017_train"], "MODEL.AUSM.HEADS", [["synthvis", 6], ["coco", 80]]],
+        "coco_2017_train: no annotation file found; looked for nowhere/coco/annotations/instances_train2017.json",
+    ),
+    "test files that are not there": (
+        ["DATASETS.TEST", ["davis_2017_val"], "MODEL.AUSM.HEADS", [["synthvis", 6], ["object", 1]]],
+        "davis_2017_val: no folder found; looked for nowhere/DAVIS/ImageSets/2017/val.txt",
+    ),
     "missing config": (["--config-file", "no/such.yaml"], "config file 'no/such.yaml' does not exist"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_one_line_and_leave_nothing_behind(
-    mistake: str, run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mistake: str,
+    run: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", "nowhere")
     arguments, message = MISTAKES[mistake]
     assert run(*arguments) == 1
     captured = capsys.readouterr()

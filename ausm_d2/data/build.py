@@ -43,8 +43,11 @@ class MixtureSampler(torch.utils.data.Sampler[Draw]):
     """Endless draws from several data sets, each shuffled anew whenever it is used up.
 
     All processes walk the same stream of draws (the seed is shared) and process r of R takes draws r, r + R, ...: no
-    draw is used twice, whatever the number of processes and workers.
+    draw is used twice, whatever the number of processes and workers. ``start``: how many draws, of all processes
+    together, an interrupted training has had already.
     """
+
+    _BLOCK = 4096  # draws made at once, so that a hundred thousand of them are passed over in a moment
 
     def __init__(self, sizes: Sequence[int], ratios: Sequence[float], seed: int) -> None:
         """
@@ -56,16 +59,19 @@ class MixtureSampler(torch.utils.data.Sampler[Draw]):
         self.sizes = sizes
         self.shares = np.asarray(ratios, dtype=np.float64) / np.sum(ratios)
         self.seed = seed
+        self.start = 0
 
     def __iter__(self) -> Iterator[Draw]:
-        yield from islice(self._stream(), comm.get_rank(), None, comm.get_world_size())
+        yield from islice(self._stream(), self.start + comm.get_rank(), None, comm.get_world_size())
 
     def _stream(self) -> Iterator[Draw]:
         rng, *dataset_rngs = np.random.default_rng(self.seed).spawn(1 + len(self.sizes))
         orders = [_shuffled(size, dataset_rng) for size, dataset_rng in zip(self.sizes, dataset_rngs, strict=True)]
         while True:
-            dataset = int(rng.choice(len(self.sizes), p=self.shares))
-            yield Draw(dataset, next(orders[dataset]), int(rng.integers(2**62)))
+            datasets = rng.choice(len(self.sizes), self._BLOCK, p=self.shares).tolist()
+            seeds = rng.integers(2**62, size=self._BLOCK).tolist()
+            for dataset, seed in zip(datasets, seeds, strict=True):
+                yield Draw(dataset, next(orders[dataset]), seed)
 
 
 def _shuffled(size: int, rng: np.random.Generator) -> Iterator[int]:
@@ -112,12 +118,31 @@ def prepare_worker() -> None:
         libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, bytes; the largest it takes
 
 
-class _CountedBatches:
-    """The batches of a loader; the share of each data set among their items is logged as ``data/share_of_<name>``."""
+class TrainLoader:
+    """Endless batches of clips; the share of each data set among them is logged as ``data/share_of_<name>``."""
 
-    def __init__(self, batches: Iterable[list[dict[str, Any]]], names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        batches: Iterable[list[dict[str, Any]]],
+        names: Sequence[str],
+        sampler: MixtureSampler,
+        clips_per_iteration: int,
+    ) -> None:
+        """
+        Args:
+            clips_per_iteration: of all processes together.
+        """
         self._batches = batches
         self._names = names
+        self._sampler = sampler
+        self._clips_per_iteration = clips_per_iteration
+
+    def skip(self, iterations: int) -> None:
+        """Begin with the clips that come after so many iterations of the same seed; call it before iterating.
+
+        With aspect-ratio grouping the few clips that were waiting for their group are drawn a second time.
+        """
+        self._sampler.start = iterations * self._clips_per_iteration
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         seen: Counter[str] = Counter()
@@ -172,7 +197,31 @@ def get_training_records(cfg: CfgNode, name: str) -> list[VideoRecord]:
     return records
 
 
-def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+def check_train_config(cfg: CfgNode) -> None:
+    """What can be said of the config of a training without reading any data set.
+
+    Raises:
+        UserError: ratios that do not fit, or what clips are made with.
+    """
+    names, ratios = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.DATASET_RATIO)
+    if not names:
+        raise UserError("DATASETS.TRAIN: empty, expected the names of the data sets to train on")
+    if ratios and (len(ratios) != len(names) or min(ratios) < 0 or sum(ratios) <= 0):
+        raise UserError(
+            f"DATASETS.DATASET_RATIO: {ratios} found; expected one number from 0 on for each of {names}, not all 0"
+        )
+    ClipMapper(cfg)
+
+
+def require_files(names: Iterable[str]) -> None:
+    """Raise a ``UserError`` if files of registered data sets are missing; it says what was looked for."""
+    for name in names:
+        locate = MetadataCatalog.get(name).get("locate")
+        if locate:  # data that is embedded has no files
+            locate()
+
+
+def build_train_loader(cfg: CfgNode) -> TrainLoader:
     """Endless batches of ``SOLVER.IMS_PER_BATCH`` clips (all processes together) drawn from ``DATASETS.TRAIN``.
 
     ``DATASETS.DATASET_RATIO`` says how often each data set is drawn (empty: by its number of videos). With
@@ -182,17 +231,11 @@ def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
         UserError: unknown or empty data sets, ratios that do not fit.
     """
     register_from_config(cfg)
+    check_train_config(cfg)
     names = list(cfg.DATASETS.TRAIN)
-    if not names:
-        raise UserError("DATASETS.TRAIN: empty")
     records = [get_training_records(cfg, name) for name in names]
     sizes = [len(of_one) for of_one in records]
     ratios = list(cfg.DATASETS.DATASET_RATIO) or sizes
-    if len(ratios) != len(names) or min(ratios) < 0 or sum(ratios) <= 0:
-        raise UserError(
-            f"DATASETS.DATASET_RATIO: {list(cfg.DATASETS.DATASET_RATIO)} found; expected one number from 0 on for each "
-            f"of {names}, not all 0"
-        )
     sampler = MixtureSampler(sizes, ratios, comm.shared_random_seed() if cfg.SEED < 0 else cfg.SEED)
     for name, size, share in zip(names, sizes, sampler.shares, strict=True):
         logger.info("%s: %d videos, %.1f %% of the clips", name, size, 100 * share)
@@ -204,7 +247,7 @@ def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
-    return _CountedBatches(batches, names)
+    return TrainLoader(batches, names, sampler, cfg.SOLVER.IMS_PER_BATCH)
 
 
 def build_test_loader(

@@ -78,6 +78,42 @@ def test_ranks_share_one_stream_without_overlap(monkeypatch: pytest.MonkeyPatch)
     assert len({draw.seed for draw in whole}) == 40
 
 
+def test_a_resumed_training_goes_on_with_the_clips_that_come_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With any number of workers and processes: after 5 iterations come the batches of iteration 5, 6, ..."""
+
+    def batches(workers: int, skipped: int, taken: int) -> list[list[tuple[str, int, list[int]]]]:
+        keys = {"DATALOADER__NUM_WORKERS": workers, "DATALOADER__ASPECT_RATIO_GROUPING": False}
+        loader = build_train_loader(small_cfg("stub_a", "stub_b", SOLVER__IMS_PER_BATCH=4, **keys))
+        loader.skip(skipped)
+        of_items = [
+            [(item["dataset_name"], item["video_id"], item["frame_indices"]) for item in batch]
+            for batch in islice(loader, taken)
+        ]
+        return of_items
+
+    whole = batches(0, 0, 8)
+    assert len({str(batch) for batch in whole}) == 8
+    for workers in (0, 2):
+        assert batches(workers, 5, 3) == whole[5:]
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr("detectron2.data.build.get_world_size", lambda: 2)
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        parts.append(batches(0, 5, 3))
+    together = [[parts[i % 2][k][i // 2] for i in range(4)] for k in range(3)]
+    assert together == whole[5:]
+
+
+def test_draws_are_passed_over_where_they_would_have_been() -> None:
+    """Also across the blocks that they are made in."""
+    sampler = MixtureSampler([5, 20], [3, 1], seed=2)
+    whole = list(islice(sampler, 9000))
+    for start in (1, 4095, 4096, 8999):
+        sampler.start = start
+        assert next(iter(sampler)) == whole[start]
+
+
 def test_unreadable_video_is_replaced_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     register("stub_c", [moving_square(0), moving_square(1, broken=True)])
     ids = {item["video_id"] for batch in islice(build_train_loader(small_cfg("stub_c")), 20) for item in batch}

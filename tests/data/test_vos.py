@@ -16,7 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ausm_d2.data.build import build_test_loader, build_train_loader, get_records
 from ausm_d2.data.catalog import register_davis_style
-from ausm_d2.data.catalog.vos import folders, load_folder_tree
+from ausm_d2.data.catalog.vos import folders, load_records
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from tests.data.disk import SIZE, square, write_davis, write_frame, write_json, write_labels, write_tree
@@ -224,14 +224,14 @@ def test_masks_that_are_missing_or_fit_no_frame(root: Path) -> None:
     with pytest.raises(UserError, match=r"masks/a: no mask file has the name of a frame \(such as 00000\.png\)"):
         _ = tree(root).height
     shutil.rmtree(root / "masks/a")
-    (record,) = load_folder_tree(root / "images", root / "masks", ["a"])
+    (record,) = load_records(root / "images", root / "masks", ["a"])
     with pytest.raises(UserError, match=r"masks/a: the masks of this video are missing"):
         _ = record.masks
 
 
 def test_real_davis_sequences(shared_data: Path) -> None:
     images, masks = shared_data / "davis_dev/JPEGImages/480p", shared_data / "davis_dev/Annotations/480p"
-    records = load_folder_tree(images, masks, folders(images))
+    records = load_records(images, masks, folders(images))
     assert [(r.name, r.length) for r in records] == [
         ("blackswan", 50), ("camel", 90), ("car-roundabout", 75), ("cows", 104), ("dog", 60),
     ]  # fmt: skip

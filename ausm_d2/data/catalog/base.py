@@ -39,9 +39,15 @@ def find(name: str, what: str, candidates: Sequence[str | Path]) -> Path:
     )
 
 
+def find_all(name: str, candidates: Mapping[str, Sequence[str | Path]]) -> list[Path]:
+    """``find`` of several things, each by what it is."""
+    return [find(name, what, paths) for what, paths in candidates.items()]
+
+
 def register(
     name: str,
-    load: Callable[[], list[VideoRecord]],
+    locate: Callable[[], Sequence[Path]],
+    read: Callable[..., list[VideoRecord]],
     *,
     classes: Mapping[int, str] | None,
     evaluator_type: str,
@@ -54,8 +60,9 @@ def register(
 
     Args:
         name: as in DATASETS.TRAIN and DATASETS.TEST.
-        load: returns the records; called when the data set is asked for.
-        classes: names by the data set's own ids; contiguous ids are their places. None: ``load`` puts
+        locate: finds the files and folders; also called to see whether they are there, without reading any.
+        read: returns the records, of what ``locate`` found; called when the data set is asked for.
+        classes: names by the data set's own ids; contiguous ids are their places. None: ``read`` puts
             :func:`class_metadata` into the metadata.
         evaluator_type: "ytvis", "vos", "ytvos", "sav" or "coco".
         task: "vis" (unprompted), "vos" (prompted) or "image" (clips are made of one image).
@@ -67,9 +74,10 @@ def register(
         DatasetCatalog.remove(name)
     if name in MetadataCatalog.list():
         MetadataCatalog.remove(name)
-    DatasetCatalog.register(name, load)
+    DatasetCatalog.register(name, lambda: read(*locate()))
     metadata = MetadataCatalog.get(name)
     metadata.set(evaluator_type=evaluator_type, task=task, head=head, exhaustive=exhaustive, overlap=overlap)
+    metadata.set(locate=locate)
     if classes is not None:
         metadata.set(**class_metadata(classes))
 

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import detectron2.data.datasets.builtin  # noqa: F401  (registers Detectron2's own coco_2017_*, which ours replace)
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
-from ausm_d2.data.catalog.base import find, register
+from ausm_d2.data.catalog.base import find_all, register
 from ausm_d2.data.catalog.ytvis import (
     OVIS_CLASSES,
     YTVIS_2019_CLASSES,
@@ -75,18 +75,14 @@ def _register(
     contiguous = {category_id: place[target] for category_id, target in mapping.items()}
     register(
         name,
-        partial(_load, name, json_files, split, contiguous),
+        partial(find_all, name, {"annotation file": json_files, "image folder": [f"coco/{split}2017"]}),
+        partial(load_coco_json, name, contiguous=contiguous),
         classes=classes,
         evaluator_type="coco",
         task="image",
         head=head,
         exhaustive=True,
     )
-
-
-def _load(name: str, json_files: Sequence[str], split: str, contiguous: Mapping[int, int]) -> list[VideoRecord]:
-    json_file = find(name, "annotation file", json_files)
-    return load_coco_json(name, json_file, find(name, "image folder", [f"coco/{split}2017"]), contiguous)
 
 
 def load_coco_json(name: str, json_file: Path, image_root: Path, contiguous: Mapping[int, int]) -> list[VideoRecord]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
-from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_HEAD, find, read_list, register
+from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_HEAD, find, find_all, read_list, register
 from ausm_d2.data.catalog.vos import folders, sorted_files
 from ausm_d2.data.catalog.ytvis import drop_invalid, read_mask, read_table
 from ausm_d2.data.frames import ImageFiles, VideoFile, image_size
@@ -27,15 +27,13 @@ _ROOTS = ("sav", "sa-v", "SA-V", "sa_v", ".")
 
 def register_sav() -> None:
     """Register ``sav_train``, ``sav_val`` and ``sav_test``."""
-    loaders: list[tuple[str, Callable[[], list[VideoRecord]]]] = [
-        ("train", _load_train),
-        ("val", partial(_load_frames, "val")),
-        ("test", partial(_load_frames, "test")),
-    ]
-    for split, load in loaders:
+    for split in ("train", "val", "test"):
+        name = f"sav_{split}"
+        read: Callable[..., list[VideoRecord]] = _load_train if split == "train" else partial(_load_frames, name)
         register(
-            f"sav_{split}",
-            load,
+            name,
+            partial(_find_train if split == "train" else _find_frames, name, split),
+            read,
             classes=OBJECT_CLASSES,
             evaluator_type="sav",
             task="vos",
@@ -43,14 +41,17 @@ def register_sav() -> None:
             exhaustive=False,
             overlap=True,
         )
-        MetadataCatalog.get(f"sav_{split}").set(skip_last_frame=True)
+        MetadataCatalog.get(name).set(skip_last_frame=True)
 
 
 # Training: <id>.mp4, <id>_manual.json, <id>_auto.json, in any folders below sav_train
 
 
-def _load_train() -> list[VideoRecord]:
-    root = find("sav_train", "folder", [f"{root}/{folder}" for root in _ROOTS for folder in ("sav_train", "train")])
+def _find_train(name: str, split: str) -> list[Path]:
+    return [find(name, "folder", [f"{root}/{folder}" for root in _ROOTS for folder in (name, split)])]
+
+
+def _load_train(root: Path) -> list[VideoRecord]:
     left_out = LeftOut(str(root))
     records: list[VideoRecord] = []
     for path in sorted(root.rglob("*.mp4")):
@@ -123,12 +124,13 @@ def _whole(path: Path, data: dict[str, Any], field: str) -> int:
 # Validation and test: JPEGImages_24fps/<video>/<frame>.jpg, Annotations_6fps/<video>/<object>/<frame>.png
 
 
-def _load_frames(split: str) -> list[VideoRecord]:
-    name = f"sav_{split}"
-    root = find(name, "folder", [f"{root}/{folder}" for root in _ROOTS for folder in (name, split)]).resolve()
-    images = find(name, "image folder", [root / "JPEGImages_24fps"])
-    masks = find(name, "mask folder", [root / "Annotations_6fps"])
-    video_list = root / f"{name}.txt"
+def _find_frames(name: str, split: str) -> list[Path]:
+    root = find(name, "folder", [f"{root}/{folder}" for root in _ROOTS for folder in (name, split)]).absolute()
+    return find_all(name, {"image folder": [root / "JPEGImages_24fps"], "mask folder": [root / "Annotations_6fps"]})
+
+
+def _load_frames(name: str, images: Path, masks: Path) -> list[VideoRecord]:
+    video_list = images.with_name(f"{name}.txt")
     left_out = LeftOut(str(images))
     records: list[VideoRecord] = []
     for video in read_list(video_list) if video_list.exists() else folders(masks):

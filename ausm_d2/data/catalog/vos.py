@@ -15,7 +15,7 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
-from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_HEAD, find, read_list, register
+from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_HEAD, find, find_all, read_list, register
 from ausm_d2.data.frames import ImageFiles, image_size
 from ausm_d2.data.mask_sources import FirstFrames, LabelPictures
 from ausm_d2.data.problems import LeftOut, problem
@@ -31,20 +31,23 @@ _IMAGES = (".jpg", ".jpeg", ".png")
 def register_vos() -> None:
     """Register ``davis_2017_{train,val}``, ``youtubevos_{2018,2019}_{train,val}`` and ``mose_{train,val}``."""
     for split in ("train", "val"):
-        _register(f"davis_2017_{split}", partial(_load_davis, split), skip_last_frame=True, homepage=_DAVIS)
+        name = f"davis_2017_{split}"
+        _register(name, partial(_find_davis, name, split), load_folder_tree, skip_last_frame=True, homepage=_DAVIS)
     for split, folder in (("train", "train"), ("val", "valid")):
-        load_mose = partial(_load_mose, f"mose_{split}", folder)
-        _register(f"mose_{split}", load_mose, skip_last_frame=True, homepage=_MOSE)
+        name = f"mose_{split}"
+        _register(name, partial(_find_mose, name, folder), load_folder_tree, skip_last_frame=True, homepage=_MOSE)
         for year in ("2018", "2019"):
-            load = partial(_load_youtube_vos, f"youtubevos_{year}_{split}", year, folder)
-            _register(f"youtubevos_{year}_{split}", load, evaluator_type="ytvos", homepage=_YOUTUBE_VOS)
+            name = f"youtubevos_{year}_{split}"
+            locate, read = partial(_find_youtube_vos, name, year, folder), partial(_load_youtube_vos, name)
+            _register(name, locate, read, evaluator_type="ytvos", homepage=_YOUTUBE_VOS)
 
 
-def _register(name: str, load: Any, evaluator_type: str = "vos", **evaluation: Any) -> None:
+def _register(name: str, locate: Any, read: Any, evaluator_type: str = "vos", **evaluation: Any) -> None:
     """``evaluation``: metadata for the evaluator: ``skip_last_frame``, ``homepage``."""
     register(
         name,
-        load,
+        locate,
+        read,
         classes=OBJECT_CLASSES,
         evaluator_type=evaluator_type,
         task="vos",
@@ -62,44 +65,42 @@ def register_davis_style(name: str, image_root: str, mask_root: str, video_list:
         image_root, mask_root: the folders that hold one folder per video; absolute, or relative to the data root.
         video_list: a text file with one video name a line; default: every folder of ``mask_root``.
     """
-    _register(name, partial(_load_own, name, image_root, mask_root, video_list))
+    wanted = {"image folder": [image_root], "mask folder": [mask_root]}
+    if video_list:
+        wanted["video list"] = [video_list]
+    _register(name, partial(find_all, name, wanted), load_folder_tree)
 
 
-def _load_own(name: str, image_root: str, mask_root: str, video_list: str) -> list[VideoRecord]:
-    masks = find(name, "mask folder", [mask_root])
-    videos = read_list(find(name, "video list", [video_list])) if video_list else folders(masks)
-    return load_folder_tree(find(name, "image folder", [image_root]), masks, videos)
-
-
-def _load_davis(split: str) -> list[VideoRecord]:
-    name = f"davis_2017_{split}"
+def _find_davis(name: str, split: str) -> list[Path]:
     roots = ["DAVIS", "davis", "DAVIS/2017/trainval"]
-    root = find(name, "folder", [f"{root}/ImageSets/2017/{split}.txt" for root in roots]).parents[2]
-    images = find(name, "image folder", [root.resolve() / "JPEGImages" / "480p"])
-    masks = find(name, "mask folder", [root.resolve() / "Annotations" / "480p"])
-    return load_folder_tree(images, masks, read_list(root / "ImageSets" / "2017" / f"{split}.txt"))
+    video_list = find(name, "folder", [f"{root}/ImageSets/2017/{split}.txt" for root in roots]).absolute()
+    images, masks = (video_list.parents[2] / kind / "480p" for kind in ("JPEGImages", "Annotations"))
+    return [*find_all(name, {"image folder": [images], "mask folder": [masks]}), video_list]
 
 
-def _load_mose(name: str, folder: str) -> list[VideoRecord]:
-    root = find(name, "folder", [f"{root}/{folder}" for root in ("mose", "MOSE", "mose_release")]).resolve()
-    masks = find(name, "mask folder", [root / "Annotations"])
-    return load_folder_tree(find(name, "image folder", [root / "JPEGImages"]), masks, folders(masks))
+def _find_mose(name: str, folder: str) -> list[Path]:
+    root = find(name, "folder", [f"{root}/{folder}" for root in ("mose", "MOSE", "mose_release")]).absolute()
+    return find_all(name, {"image folder": [root / "JPEGImages"], "mask folder": [root / "Annotations"]})
 
 
-def _load_youtube_vos(name: str, year: str, folder: str) -> list[VideoRecord]:
+def _find_youtube_vos(name: str, year: str, folder: str) -> list[Path]:
     roots = (f"ytbvos{year}", f"ytbvos/{year}", "ytbvos", f"youtube_vos_{year}", f"YouTubeVOS_{year}")
-    root = find(name, "meta.json", [f"{root}/{folder}/meta.json" for root in roots]).parent.resolve()
-    images, masks = find(name, "image folder", [root / "JPEGImages"]), find(name, "mask folder", [root / "Annotations"])
-    meta = _read_meta(root / "meta.json")
-    training = root.with_name("train") / "meta.json"
+    meta = find(name, "meta.json", [f"{root}/{folder}/meta.json" for root in roots]).absolute()
+    images, masks = meta.with_name("JPEGImages"), meta.with_name("Annotations")
+    return [*find_all(name, {"image folder": [images], "mask folder": [masks]}), meta]
+
+
+def _load_youtube_vos(name: str, images: Path, masks: Path, meta_file: Path) -> list[VideoRecord]:
+    meta = _read_meta(meta_file)
+    training = meta_file.parent.with_name("train") / "meta.json"
     if training.exists():
         categories = {entry.get("category") for video in _read_meta(training).values() for entry in video.values()}
         MetadataCatalog.get(name).set(seen_categories=categories)
 
     def objects(video: str, frame_names: list[str]) -> dict[str, Any]:
-        return _read_objects(f"{root}/meta.json: videos.{video}.objects", meta[video], frame_names)
+        return _read_objects(f"{meta_file}: videos.{video}.objects", meta[video], frame_names)
 
-    return load_folder_tree(images, masks, sorted(meta), objects)
+    return load_records(images, masks, sorted(meta), objects)
 
 
 # Reading
@@ -110,7 +111,12 @@ def folders(root: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
 
 
-def load_folder_tree(
+def load_folder_tree(image_root: Path, mask_root: Path, video_list: Path | None = None) -> list[VideoRecord]:
+    """``load_records`` of the videos that a list names, one a line; without one, of every folder of masks."""
+    return load_records(image_root, mask_root, read_list(video_list) if video_list else folders(mask_root))
+
+
+def load_records(
     image_root: Path,
     mask_root: Path,
     videos: Sequence[str],

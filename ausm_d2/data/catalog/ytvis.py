@@ -11,7 +11,7 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
-from ausm_d2.data.catalog.base import class_metadata, find, register
+from ausm_d2.data.catalog.base import class_metadata, find_all, register
 from ausm_d2.data.frames import ImageFiles
 from ausm_d2.data.mask_sources import ListedMasks
 from ausm_d2.data.problems import LeftOut, problem
@@ -39,11 +39,6 @@ OVIS_CLASSES = _numbered(
     "Person Bird Cat Dog Horse Sheep Cow Elephant Bear Zebra Giraffe Poultry Giant_panda Lizard Parrot Monkey Rabbit "
     "Tiger Fish Turtle Bicycle Motorcycle Airplane Boat Vehical"
 )
-
-
-def _load_benchmark(name: str, json_files: Sequence[str], image_roots: Sequence[str]) -> list[VideoRecord]:
-    json_file = find(name, "annotation file", json_files)
-    return load_ytvis_json(name, json_file, find(name, "image folder", image_roots))
 
 
 def register_ytvis() -> None:
@@ -79,8 +74,9 @@ def _register_benchmark(
     head: str,
     homepage: str,
 ) -> None:
-    load = partial(_load_benchmark, name, json_files, image_roots)
-    register(name, load, classes=classes, evaluator_type="ytvis", task="vis", head=head, exhaustive=True)
+    locate = partial(find_all, name, {"annotation file": json_files, "image folder": image_roots})
+    read = partial(load_ytvis_json, name)
+    register(name, locate, read, classes=classes, evaluator_type="ytvis", task="vis", head=head, exhaustive=True)
     MetadataCatalog.get(name).set(homepage=homepage)
 
 
@@ -95,15 +91,15 @@ def register_ytvis_style(name: str, json_file: str, image_root: str, head: str =
     """
     for split in ("_train", "_val", "_test"):
         head = head or (name.removesuffix(split) if name.endswith(split) else "")
-    load = partial(_load_own, name, json_file, image_root)
-    register(name, load, classes=None, evaluator_type="ytvis", task="vis", head=head or name, exhaustive=True)
+    locate = partial(find_all, name, {"annotation file": [json_file], "image folder": [image_root]})
+    read = partial(_load_own, name)
+    register(name, locate, read, classes=None, evaluator_type="ytvis", task="vis", head=head or name, exhaustive=True)
 
 
-def _load_own(name: str, json_file: str, image_root: str) -> list[VideoRecord]:
-    path = find(name, "annotation file", [json_file])
-    categories = read_categories(path, read_table(path))
+def _load_own(name: str, json_file: Path, image_root: Path) -> list[VideoRecord]:
+    categories = read_categories(json_file, read_table(json_file))
     MetadataCatalog.get(name).set(**class_metadata(dict(sorted(categories.items()))))
-    return load_ytvis_json(name, path, find(name, "image folder", [image_root]))
+    return load_ytvis_json(name, json_file, image_root)
 
 
 # Reading
