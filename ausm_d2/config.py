@@ -72,6 +72,8 @@ def _add_backbone_keys(cfg: CfgNode) -> None:
     cfg.MODEL.SWIN.PATCH_NORM = True
     cfg.MODEL.SWIN.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.SWIN.USE_CHECKPOINT = False
+    # The plain convolutional backbone of the smallest model (MODEL.BACKBONE.NAME: build_convnet_backbone).
+    cfg.MODEL.CONVNET = CfgNode({"WIDTH": 32})  # channels of the stages: 1, 2, 4 and 4 times this
     # Any `features_only` model of timm (MODEL.BACKBONE.NAME: build_timm_backbone).
     cfg.MODEL.TIMM = CfgNode()
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
@@ -143,6 +145,8 @@ def _add_training_keys(cfg: CfgNode) -> None:
     # (Fig. 4's baseline). "rollout": frame by frame on the model's own masks.
     train.MODE = "parallel"
     train.PROMPT_PROB = 0.5  # probability that a clip's objects switch at their first visible frame
+    # Weight of a per-place classification loss on X_t; 0 = the paper. For frame encoders trained from random weights.
+    train.FRAME_CLASS_WEIGHT = 0.0
     train.CHECKPOINTING = False  # recompute the activations of every block in the backward pass
     # History noise: probabilities per row and frame of M (docs/deviations.md, 10).
     train.HISTORY_NOISE = CfgNode()

@@ -12,7 +12,7 @@ Shape shorthand:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +27,20 @@ from .modeling.id_pool import IDPool
 from .modeling.pixel_decoder import PixelDecoder, Predictions, memory_levels
 from .modeling.ssm import SSMState
 from .streaming.video import VideoSettings, segment_video
-from .training.criterion import FrameTargets, SetCriterion
-from .training.matcher import PointTargets
-from .training.targets import ClipTargets
-from .training.teacher_forcing import HistoryNoise, TeacherForcing, draw_switch_times, masks_at_stride4, preprocess
+from .training.criterion import SetCriterion
+from .training.frame_class import FrameClassifier
+from .training.rollout import own_history
+from .training.targets import ClipTargets, FrameTargets
+from .training.teacher_forcing import HistoryNoise, TeacherForcing, draw_switch_times, preprocess
 
 SIZE_DIVISIBILITY = 32  # the coarsest stride of the frame encoder
+
+
+class ClipOutput(NamedTuple):
+    """What the training forms compute of B clips of T frames."""
+
+    layers: list[Predictions]  # by decoder layer, over BT frames
+    x: Tensor  # (B, T, D, h, w) X_t
 
 
 @META_ARCH_REGISTRY.register()
@@ -56,6 +64,7 @@ class AUSM(nn.Module):
         decoder: HistoryDecoder,
         pixel_decoder: PixelDecoder,
         criterion: SetCriterion,
+        frame_classifier: FrameClassifier | None,
         hidden_dim: int,
         num_id: int,
         heads: dict[str, int],
@@ -74,6 +83,7 @@ class AUSM(nn.Module):
         Args:
             frame_encoder, compressor, decoder, pixel_decoder: the modules of Sec. 3.
             criterion: the loss.
+            frame_classifier: a further loss, on X_t (docs/deviations.md, 18).
             hidden_dim: D.
             num_id: N_id.
             heads: number of classes by label set.
@@ -96,6 +106,7 @@ class AUSM(nn.Module):
         self.id_pool = IDPool(num_id, hidden_dim)
         self.x_start = nn.Parameter(torch.randn(hidden_dim) * 0.02)  # X_0, tiled over space
         self.criterion = criterion
+        self.frame_classifier = frame_classifier
         self.heads = heads
         self.memory_strides = tuple(memory_strides)
         self.use_marker = use_marker
@@ -121,6 +132,7 @@ class AUSM(nn.Module):
             "decoder": HistoryDecoder(cfg),
             "pixel_decoder": PixelDecoder(cfg),
             "criterion": SetCriterion(cfg),
+            "frame_classifier": FrameClassifier(cfg) if ausm.TRAIN.FRAME_CLASS_WEIGHT else None,
             "hidden_dim": ausm.HIDDEN_DIM,
             "num_id": ausm.NUM_ID,
             "heads": dict(ausm.HEADS),
@@ -149,7 +161,7 @@ class AUSM(nn.Module):
         """Images (..., 3, H', W') in 0..255 -> normalised, zero-padded to at least ``size``: (..., 3, H, W)."""
         images = (images.to(self.device).float() - self.pixel_mean) / self.pixel_std
         height, width = images.shape[-2:]
-        bottom, right = ((max(side, least) for side, least in zip((height, width), size or (0, 0), strict=True)))
+        bottom, right = (max(side, least) for side, least in zip((height, width), size or (0, 0), strict=True))
         right, bottom = right + -right % SIZE_DIVISIBILITY, bottom + -bottom % SIZE_DIVISIBILITY
         if (bottom, right) == (SIZE_DIVISIBILITY, SIZE_DIVISIBILITY):
             right *= 2  # the group norms need more than one cell at the coarsest stride
@@ -223,11 +235,10 @@ class AUSM(nn.Module):
             forcing.history = self.history_noise(forcing.history, forcing.in_use)
 
         if self.train_mode == "parallel":
-            layers = self.forward_parallel(images, ids, forcing, heads)
+            output = self.forward_parallel(images, ids, forcing, heads)
         else:
-            layers = self.forward_iterative(
-                images, ids, forcing, heads, own_history=(targets, prompted) if self.train_mode == "rollout" else None
-            )
+            rollout = (targets, prompted) if self.train_mode == "rollout" else None
+            output = self.forward_iterative(images, ids, forcing, heads, rollout=rollout)
         frames = FrameTargets(
             masks=targets.masks.flatten(0, 1),
             classes=targets.classes.repeat_interleave(images.shape[1], dim=0),
@@ -237,7 +248,11 @@ class AUSM(nn.Module):
             labelled=targets.labelled.flatten(),
             exhaustive=targets.exhaustive.repeat_interleave(images.shape[1]),
         )
-        return self.criterion(layers, frames)
+        losses = self.criterion(output.layers, frames)
+        if self.frame_classifier is not None:
+            frame_heads = [head for head in heads for _ in range(images.shape[1])]
+            losses |= self.frame_classifier(output.x.flatten(0, 1), frames, frame_heads)
+        return losses
 
     def _collate(self, items: list[dict[str, Any]]) -> tuple[Tensor, ClipTargets]:
         """Items -> normalised images (B, T, 3, H, W) and their targets, padded to the largest of the batch."""
@@ -250,7 +265,7 @@ class AUSM(nn.Module):
 
     def forward_parallel(
         self, images: Tensor, ids: Tensor, forcing: TeacherForcing, heads: Sequence[str]
-    ) -> list[Predictions]:
+    ) -> ClipOutput:
         """Alg. 2: all frames of the clips at once.
 
         Args:
@@ -258,9 +273,6 @@ class AUSM(nn.Module):
             ids: (B, N, D).
             forcing: history and targets of every frame.
             heads: label set of each clip.
-
-        Returns:
-            Predictions by layer, over BT frames.
         """
         features = self.encode(images.flatten(0, 1))
         x = features.x.unflatten(0, images.shape[:2])
@@ -274,7 +286,7 @@ class AUSM(nn.Module):
             history=forcing.history,
             heads=heads,
         )
-        return layers
+        return ClipOutput(layers, x)
 
     def forward_iterative(
         self,
@@ -283,22 +295,23 @@ class AUSM(nn.Module):
         forcing: TeacherForcing,
         heads: Sequence[str],
         *,
-        own_history: tuple[ClipTargets, Tensor] | None = None,
-    ) -> list[Predictions]:
+        rollout: tuple[ClipTargets, Tensor] | None = None,
+    ) -> ClipOutput:
         """The same function frame by frame, with gradients through the memory (Fig. 4's baseline; deviations, 13).
 
         Args:
             images, ids, forcing, heads: as :meth:`forward_parallel`.
-            own_history: targets and, per clip, whether its objects are given: then M comes from the model's own,
+            rollout: targets and, per clip, whether its objects are given: then M comes from the model's own,
                 detached predictions instead of the ground truth (deviations, 10).
         """
         batch, frames = images.shape[:2]
-        x_prev, states, steps = None, None, []
+        xs: list[Tensor] = []
+        states, steps = None, []
         history = forcing.history[:, 0]
         for t in range(frames):
             features = self.encode(images[:, t])
             x = features.x
-            if x_prev is None:
+            if not xs:
                 x_prev = self.x_start.to(x.dtype)[:, None, None].expand_as(x)
                 pixels = batch * x.shape[-2] * x.shape[-1]
                 states = self.compressor.init_states(pixels, device=x.device, dtype=x.dtype)
@@ -314,46 +327,16 @@ class AUSM(nn.Module):
             )
             steps.append(layers)
             x_prev = x
+            xs.append(x)
             if t + 1 < frames:
                 history = forcing.history[:, t + 1]
-                if own_history is not None:
-                    history = self._own_history(t, layers[-1], forcing, *own_history)
-        return [
+                if rollout is not None:
+                    history = own_history(t, layers[-1], forcing, *rollout, criterion=self.criterion)
+        layers = [
             Predictions(*(torch.stack(each, dim=1).flatten(0, 1) for each in zip(*layer, strict=True)))
             for layer in zip(*steps, strict=True)
         ]
-
-    @torch.no_grad()
-    def _own_history(
-        self, t: int, predictions: Predictions, forcing: TeacherForcing, targets: ClipTargets, prompted: Tensor
-    ) -> Tensor:
-        """M_t of the model's own making: row i's binary mask, or at s_i that of its matched detection.
-
-        Args:
-            t: the frame (counted from 0) that ``predictions`` are of.
-            predictions: the last layer's, for B frames.
-            forcing, targets: of the clips.
-            prompted: bool (B); a given mask enters as it is.
-
-        Returns:
-            (B, N, H4, W4).
-        """
-        rows = targets.classes.shape[1]
-        masks = (predictions.mask_logits > 0).float()
-        enters = (forcing.switch == t) & forcing.detect[:, t]
-        matched = masks_at_stride4(targets.masks[:, t]) * prompted[:, None, None, None]
-        found = enters & ~prompted[:, None]
-        if found.any():
-            # All instances that can be detected take part, as they do in the loss.
-            points = PointTargets(targets.masks[:, t], forcing.detect[:, t], num_points=self.criterion.num_points)
-            clip, query, instance = self.criterion.matcher(
-                predictions.class_logits[:, rows:], predictions.mask_logits[:, rows:], targets.classes, points
-            )
-            keep = found[clip, instance]
-            clip, query, instance = clip[keep], query[keep], instance[keep]
-            matched[clip, instance] = masks[clip, rows + query]
-        history = torch.where(enters[..., None, None], matched, masks[:, :rows])
-        return history * forcing.in_use[:, t + 1, :, None, None]
+        return ClipOutput(layers, torch.stack(xs, dim=1))
 
 
 def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:

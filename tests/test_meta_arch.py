@@ -44,7 +44,7 @@ def test_parallel_equals_iterative(frames: int) -> None:
     items = [clip(frames, 1 + frames % 3, seed=1), clip(frames, 3, seed=2), clip(frames, 2, head="object", seed=3)]
     prepared = teacher_forced(model, items)
     with torch.no_grad():
-        assert_same(model.forward_parallel(*prepared), model.forward_iterative(*prepared), prepared[2])
+        assert_same(model.forward_parallel(*prepared).layers, model.forward_iterative(*prepared).layers, prepared[2])
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -56,7 +56,7 @@ def test_gradients_of_parallel_equal_those_of_the_frame_loop(checkpointing: bool
     for form in (model.forward_parallel, model.forward_iterative):
         model.zero_grad()
         images, ids, forcing, heads = prepared
-        layers = form(images, ids.detach(), forcing, heads)
+        layers = form(images, ids.detach(), forcing, heads).layers
         if weights is None:
             weights = [[torch.randn_like(x) for x in layer] for layer in layers]
         alive = prepared[2].in_use.flatten(0, 1)
@@ -78,12 +78,12 @@ def test_no_frame_sees_the_future() -> None:
     model = tiny_model().eval()
     images, ids, forcing, heads = teacher_forced(model, [clip(5, 3)])
     with torch.no_grad():
-        before = model.forward_parallel(images, ids, forcing, heads)
+        before = model.forward_parallel(images, ids, forcing, heads).layers
         images = images.clone()
         images[:, 3] += 1.0
         forcing.history = forcing.history.clone()
         forcing.history[:, 4] = 1 - forcing.history[:, 4]  # M_3, marked on the frame after
-        after = model.forward_parallel(images, ids, forcing, heads)
+        after = model.forward_parallel(images, ids, forcing, heads).layers
     for a, b in zip(before, after, strict=True):
         for x, y in zip(a, b, strict=True):
             assert torch.equal(x[:3], y[:3])
@@ -104,8 +104,8 @@ def test_rows_not_in_use_influence_nothing() -> None:
         detect=forcing.detect,
     )
     with torch.no_grad():
-        alone = model.forward_parallel(images, ids, forcing, heads)[-1]
-        beside = model.forward_parallel(images, padded_ids, padded, heads)[-1]
+        alone = model.forward_parallel(images, ids, forcing, heads).layers[-1]
+        beside = model.forward_parallel(images, padded_ids, padded, heads).layers[-1]
     torch.testing.assert_close(beside.mask_logits[:, 4:], alone.mask_logits[:, 2:], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(beside.class_logits[:, 4:], alone.class_logits[:, 2:], rtol=1e-4, atol=1e-4)
 
@@ -130,7 +130,7 @@ def test_stream_equals_parallel() -> None:
         switch=torch.zeros(1, 2), in_use=in_use, history=history, track=in_use, detect=torch.zeros_like(in_use)
     )
     with torch.no_grad():
-        parallel = model.forward_parallel(images, ids, forcing, ["object"])[-1]
+        parallel = model.forward_parallel(images, ids, forcing, ["object"]).layers[-1]
     for t in range(1, 6):
         assert outputs[t].track_ids == [7, 9]
         torch.testing.assert_close(outputs[t].mask_logits, parallel.mask_logits[t, :2], rtol=1e-4, atol=1e-4)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ausm_d2.errors import UserError
 
+from .convnet import build_convnet_backbone as build_convnet_backbone  # registers it
 from .deformable_attention import MSDeformAttn
 from .position import sine_position
 from .swin import build_swin_backbone
@@ -261,6 +262,6 @@ def _build_backbone(cfg: CfgNode) -> Backbone:
     if name == "D2SwinTransformer":
         return build_swin_backbone(cfg, shape)
     raise UserError(
-        f"MODEL.BACKBONE.NAME: unknown backbone '{name}', expected build_swin_backbone, build_timm_backbone or one of "
-        "Detectron2's own, such as build_resnet_backbone"
+        f"MODEL.BACKBONE.NAME: unknown backbone '{name}', expected build_swin_backbone, build_timm_backbone, "
+        "build_convnet_backbone or one of Detectron2's own, such as build_resnet_backbone"
     )

@@ -16,7 +16,6 @@ Shape shorthand:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,20 +27,8 @@ from torch import Tensor
 
 from ..modeling.pixel_decoder import Predictions
 from .matcher import HungarianMatcher, PointTargets
+from .targets import FrameTargets
 from .teacher_forcing import masks_at_stride4
-
-
-@dataclass
-class FrameTargets:
-    """Targets of B frames, flattened over clips and time."""
-
-    masks: Tensor  # bool (B, N, H, W)
-    classes: Tensor  # int64 (B, N)
-    visible: Tensor  # bool (B, N)
-    track: Tensor  # bool (B, N): row i of A is supervised
-    detect: Tensor  # bool (B, N): instance i is to be detected
-    labelled: Tensor  # bool (B)
-    exhaustive: Tensor  # bool (B)
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:

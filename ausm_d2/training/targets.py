@@ -59,3 +59,16 @@ class ClipTargets:
             exhaustive=torch.tensor([item["exhaustive"] for item in items], device=device),
             prompted=torch.tensor([item["task"] == "vos" for item in items], device=device),
         )
+
+
+@dataclass
+class FrameTargets:
+    """Targets of B frames: clips and time flattened into one axis."""
+
+    masks: Tensor  # bool (B, N, H, W)
+    classes: Tensor  # int64 (B, N)
+    visible: Tensor  # bool (B, N)
+    track: Tensor  # bool (B, N): row i of A is supervised
+    detect: Tensor  # bool (B, N): instance i is to be detected
+    labelled: Tensor  # bool (B)
+    exhaustive: Tensor  # bool (B)

@@ -122,6 +122,7 @@ def test_configs_of_each_backbone(name: str) -> None:
     "opts",
     [
         ["MODEL.BACKBONE.NAME", "build_swin_backbone"],
+        ["MODEL.BACKBONE.NAME", "build_convnet_backbone", "MODEL.CONVNET.WIDTH", 8],
         ["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", TINY],
         ["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", TINY, "MODEL.TIMM.FREEZE_NORM", False],
         [
@@ -130,7 +131,7 @@ def test_configs_of_each_backbone(name: str) -> None:
             *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
         ],
     ],
-    ids=["swin", "timm", "timm, norms trained", "resnet"],
+    ids=["swin", "convnet", "timm", "timm, norms trained", "resnet"],
 )
 def test_two_training_steps_with_each_backbone(opts: list) -> None:
     model = tiny_model(*opts)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ausm_d2.modeling.pixel_decoder import Predictions
-from ausm_d2.training.criterion import FrameTargets, SetCriterion
+from ausm_d2.training.criterion import SetCriterion
 from ausm_d2.training.matcher import HungarianMatcher
+from ausm_d2.training.targets import FrameTargets
 
 CLASSES, QUERIES = 3, 4
 

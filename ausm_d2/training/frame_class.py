@@ -1,0 +1,73 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""A loss on X_t itself: which class does each place show? For frame encoders trained from random weights.
+
+Not in the paper, whose frame encoder comes trained on COCO (docs/deviations.md, 18). Used in training only.
+
+Shape shorthand:
+    B: frames (clips * frames)
+    N: instances
+    D: channels
+    K: classes of a label set
+    h, w: at stride 8; H, W: image size; H4, W4: at stride 4
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+
+from .targets import FrameTargets
+from .teacher_forcing import masks_at_stride4
+
+_BACKGROUND = 0.3  # weight of the background against all objects of a frame
+
+
+class FrameClassifier(nn.Module):
+    """A linear classifier of the places of X_t per label set, and its cross-entropy; all objects weigh the same."""
+
+    @configurable
+    def __init__(self, dim: int, *, heads: dict[str, int], weight: float) -> None:
+        """
+        Args:
+            dim: D.
+            heads: number of classes by label set.
+            weight: of the loss.
+        """
+        super().__init__()
+        self.weight = weight
+        self.class_embed = nn.ModuleDict({name: nn.Conv2d(dim, classes + 1, 1) for name, classes in heads.items()})
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        ausm = cfg.MODEL.AUSM
+        return {"dim": ausm.HIDDEN_DIM, "heads": dict(ausm.HEADS), "weight": ausm.TRAIN.FRAME_CLASS_WEIGHT}
+
+    def forward(self, x: Tensor, targets: FrameTargets, heads: Sequence[str]) -> dict[str, Tensor]:
+        """
+        Args:
+            x: (B, D, h, w) X_t.
+            targets: of the B frames.
+            heads: label set of each frame.
+
+        Returns:
+            The weighted loss by its name.
+        """
+        masks = masks_at_stride4(targets.masks) * targets.labelled[:, None, None, None]
+        total, objects = x.new_zeros(()), masks.flatten(2).any(-1).sum().clamp(min=1)
+        for name in sorted(set(heads)):
+            rows = torch.tensor([head == name for head in heads], device=x.device)
+            logits = F.interpolate(self.class_embed[name](x[rows]), masks.shape[-2:], mode="bilinear")
+            loss = -logits.float().log_softmax(dim=1)  # of every class at every place
+            cover = masks[rows]
+            classes = targets.classes[rows]
+            of_class = loss.gather(1, classes[..., None, None].expand_as(cover))
+            area = cover.sum((-2, -1))
+            total = total + ((of_class * cover).sum((-2, -1)) / area.clamp(min=1)).sum() / objects
+            known = (targets.labelled & targets.exhaustive)[rows]
+            empty = (1 - cover.amax(dim=1)) * known[:, None, None]
+            total = total + _BACKGROUND * (loss[:, -1] * empty).sum() / (empty.sum().clamp(min=1) * len(set(heads)))
+        return {"loss_frame_ce": self.weight * total}
