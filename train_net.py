@@ -7,6 +7,8 @@ python train_net.py --config-file configs/synth/ausm_nano.yaml [--eval-only] [--
 
 from __future__ import annotations
 
+import ausm_d2  # isort: skip  # noqa: F401  (first: it keeps Detectron2 from warning of its own code)
+
 import argparse
 from pathlib import Path
 
