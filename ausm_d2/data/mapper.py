@@ -193,16 +193,23 @@ class _Clip:
 
 
 def _passing_by(plan: ClipPlan, size: tuple[int, int], rng: np.random.Generator) -> ClipPlan:
-    """A plan for another image of ``size``: 40 to 100 % as large as the frames of ``plan``, on a straight way."""
+    """A plan for another image of ``size``: 40 to 100 % as large as the frames of ``plan``, on a straight way.
+
+    The way is of any length, so that slow objects are as common as fast ones; the image turns by up to 20 degrees,
+    shears and grows or shrinks by up to a third on it.
+    """
     other = ClipPlan.identity(plan.num_frames, size)
     height, width = plan.size
     scale = rng.uniform(0.4, 1.0) * min(height / size[0], width / size[1])
     path = np.linspace(0.0, 1.0, plan.num_frames)
-    (y0, x0), (y1, x1) = rng.random((2, 2))
+    start, end = rng.random((2, 2))
+    way = start + rng.random() * (end - start) * path[:, None]  # (T, 2), y and x
+    turn, shear, growth = rng.uniform(-1.0, 1.0, (3, 1)) * [[np.deg2rad(20)], [0.3], [0.3]] * path
+    scale = scale * np.exp(growth)
     matrix = np.zeros((plan.num_frames, 3, 3))
-    matrix[:, 0, 0] = matrix[:, 1, 1] = scale
-    matrix[:, 0, 2] = (x0 + (x1 - x0) * path) * width - scale * size[1] / 2
-    matrix[:, 1, 2] = (y0 + (y1 - y0) * path) * height - scale * size[0] / 2
+    matrix[:, 0, 0], matrix[:, 0, 1] = scale * np.cos(turn), scale * (np.sin(turn) + shear)
+    matrix[:, 1, 0], matrix[:, 1, 1] = -scale * np.sin(turn), scale * np.cos(turn)
+    matrix[:, :2, 2] = way[:, ::-1] * (width, height) - matrix[:, :2, :2] @ (size[1] / 2, size[0] / 2)
     matrix[:, 2, 2] = 1.0
     other.transform(matrix, plan.size)
     other.colours = plan.colours

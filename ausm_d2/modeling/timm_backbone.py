@@ -33,6 +33,7 @@ class TimmBackbone(Backbone):
         out_features: tuple[str, ...] = tuple(_STRIDES),
         in_channels: int = 3,
         freeze_norm: bool = True,
+        freeze_at: int = 0,
     ) -> None:
         """
         Args:
@@ -41,6 +42,8 @@ class TimmBackbone(Backbone):
             in_channels: channels of the images.
             freeze_norm: batch norms keep the statistics and scales they were loaded with. Otherwise the frames of a
                 batch see each other through them in training.
+            freeze_at: the weights up to the output ``res<freeze_at>`` are not trained; 0: all are (Detectron2's
+                MODEL.BACKBONE.FREEZE_AT).
 
         Raises:
             UserError: if timm has no such model, or the model no such outputs.
@@ -61,7 +64,11 @@ class TimmBackbone(Backbone):
         last = {stride: index for index, stride in enumerate(strides)}
         indices = [last[_STRIDES[key]] for key in out_features]
         net: Any = timm.create_model(name, features_only=True, out_indices=indices, in_chans=in_channels)
-        self.net = freeze_batch_norm_2d(net) if freeze_norm else net
+        net = freeze_batch_norm_2d(net) if freeze_norm else net
+        if freeze_at:
+            _freeze(net, out_features.index(f"res{freeze_at}"))
+        # Convolutions on a CPU are faster so (EfficientNet-Lite0, forward and backward: 1.3 s instead of 1.9 s).
+        self.net = net.to(memory_format=torch.channels_last)
         self._channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
         self._out_features = list(out_features)
         self._out_feature_strides = {key: _STRIDES[key] for key in out_features}
@@ -73,10 +80,19 @@ class TimmBackbone(Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) -> ``{"res2": (B, C_2, H/4, W/4), .., "res5": (B, C_5, H/32, W/32)}``."""
-        outputs = self.net(x)
+        outputs = self.net(x.contiguous(memory_format=torch.channels_last))
         if self._channels_last:
             outputs = [output.permute(0, 3, 1, 2).contiguous() for output in outputs]
         return dict(zip(self._out_features, outputs, strict=True))
+
+
+def _freeze(net: Any, index: int) -> None:
+    """Take the parameters up to output ``index`` of a pyramid out of the training."""
+    module = f"{net.feature_info.module_name()[index]}.".replace("_", ".")  # some models have stages_0 for stages.0
+    names = [name.replace("_", ".") for name, _ in net.named_parameters()]
+    end = max(i for i, name in enumerate(names) if name.startswith(module))
+    for parameter in [*net.parameters()][: end + 1]:
+        parameter.requires_grad_(False)
 
 
 @BACKBONE_REGISTRY.register()
@@ -87,4 +103,5 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
         out_features=tuple(cfg.MODEL.TIMM.OUT_FEATURES),
         in_channels=input_shape.channels or 3,
         freeze_norm=cfg.MODEL.TIMM.FREEZE_NORM,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )

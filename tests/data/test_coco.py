@@ -92,6 +92,15 @@ def test_copy_paste_occludes_what_is_behind(root: Path) -> None:
     assert pasted > 5
 
 
+def test_objects_without_their_classes(root: Path) -> None:
+    write(root, data())
+    records, original = DatasetCatalog.get("coco2object_train"), DatasetCatalog.get("coco_2017_train")
+    metadata = MetadataCatalog.get("coco2object_train")
+    assert (metadata.head, metadata.thing_classes, metadata.task) == ("object", ["object"], "image")
+    assert [len(record.instances) for record in records] == [len(record.instances) for record in original]
+    assert {instance.category_id for record in records for instance in record.instances} == {0}
+
+
 @pytest.mark.parametrize(
     ("name", "mapping", "classes"),
     [

@@ -46,6 +46,17 @@ def test_frames_of_a_batch_do_not_meet_in_the_norms() -> None:
         torch.testing.assert_close(backbone(images)["res5"][:1], backbone(images[:1])["res5"], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", [TINY, CONVNEXT])
+def test_frozen_stages_are_those_before_the_output(name: str) -> None:
+    backbone = TimmBackbone(name, freeze_at=3)
+    out = backbone(torch.randn(1, 3, 64, 64))
+    assert [value.requires_grad for value in out.values()] == [False, False, True, True]
+    out["res5"].sum().backward()
+    trained = [parameter.grad is not None for parameter in backbone.parameters()]
+    assert trained == sorted(trained) and 0 < sum(trained) < len(trained)
+    assert all(parameter.requires_grad for parameter in TimmBackbone(name).parameters())
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import detectron2.data.datasets.builtin  # noqa: F401  (registers Detectron2's own coco_2017_*, which ours replace)
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
-from ausm_d2.data.catalog.base import find_all, register
+from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_HEAD, find_all, register
 from ausm_d2.data.catalog.ytvis import (
     OVIS_CLASSES,
     YTVIS_2019_CLASSES,
@@ -48,11 +48,17 @@ COCO_TO_OVIS = {
 
 
 def register_coco() -> None:
-    """Register ``coco_2017_{train,val}`` and ``coco2{ytvis2019,ytvis2021,ovis}_{train,val}``."""
+    """Register ``coco_2017_{train,val}`` and ``coco2{object,ytvis2019,ytvis2021,ovis}_{train,val}``.
+
+    ``coco2object_*`` are the same objects without their classes.
+    """
     identity = {category_id: category_id for category_id in COCO_CLASSES}
     for split in ("train", "val"):
         original = f"coco/annotations/instances_{split}2017.json"
         _register(f"coco_2017_{split}", [original], split, COCO_CLASSES, identity, "coco")
+        _register(
+            f"coco2object_{split}", [original], split, OBJECT_CLASSES, dict.fromkeys(COCO_CLASSES, 1), OBJECT_HEAD
+        )
         for benchmark, classes, mapping, head in (
             ("ytvis2019", YTVIS_2019_CLASSES, COCO_TO_YTVIS_2019, "ytvis_2019"),
             ("ytvis2021", YTVIS_2021_CLASSES, COCO_TO_YTVIS_2021, "ytvis_2021"),
