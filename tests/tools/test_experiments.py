@@ -1,0 +1,242 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""tools/sweep_threshold.py and tools/experiment.py with a tiny model on two short videos."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ausm_d2.config import load_config
+from ausm_d2.data.build import get_records
+from ausm_d2.data.synthvis import CLASSES, SynthVis
+from ausm_d2.engine import Trainer
+from ausm_d2.errors import UserError
+from ausm_d2.streaming.stream import Stream
+from ausm_d2.streaming.video import VideoSettings, segment_video
+from tests.tiny import tiny_cfg, tiny_model
+from tools import experiment, sweep_threshold
+
+VIS, VOS = "three_val", "three_val_vos"
+
+
+@pytest.fixture(autouse=True)
+def data_sets() -> Iterator[None]:
+    """Three short synthetic videos, unprompted and prompted, and no views of them that outlive the test."""
+    records = list(SynthVis(3, 3, 4, complete=True))
+    before = set(DatasetCatalog.list())
+    for name, task, kind in ((VIS, "vis", "ytvis"), (VOS, "vos", "vos")):
+        DatasetCatalog.register(name, lambda: records)
+        MetadataCatalog.get(name).set(
+            thing_classes=list(CLASSES), evaluator_type=kind, task=task, head="synthvis", exhaustive=True
+        )
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    cfg = tiny_cfg("MODEL.AUSM.PROMPT_HEAD", "synthvis", "MODEL.WEIGHTS", str(tmp_path / "random.pth"))
+    torch.save({"model": tiny_model().state_dict()}, tmp_path / "random.pth")
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (VIS,), (VIS, VOS)
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.SAMPLING_FRAME_NUM = (48,), 2
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 1, 2, ()
+    cfg.SOLVER.CHECKPOINT_PERIOD, cfg.DATALOADER.NUM_WORKERS = 1, 0
+    path = tmp_path / "tiny.yaml"
+    path.write_text(cfg.dump())
+    return path
+
+
+@pytest.fixture
+def run(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
+    """Run a command; returns the rows of its table."""
+    monkeypatch.setattr("experiments.setup.setup_logger", lambda **_: None)  # its handlers would outlive the test
+
+    def run(main: Callable[[], None], *arguments: Any) -> list[dict[str, Any]]:
+        first = [arguments[0]] if main is experiment.main else []
+        rest = [*arguments[len(first) :]]
+        out = tmp_path / "out"
+        command = [*first, "--config-file", config, "--output", out, *rest]
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, command)])
+        main()
+        assert (out / "plot.png").stat().st_size > 1000
+        table = json.loads((out / "table.json").read_text())
+        assert all(row["setting"] in (out / "table.md").read_text() for row in table["rows"])
+        return table["rows"]
+
+    return run
+
+
+def thresholds_between(foreground: list[float]) -> list[float]:
+    """Four that lie among these probabilities."""
+    return np.quantile(foreground, [0.2, 0.4, 0.6, 0.8]).tolist()
+
+
+def test_sweep_shares_streams_and_equals_one_pass_per_threshold() -> None:
+    """Slots run out as well: 8 of them, 6 detections a frame at the lowest threshold."""
+    cfg = tiny_cfg("TEST.AUSM.TOPK", 100)
+    model = tiny_model().eval()
+    with torch.no_grad():
+        model.pixel_decoder.class_embed["synthvis"].weight.mul_(20)  # foregrounds that differ between frames
+    records = get_records(VIS)
+
+    stream = Stream(model, head="synthvis", detect=True, fg_threshold=0.0)
+    frames = [torch.from_numpy(frame.transpose(2, 0, 1).copy()) for frame in records[0].frames]
+    foreground = torch.cat([stream.step(frame).probabilities.sum(-1) for frame in frames]).tolist()
+    thresholds = [0.0, *thresholds_between(foreground), 1.0]
+    sweep = sweep_threshold.ThresholdSweep(model, VideoSettings.from_config(cfg), thresholds)
+    found = set()
+    for record in records:
+        swept = sweep.segment(record, "synthvis")
+        assert list(swept) == thresholds
+        for threshold in thresholds:
+            cfg.TEST.AUSM.FG_THRESHOLD = threshold
+            item = {"record": record, "task": "vis", "head": "synthvis"}
+            alone = segment_video(model, item, VideoSettings.from_config(cfg))
+            assert json.dumps(swept[threshold]) == json.dumps(alone)
+            found.add(len(alone["tracks"]))
+    assert len(found) > 3, "the thresholds make a difference"
+    assert sweep.frames == 12
+    assert 12 * 2 < sweep.steps < 12 * len(thresholds)
+
+
+def test_agreeing_thresholds_cost_one_stream() -> None:
+    model = tiny_model().eval()
+    sweep = sweep_threshold.ThresholdSweep(model, VideoSettings.from_config(tiny_cfg()), [1.0, 1.1, 1.2])
+    results = sweep.segment(get_records(VIS)[0], "synthvis")
+    assert [result["tracks"] for result in results.values()] == [[], [], []]
+    assert (sweep.frames, sweep.steps) == (4, 4)
+
+
+def test_sweep_command(run: Callable[..., list[dict[str, Any]]], config: Path, tmp_path: Path) -> None:
+    rows = run(sweep_threshold.main, "--thresholds", 0.9, 0.3, "--videos", 2, "--opts", "TEST.AUSM.TOPK", 50)
+    assert [(row["dataset"], row["setting"]) for row in rows] == [(f"{VIS}_first2", "0.3"), (f"{VIS}_first2", "0.9")]
+    opts = ["DATASETS.TEST", [f"{VIS}_first2"], "TEST.AUSM.TOPK", 50, "TEST.AUSM.FG_THRESHOLD", 0.3]
+    cfg = load_config(str(config), [*opts, "OUTPUT_DIR", str(tmp_path / "plain")])
+    assert rows[0]["scores"] == Trainer.test(cfg, tiny_model().eval())
+    note = json.loads((tmp_path / "out" / "table.json").read_text())["notes"][0]
+    assert "for 8 frames (one pass per threshold: 16)" in note
+
+
+def test_repeat_command(run: Callable[..., list[dict[str, Any]]], config: Path, tmp_path: Path) -> None:
+    rows = run(experiment.main, "repeat", "--repeats", 1, 3, "--stills", "--image-threshold", 0.5)
+    settings = {name: [row["setting"] for row in rows if row["dataset"] == name] for name in (VIS, VOS)}
+    assert settings == {VIS: ["x1", "x3"], VOS: ["x1", "x3"]}
+    assert [row["setting"] for row in rows if row["dataset"] == f"{VIS}_stills"] == ["x1", "x3", "traversal"]
+    scores = {(row["dataset"], row["setting"]): row["scores"] for row in rows}
+    cfg = load_config(str(config), ["OUTPUT_DIR", str(tmp_path / "plain"), "TEST.AUSM.REPEAT", 3])
+    plain = Trainer.test(cfg, experiment.repeat.load_model(cfg))
+    assert scores[VOS, "x3"] == plain[VOS] and scores[VIS, "x3"] == plain[VIS]
+    assert scores[VOS, "x1"] != scores[VOS, "x3"]
+
+
+def test_stills_are_the_middle_frames_with_what_is_visible() -> None:
+    name = experiment.repeat.stills(VIS)
+    assert MetadataCatalog.get(name).task == "image" and MetadataCatalog.get(name).evaluator_type == "coco"
+    for still, record in zip(get_records(name), get_records(VIS), strict=True):
+        assert record.masks is not None and still.masks is not None
+        assert (still.length, list(still.frames.names)) == (1, ["00002"])
+        assert np.array_equal(still.frames[0], record.frames[2])
+        visible = record.masks.read(2)
+        assert [each.instance_id for each in still.instances] == sorted(visible)
+        assert all(np.array_equal(still.masks.read(0)[i], mask) for i, mask in visible.items())
+
+
+def test_clip_length_trains_alike_but_for_the_clips_and_only_once(
+    run: Callable[..., list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["clip-length", "--frames", 1, 2, "--seeds", 5, "--videos", 1]
+    rows = run(experiment.main, *arguments)
+    names = [f"{VIS}_first1", f"{VOS}_first1"]
+    assert [(row["dataset"], row["setting"]) for row in rows] == [(name, each) for name in names for each in "12"]
+    folders = [tmp_path / "out" / name for name in ("1_seed5", "2_seed5")]
+    short, long = (load_config(str(folder / "config.yaml")) for folder in folders)
+    assert (short.INPUT.SAMPLING_FRAME_NUM, short.SOLVER.IMS_PER_BATCH, short.SEED) == (1, 2, 5)
+    assert (long.INPUT.SAMPLING_FRAME_NUM, long.SOLVER.IMS_PER_BATCH, long.SEED) == (2, 1, 5)
+
+    # What is trained stays, also from other evaluations, and gives the same numbers.
+    monkeypatch.setattr(Trainer, "train", lambda self: pytest.fail("trained again"))
+    assert run(experiment.main, *arguments) == rows
+    assert len(run(experiment.main, *arguments[:-2])) == 4
+    # Results of other settings are not taken for these.
+    with pytest.raises(UserError, match=r"1_seed5: holds a run of other settings \(SOLVER.MAX_ITER 2 there, 3 asked"):
+        run(experiment.main, *arguments, "--opts", "SOLVER.MAX_ITER", 3)
+
+
+def test_an_interrupted_training_goes_on(
+    run: Callable[..., list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["noise", "--videos", 1]
+    step, iterations = Trainer.run_step, []
+
+    def interrupted(self: Trainer) -> None:
+        iterations.append(self.iter)
+        if len(iterations) == 2:
+            raise KeyboardInterrupt
+        step(self)
+
+    monkeypatch.setattr(Trainer, "run_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment.main, *arguments)
+    assert len(run(experiment.main, *arguments)) == 4
+    assert iterations == [0, 1, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "settings"),
+    [
+        ("marker", "MODEL.AUSM.HISTORY_MARKER", ("History_Marker", "object_vectors_only")),
+        ("noise", "MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED", ("with_history_noise", "without")),
+    ],
+)
+def test_ablations_differ_in_one_key_and_start_from_random_weights(
+    command: str,
+    key: str,
+    settings: tuple[str, str],
+    run: Callable[..., list[dict[str, Any]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(experiment.variants, "_evaluate", lambda cfg, videos: {VIS: {"segm": {"AP": 1.0}}})
+    rows = run(experiment.main, command, "--seeds", 1, 2, "--opts", "SOLVER.MAX_ITER", 1)
+    assert [row["seed"] for row in rows] == [1, 2, 1, 2]
+    with_it, without = (
+        experiment.variants._learning(load_config(str(tmp_path / "out" / f"{setting}_seed1" / "config.yaml")))
+        for setting in settings
+    )
+    assert {name: (value, without[name]) for name, value in with_it.items() if without[name] != value} == {
+        key: (True, False)
+    }
+    assert with_it["MODEL.WEIGHTS"] == ""
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (experiment.main, ["clip-length", "--frames", 3], "3 does not divide the 2 frames of an iteration"),
+        (experiment.main, ["repeat", "--videos", 0], "--videos: 0, expected 1 or more"),
+        (sweep_threshold.main, ["--thresholds", 1.5], "expected probabilities"),
+        (sweep_threshold.main, ["--opts", "DATASETS.TEST", [VOS]], "only unprompted data sets have a threshold"),
+        (sweep_threshold.main, ["--opts", "MODEL.WEIGHTS", ""], "MODEL.WEIGHTS: empty"),
+        (sweep_threshold.main, ["--opts", "DATASETS.TEST", []], "DATASETS.TEST: empty"),
+    ],
+)
+def test_mistakes(
+    main: Callable[[], None],
+    arguments: list[Any],
+    message: str,
+    run: Callable[..., list[dict[str, Any]]],
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(main, *arguments)
+    assert not (tmp_path / "out").exists()

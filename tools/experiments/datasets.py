@@ -1,0 +1,87 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Views of registered data sets: their first videos only, or one frame of each video as an image.
+
+Shape shorthand:
+    H, W: frame size in pixels
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ausm_d2.data.build import get_records
+from ausm_d2.data.video import FrameSource, MaskSource, VideoRecord
+from ausm_d2.masks.rle import StoredMask
+
+
+def first_videos(name: str, count: int | None) -> str:
+    """The name of a data set of the first ``count`` videos of ``name``; of all, if ``count`` is None."""
+    if count is None:
+        return name
+    return _register(f"{name}_first{count}", name, lambda: get_records(name)[:count])
+
+
+def stills(name: str) -> str:
+    """The name of a data set of images: the middle frame of each video of ``name``, with what is visible in it."""
+    return _register(
+        f"{name}_stills",
+        name,
+        lambda: [_still(each) for each in get_records(name)],
+        task="image",
+        evaluator_type="coco",
+    )
+
+
+def _register(name: str, of: str, load: Callable[[], list[VideoRecord]], **changed: Any) -> str:
+    if name not in DatasetCatalog:
+        get_records(of)  # a user's own data set: its classes are in its file
+        known = {key: value for key, value in MetadataCatalog.get(of).as_dict().items() if key != "name"}
+        DatasetCatalog.register(name, load)
+        MetadataCatalog.get(name).set(**{**known, **changed})
+    return name
+
+
+@dataclass(frozen=True)
+class _OneFrame:
+    """Frame ``index`` of a video as a video of its own; frames and masks alike."""
+
+    frames: FrameSource
+    masks: MaskSource | None
+    index: int
+
+    @property
+    def names(self) -> Sequence[str]:
+        return [self.frames.names[self.index]]
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """uint8 (H, W, 3), RGB."""
+        return self.frames[self.index]
+
+    def read(self, index: int) -> Mapping[int, StoredMask]:
+        """The masks of the frame by instance id."""
+        assert self.masks is not None
+        return self.masks.read(self.index)
+
+
+def _still(record: VideoRecord) -> VideoRecord:
+    labelled = [i for i in range(record.length) if record.labelled is None or record.labelled[i]]
+    one = _OneFrame(record.frames, record.masks, labelled[len(labelled) // 2] if labelled else record.length // 2)
+    visible = one.read(0) if record.masks is not None else {}
+    return VideoRecord(
+        video_id=record.video_id,
+        name=record.name,
+        height=record.height,
+        width=record.width,
+        frames=one,
+        instances=[dataclasses.replace(each) for each in record.instances if each.instance_id in visible],
+        masks=None if record.masks is None else one,
+    )

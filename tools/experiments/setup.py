@@ -1,0 +1,63 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""What the commands of the experiments have in common: their arguments, the config, the model, their messages."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.utils.logger import setup_logger
+
+from ausm_d2.checkpoint import AUSMCheckpointer
+from ausm_d2.config import load_config
+from ausm_d2.engine import Trainer, check_datasets
+from ausm_d2.errors import UserError
+from ausm_d2.meta_arch import AUSM
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Config, output, number of videos, KEY VALUE pairs."""
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--output", required=True, metavar="DIR", help="for table.md, table.json, plot.png and results")
+    parser.add_argument("--videos", type=int, metavar="N", help="only the first N videos of each data set")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys to change; comes last"
+    )
+
+
+def common_config(args: argparse.Namespace) -> CfgNode:
+    """The config of a command; ``OUTPUT_DIR`` is its ``--output`` and the references are off.
+
+    Raises:
+        UserError: a config or data sets that cannot be used.
+    """
+    if args.videos is not None and args.videos < 1:
+        raise UserError(f"--videos: {args.videos}, expected 1 or more")
+    cfg = load_config(args.config_file, args.opts)
+    cfg.OUTPUT_DIR, cfg.TEST.AUSM.BASELINES = args.output, False
+    if not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST: empty, expected the names of the data sets to evaluate on")
+    check_datasets(cfg, cfg.DATASETS.TEST)
+    for name in ("fvcore", "ausm_d2"):
+        setup_logger(name=name)
+    setup_logger()
+    return cfg
+
+
+def load_model(cfg: CfgNode) -> AUSM:
+    """The model with ``MODEL.WEIGHTS``, ready to evaluate.
+
+    Raises:
+        UserError: no weights, or weights that do not fit.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("MODEL.WEIGHTS: empty, expected the weights to evaluate")
+    model = Trainer.build_model(cfg)
+    AUSMCheckpointer(model, complete=True).load(cfg.MODEL.WEIGHTS)
+    return model.eval()
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of a command, for its JSON."""
+    return {key: value for key, value in vars(args).items() if value is not None and not callable(value)}

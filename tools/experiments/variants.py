@@ -1,0 +1,189 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Models trained alike but for one thing, and their scores: clip length (Fig. 5), History Marker, history noise.
+
+Each run is a training of train_net.py with a few keys of its own, in a folder of its own: what is there already, from
+this command or from train_net.py (on several GPUs, say), is not trained again, and what was interrupted is resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.utils.env import seed_all_rng
+
+from ausm_d2.checkpoint import AUSMCheckpointer
+from ausm_d2.config import load_config
+from ausm_d2.engine import Trainer, check_datasets
+from ausm_d2.errors import UserError
+from ausm_d2.evaluation.evaluators import Scores
+from ausm_d2.io import atomic_write
+
+from .datasets import first_videos
+from .report import Paper, Report, Row
+from .setup import common_config
+
+logger = logging.getLogger(__name__)
+
+PAPER = Paper(
+    source="Fig. 5, Swin-B, 16 frames over 5",
+    measure="gain of J&F, G or AP, points",
+    values={
+        "MOSE": {"5": 0.0, "16": 4.5},
+        "YouTube-VOS 2018": {"5": 0.0, "16": 1.9},
+        "YouTube-VOS 2019": {"5": 0.0, "16": 3.1},
+        "OVIS": {"5": 0.0, "16": 5.2},
+    },
+)
+Keys = dict[str, Any]  # config keys and their values
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="of the trainings (default: %(default)s)")
+
+
+def add_clip_length_arguments(parser: argparse.ArgumentParser) -> None:
+    add_arguments(parser)
+    parser.add_argument("--frames", type=int, nargs="+", default=[5, 16], help="of a clip (default: %(default)s)")
+    parser.add_argument(
+        "--frames-per-iteration",
+        type=int,
+        help="of all clips of an iteration together (default: as the config has it)",
+    )
+
+
+def clip_length(args: argparse.Namespace) -> Report:
+    """Short and long training clips, as many frames in each iteration (Fig. 5)."""
+    cfg = common_config(args)
+    total = args.frames_per_iteration or cfg.SOLVER.IMS_PER_BATCH * cfg.INPUT.SAMPLING_FRAME_NUM
+    variants: dict[str, Keys] = {}
+    for frames in args.frames:
+        if frames < 1 or total % frames:
+            raise UserError(f"--frames: {frames} does not divide the {total} frames of an iteration")
+        variants[str(frames)] = {"INPUT.SAMPLING_FRAME_NUM": frames, "SOLVER.IMS_PER_BATCH": total // frames}
+    report = Report("Frames of a training clip", "frames of a training clip", paper=PAPER)
+    return _compare(args, variants, report)
+
+
+def marker(args: argparse.Namespace) -> Report:
+    """The masks of the frame before marked on its features, or only the object vectors handed on."""
+    variants = {
+        "History Marker": {"MODEL.AUSM.HISTORY_MARKER": True},
+        "object vectors only": {"MODEL.AUSM.HISTORY_MARKER": False},
+    }
+    return _compare(args, variants, Report("History Marker", "what is handed on", ordered=False))
+
+
+def noise(args: argparse.Namespace) -> Report:
+    """Trained on the true history as it is, or with noise on it."""
+    variants = {
+        "with history noise": {"MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED": True},
+        "without": {"MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED": False},
+    }
+    return _compare(args, variants, Report("History noise", "training", ordered=False))
+
+
+def _compare(args: argparse.Namespace, variants: Mapping[str, Keys], report: Report) -> Report:
+    """Train and evaluate every variant with every seed."""
+    runs = [
+        (setting, seed, _run_config(args, {**keys, "SEED": seed}, _folder(args, setting, seed)))
+        for setting, keys in variants.items()
+        for seed in args.seeds
+    ]
+    for _, _, cfg in runs:
+        _check_folder(cfg)  # all of them before the first hour of training
+    budget = runs[0][2].SOLVER
+    for setting, seed, cfg in runs:
+        _train(cfg)
+        for name, scores in _evaluate(cfg, args.videos).items():
+            report.rows.append(Row(name, setting, scores, seed if len(args.seeds) > 1 else None))
+    report.rows.sort(key=lambda row: row.dataset)
+    frames = {cfg.SOLVER.IMS_PER_BATCH * cfg.INPUT.SAMPLING_FRAME_NUM for _, _, cfg in runs}
+    report.notes.append(
+        f"Each trained for {budget.MAX_ITER} iterations of {' or '.join(map(str, sorted(frames)))} frames from "
+        f"{runs[0][2].MODEL.WEIGHTS or 'random weights'}; seed{'s' * (len(args.seeds) > 1)} "
+        f"{', '.join(map(str, args.seeds))}."
+    )
+    return report
+
+
+def _folder(args: argparse.Namespace, setting: str, seed: int) -> Path:
+    return Path(args.output, f"{setting.replace(' ', '_')}_seed{seed}")
+
+
+def _run_config(args: argparse.Namespace, keys: Keys, folder: Path) -> CfgNode:
+    cfg = common_config(args)
+    check_datasets(cfg, cfg.DATASETS.TRAIN)
+    if "MODEL.WEIGHTS" not in args.opts:
+        cfg.MODEL.WEIGHTS = ""  # those of a finished model would hide what is compared
+    cfg.merge_from_list([part for item in keys.items() for part in item])
+    cfg.OUTPUT_DIR = str(folder)
+    cfg.TEST.EVAL_PERIOD = 0
+    return cfg
+
+
+def _learning(cfg: CfgNode) -> dict[str, Any]:
+    """The keys that decide what is learned, and their values."""
+
+    def flat(node: CfgNode, prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            if isinstance(value, CfgNode):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    values = {key: value for part in ("MODEL", "INPUT", "SOLVER") for key, value in flat(cfg[part], f"{part}.")}
+    test_only = ("MODEL.DEVICE", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST")
+    values = {key: value for key, value in values.items() if key not in test_only}
+    values.update({"SEED": cfg.SEED, "DATASETS.TRAIN": cfg.DATASETS.TRAIN})
+    return json.loads(json.dumps(values))  # a file has lists where a config has tuples
+
+
+def _check_folder(cfg: CfgNode) -> None:
+    """What the folder holds, if anything, was begun with these settings."""
+    file = Path(cfg.OUTPUT_DIR, "config.yaml")
+    if not file.is_file():
+        return
+    there, asked = _learning(load_config(str(file))), _learning(cfg)
+    differ = [
+        f"{key} {there.get(key)!r} there, {asked[key]!r} asked for" for key in asked if there.get(key) != asked[key]
+    ]
+    if differ:
+        raise UserError(
+            f"{cfg.OUTPUT_DIR}: holds a run of other settings ({'; '.join(differ[:3])}); remove or rename it"
+        )
+
+
+def _train(cfg: CfgNode) -> None:
+    """Begin, resume or, where ``model_final.pth`` is there, leave alone."""
+    folder = Path(cfg.OUTPUT_DIR)
+    if (folder / "model_final.pth").is_file():
+        logger.info("%s: trained already", folder)
+        return
+    with atomic_write(folder / "config.yaml") as path:
+        path.write_text(cfg.dump(), encoding="utf-8")
+    logger.info("Training in %s", folder)
+    cfg = cfg.clone()
+    cfg.DATASETS.TEST = ()  # evaluated by itself: it can be resumed by itself
+    seed_all_rng(cfg.SEED)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+
+
+def _evaluate(cfg: CfgNode, videos: int | None) -> dict[str, Scores]:
+    """Scores by data set."""
+    cfg = cfg.clone()
+    cfg.DATASETS.TEST = [first_videos(name, videos) for name in cfg.DATASETS.TEST]
+    cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR, "model_final.pth"))
+    cfg.TEST.AUSM.RESUME = True
+    model = Trainer.build_model(cfg)
+    AUSMCheckpointer(model, complete=True).load(cfg.MODEL.WEIGHTS)
+    results = Trainer.test(cfg, model)
+    names = cfg.DATASETS.TEST
+    return {names[0]: results} if len(names) == 1 else results

@@ -1,0 +1,224 @@
+#!/usr/bin/env python
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""AP against the detection threshold (paper, Table 2): a table and a plot.
+
+    python tools/sweep_threshold.py --config-file configs/synth/ausm_nano.yaml --output output/threshold
+
+What a threshold lets in becomes history, so thresholds are streams of their own. But two of them are the same stream
+until a detection falls between them: thresholds share one stream as long as they agree, and each frame is encoded once
+for all of them. The results are those of one evaluation per threshold.
+
+Shape shorthand:
+    H, W: frame size in pixels
+    T: frames of a video
+    K: classes
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from experiments.datasets import first_videos
+from experiments.report import Paper, Report, Row
+from experiments.setup import add_common_arguments, common_config, load_model, settings_of
+from torch import Tensor
+from tqdm import tqdm
+
+from ausm_d2.data.video import VideoRecord
+from ausm_d2.engine import Trainer
+from ausm_d2.errors import UserError, cli
+from ausm_d2.masks.rle import Rle, encode
+from ausm_d2.meta_arch import AUSM
+from ausm_d2.streaming.refine import crop, visits
+from ausm_d2.streaming.stream import FrameOutput
+from ausm_d2.streaming.video import FrameStream, VideoSettings, best_tracks, shown_rows
+
+PAPER = Paper(
+    source="Table 2, Swin-B",
+    measure="AP",
+    values={
+        "YouTube-VIS 2019": {"0.3": 62.4, "0.4": 62.6, "0.5": 62.6, "0.6": 61.8, "0.7": 61.6},
+        "YouTube-VIS 2021": {"0.3": 57.8, "0.4": 58.1, "0.5": 58.6, "0.6": 58.1, "0.7": 57.9},
+        "OVIS": {"0.3": 44.5, "0.4": 45.1, "0.5": 45.5, "0.6": 46.4, "0.7": 46.5},
+    },
+)
+
+
+class _SharedEncoding:
+    """A model whose frame encoder runs once a frame, however many streams ask."""
+
+    def __init__(self, model: AUSM) -> None:
+        self._model = model
+        self._features: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def next_frame(self) -> None:
+        """Forget the features: the streams are about to see another frame."""
+        self._features = None
+
+    def encode(self, images: Tensor) -> Any:
+        """As the model's own; ``images`` are the same for all streams."""
+        if self._features is None:
+            self._features = self._model.encode(images)
+        return self._features
+
+
+@dataclass
+class _Branch:
+    """The thresholds that have taken the same decisions so far, ascending, and their one stream."""
+
+    thresholds: list[float]
+    stream: FrameStream
+    masks: dict[int, list[Rle | None]] = field(default_factory=dict)  # T by track
+    scores: dict[int, Tensor] = field(default_factory=dict)  # (K) by track
+
+    def keep(self, output: FrameOutput, frame: int | None, settings: VideoSettings, length: int) -> None:
+        """Take over the scores of a step and, unless ``frame`` is None, its masks as those of that frame of T."""
+        for row, track_id in enumerate(output.track_ids):
+            self.scores[track_id] = output.mean_probabilities[row]
+        if frame is None:
+            return
+        shown = shown_rows(output, settings.topk if settings.topk_scope == "frame" else None)
+        for track_id, mask in zip(shown.track_ids, (self.stream.logits(shown) > 0).cpu().numpy(), strict=True):
+            if mask.any():
+                self.masks.setdefault(track_id, [None] * length)[frame] = encode(mask)
+
+
+class ThresholdSweep:
+    """Segments videos at several thresholds at once; counts what that took."""
+
+    def __init__(self, model: AUSM, settings: VideoSettings, thresholds: Sequence[float]) -> None:
+        """
+        Args:
+            model: in evaluation mode.
+            settings: how videos are streamed; their own threshold is not used.
+            thresholds: foreground probabilities, ascending.
+        """
+        self._model: Any = _SharedEncoding(model)
+        self._settings = settings
+        self._thresholds = list(thresholds)
+        self.frames = 0  # shown
+        self.steps = 0  # of a stream
+
+    def segment(self, record: VideoRecord, head: str) -> dict[float, dict[str, Any]]:
+        """What ``segment_video`` gives for each threshold."""
+        settings = self._settings
+        branches = [_Branch(self._thresholds, self._stream(self._thresholds[0], head))]
+        for visit in visits(record.length, repeat=settings.repeat, spatial_traversal=settings.spatial_traversal):
+            frame = record.frames[visit.frame]
+            if visit.corner is not None:
+                frame = crop(frame, visit.corner)
+            self._model.next_frame()
+            self.frames += 1
+            stepped = [pair for branch in branches for pair in self._step(branch, frame, head)]
+            for branch, output in stepped:
+                branch.keep(output, visit.frame if visit.counts else None, settings, record.length)
+            branches = [branch for branch, _ in stepped]
+        return {
+            threshold: {
+                "video_id": record.video_id,
+                "tracks": best_tracks(branch.masks, branch.scores, settings),
+            }
+            for branch in branches
+            for threshold in branch.thresholds
+        }
+
+    def _stream(self, threshold: float, head: str) -> FrameStream:
+        settings = dataclasses.replace(self._settings, fg_threshold=threshold)
+        return FrameStream(self._model, settings, head=head, detect=True)
+
+    def _step(self, branch: _Branch, frame: np.ndarray, head: str) -> list[tuple[_Branch, FrameOutput]]:
+        """One frame, uint8 (H, W, 3). Where a detection falls between the branch's thresholds, those above it leave:
+        they take the step again from a copy of the state before."""
+        stream = branch.stream.stream
+        before = copy.deepcopy(stream.state) if len(branch.thresholds) > 1 else None
+        newest = stream.state.next_track_id if stream.state is not None else 1
+        sizes = branch.stream.size, stream.size
+        output = branch.stream.step(frame)
+        self.steps += 1
+        new = [row for row, track_id in enumerate(output.track_ids) if track_id >= newest]
+        foreground = output.probabilities[new].sum(-1).tolist()
+        groups = [
+            list(group)
+            for _, group in itertools.groupby(branch.thresholds, lambda t: sum(found >= t for found in foreground))
+        ]
+        done = [(branch, output)]
+        for thresholds in groups[1:]:
+            masks = {track_id: list(of) for track_id, of in branch.masks.items()}
+            other = _Branch(thresholds, self._stream(thresholds[0], head), masks, dict(branch.scores))
+            other.stream.size, other.stream.stream.size = sizes
+            other.stream.stream.state = copy.deepcopy(before)
+            done.append((other, other.stream.step(frame)))
+            self.steps += 1
+        branch.thresholds = groups[0]
+        return done
+
+
+@torch.no_grad()
+def sweep(cfg: CfgNode, model: AUSM, thresholds: Sequence[float], report: Report) -> None:
+    """Score every data set of ``DATASETS.TEST`` at each threshold; rows and a note go to ``report``."""
+    for dataset_name in cfg.DATASETS.TEST:
+        evaluators = {}
+        for threshold in thresholds:
+            own = cfg.clone()
+            own.defrost()
+            own.TEST.AUSM.FG_THRESHOLD = threshold
+            own.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR, f"threshold_{threshold:g}"))
+            evaluators[threshold] = Trainer.build_evaluator(own, dataset_name)
+        finished = set.intersection(*(each.finished_video_ids() for each in evaluators.values()))
+        for evaluator in evaluators.values():
+            evaluator.reset()
+        sweeper = ThresholdSweep(model, VideoSettings.from_config(cfg), thresholds)
+        loader = Trainer.build_test_loader(cfg, dataset_name, finished)
+        for [item] in tqdm(loader, desc=dataset_name, disable=None):
+            results = sweeper.segment(item["record"], item["head"])
+            for threshold, evaluator in evaluators.items():
+                evaluator.process([item], [results[threshold]])
+        for threshold, evaluator in evaluators.items():
+            report.rows.append(Row(dataset_name, f"{threshold:g}", evaluator.evaluate()))
+        if sweeper.frames:
+            report.notes.append(
+                f"{dataset_name}: {sweeper.steps} steps of a stream for {sweeper.frames} frames (one pass per "
+                f"threshold: {sweeper.frames * len(thresholds)}); each frame was encoded once."
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_common_arguments(parser)
+    parser.add_argument(
+        "--thresholds", type=float, nargs="+", default=[0.3, 0.4, 0.5, 0.6, 0.7], help="default: %(default)s"
+    )
+    args = parser.parse_args()
+    thresholds = sorted(set(args.thresholds))
+    if not 0 <= thresholds[0] <= thresholds[-1] <= 1:
+        raise UserError(f"--thresholds: {thresholds}, expected probabilities")
+    cfg = common_config(args)
+    unprompted = [name for name in cfg.DATASETS.TEST if MetadataCatalog.get(name).task != "vos"]
+    if not unprompted:
+        raise UserError(f"DATASETS.TEST: {list(cfg.DATASETS.TEST)}; only unprompted data sets have a threshold")
+    cfg.DATASETS.TEST = [first_videos(name, args.videos) for name in unprompted]
+    report = Report("AP against the detection threshold", "foreground threshold", paper=PAPER)
+    sweep(cfg, load_model(cfg), thresholds, report)
+    report.write(Path(args.output), settings_of(args))
+    print(report.markdown())
+
+
+if __name__ == "__main__":
+    cli(main)
