@@ -5,7 +5,11 @@ import contextlib
 import io
 import json
 import logging
+import resource
+import sys
+import time
 from collections.abc import Iterator, Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from ausm_d2.data.video import Instance, VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation import ytvis
 from ausm_d2.evaluation.evaluators import VideoEvaluators, build_evaluator
+from ausm_d2.io import atomic_write
 from ausm_d2.masks.rle import encode
 from tests.data.stubs import ArrayFrames, ListedMasks
 from tests.evaluation.cases import random_case
@@ -237,6 +242,42 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, name: str) -> None:
         run(build_evaluator(name, cfg_for(tmp_path / "parts")), name, {})
 
 
+def _evaluate_in_a_process(folder: Path, name: str, outputs: Outputs) -> None:
+    """An evaluation as a user starts it again; ``done.txt`` gets a line for each video that it runs."""
+    evaluator = build_evaluator(name, cfg_for(folder, "TEST.AUSM.RESUME", True))
+    finished = evaluator.finished_video_ids()
+    evaluator.reset()
+    for record in DatasetCatalog.get(name):
+        if record.video_id not in finished:
+            time.sleep(0.05)
+            evaluator.process([{"record": record}], [outputs[record.video_id]])
+            with (folder / "done.txt").open("a") as file:
+                file.write(f"{record.video_id}\n")
+    scores = evaluator.evaluate()
+    with atomic_write(folder / "scores.json") as path:
+        path.write_text(json.dumps(scores))
+
+
+@pytest.mark.parametrize("name", [VIS, VOS])
+def test_killed_at_random_moments(tmp_path: Path, name: str) -> None:
+    outputs = vis_data(0)[1] if name == VIS else vos_data()[1]
+    expected = run(build_evaluator(name, cfg_for(tmp_path / "whole")), name, outputs)
+    folder, rng = tmp_path / "killed", np.random.default_rng(0)
+    folder.mkdir()
+    for attempt in range(30):
+        process = get_context("fork").Process(target=_evaluate_in_a_process, args=(folder, name, outputs))
+        process.start()
+        process.join(rng.uniform(0, 0.2) if attempt < 20 else None)
+        process.kill()
+        process.join()
+        if (folder / "scores.json").exists():
+            break
+    assert attempt > 0, "never killed before its end"
+    assert json.loads((folder / "scores.json").read_text()) == expected
+    done = (folder / "done.txt").read_text().split()
+    assert len(done) == len(set(done)), "a video that had results was run again"
+
+
 def test_other_weights_or_settings_are_not_resumed(tmp_path: Path) -> None:
     outputs = vos_data()[1]
     weights = tmp_path / "weights.pth"
@@ -286,6 +327,54 @@ def test_without_public_labels_there_is_a_submission(
     assert submission.is_file()
     [message] = [record.getMessage() for record in caplog.records if "no public labels" in record.getMessage()]
     assert str(submission) in message and "https://example.org/benchmark" in message
+
+
+def _evaluate_a_long_video(folder: Path, name: str) -> None:
+    """1,000 frames of 720p with 20 tracks; ``grown.txt``: how much memory that took, bytes."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    size, length = (720, 1280), 1000
+    rows, columns = np.ogrid[: size[0], : size[1]]
+    tracks = []
+    for i in range(20):
+        centres = [(200 + 10 * i, 200 + 40 * i + 4 * step) for step in range(10)]
+        rles = [encode((rows - y) ** 2 + (columns - x) ** 2 < 60**2) for y, x in centres]
+        tracks.append([rles[frame % 10] for frame in range(length)])
+    truth = json.loads(json.dumps(tracks))  # masks of their own, as files have them
+    record = VideoRecord(
+        video_id=1,
+        name="long",
+        height=size[0],
+        width=size[1],
+        frames=ArrayFrames([np.zeros((1, 1, 3), np.uint8)] * length),
+        instances=[Instance(i, 0) for i in range(20)],
+        masks=ListedMasks(dict(enumerate(truth))),
+        labelled=[frame % (1 if name == VIS else 100) == 0 for frame in range(length)],
+        prompt_frames=dict.fromkeys(range(20), 0),
+    )
+    output: dict[str, Any] = {"video_id": 1}
+    if name == VIS:
+        output["tracks"] = [
+            {"track_id": i, "category_id": 0, "score": 0.5, "segmentations": masks} for i, masks in enumerate(tracks)
+        ]
+    else:
+        output["objects"] = dict(enumerate(tracks))
+    evaluator = build_evaluator(name, cfg_for(folder), records=[record])
+    evaluator.reset()
+    evaluator.process([{"record": record}], [output])
+    scores = evaluator.evaluate()
+    assert (scores["segm"]["AP"] if name == VIS else scores["vos"]["J"]) == 100
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    (folder / "grown.txt").write_text(str(grown * 1024))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
+@pytest.mark.parametrize("name", [VIS, VOS])
+def test_a_long_video_needs_less_than_2_gigabytes(tmp_path: Path, name: str) -> None:
+    """With half a gigabyte that a process has from the start."""
+    process = get_context("fork").Process(target=_evaluate_a_long_video, args=(tmp_path, name))
+    process.start()
+    process.join()
+    assert int((tmp_path / "grown.txt").read_text()) < 1e9
 
 
 def test_an_unknown_evaluator_type(tmp_path: Path) -> None:
