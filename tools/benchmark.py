@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Speed, measured side by side in one run: ``python tools/benchmark.py {ssm,data,eval} [--json OUT.json]``.
+"""Speed, measured side by side in one run: ``python tools/benchmark.py SUBJECT [--json OUT.json] [--plot OUT.png]``.
 
 What each compares, and figures with the machine they were measured on: docs/benchmarks.md.
 """
@@ -17,12 +17,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from benchmarks import data, eval, ssm
+from benchmarks import data, eval, measure, peers, ssm, stream, train
 
 from ausm_d2.errors import cli
 from ausm_d2.io import atomic_write
 
-SUBJECTS = {"ssm": ssm, "data": data, "eval": eval}
+SUBJECTS = {"ssm": ssm, "train": train, "stream": stream, "peers": peers, "data": data, "eval": eval}
 
 
 def machine() -> dict[str, object]:
@@ -50,14 +50,22 @@ def main() -> None:
     for name, module in SUBJECTS.items():
         subject = subjects.add_parser(name, help=(module.__doc__ or "").splitlines()[0])
         subject.add_argument("--json", type=Path, help="also write the figures to this file")
+        if hasattr(module, "plot"):
+            subject.add_argument("--plot", type=Path, help="also draw them, as a PNG")
         module.add_arguments(subject)
     args = parser.parse_args()
+    plotting = getattr(args, "plot", None)
+    if plotting:
+        measure.matplotlib_figure()  # before the work, not after it
     host = machine()
     print(", ".join(f"{key}: {value}" for key, value in host.items()))
     figures = SUBJECTS[args.subject].run(args)
     if args.json:
+        report = {"machine": host, "arguments": vars(args), args.subject: figures}
         with atomic_write(args.json) as path:
-            path.write_text(json.dumps({"machine": host, args.subject: figures}, indent=1) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
+    if plotting:
+        SUBJECTS[args.subject].plot(figures, plotting)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,8 @@ Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; S: state s
 from __future__ import annotations
 
 import argparse
-import ctypes
-import multiprocessing
 import statistics
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,8 @@ from torch import Tensor
 
 from ausm_d2.modeling.ssm_kernels import BACKENDS, selective_scan, use_backend
 from ausm_d2.modeling.ssm_kernels.build import CompileError
+
+from . import measure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels", type=int, default=512, help="inner channels")
     parser.add_argument("--state", type=int, default=16, help="state size")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each, alternating")
+    measure.add_clock_argument(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -40,14 +39,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     the inputs (MB, in a process of its own), and the plain loop's time and memory over them. step: one frame in place,
     for the largest N, and its time over that of reading and writing the state once.
     """
-    dtype, device = getattr(torch, args.dtype), torch.device(args.device)
+    dtype, device = getattr(torch, args.dtype), measure.device_of(args)
     backends = _present(device, dtype)
     scan = []
     for n in args.sequences:
         for t in args.frames:
             size = (n, t, args.channels, args.state)
-            times = _interleaved({name: _scan(name, size, device, dtype) for name in backends}, args.repeats, device)
-            memory = {name: _in_new_process(_peak_memory, name, size, args.device, args.dtype) for name in backends}
+            scans = {name: _scan(name, size, device, dtype) for name in backends}
+            times = measure.interleaved(scans, args.repeats, device, cpu_time=args.cpu_time)
+            memory = {
+                name: measure.in_new_process(_peak_memory, name, size, args.device, args.dtype) for name in backends
+            }
             for name in backends:
                 median = statistics.median(times[name])
                 scan.append(
@@ -57,7 +59,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                         "E": args.channels,
                         "S": args.state,
                         "backend": name,
-                        **_spread(times[name]),
+                        **measure.spread(times[name]),
                         "speed_over_loop": statistics.median(times["loop"]) / median,
                         "peak_mb": memory[name] / 1e6,
                         "loop_memory_over_it": memory["loop"] / max(memory[name], 1),
@@ -66,17 +68,30 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     size = (max(args.sequences), 1, args.channels, args.state)
     steps: dict[str, Callable[[], Any]] = {name: _step(name, size, device, dtype) for name in backends}
     state = torch.zeros(size[0], size[2], size[3], device=device)
-    times = _interleaved({**steps, "state read and written": lambda: state.mul_(0.5)}, 5 * args.repeats, device)
+    steps["state read and written"] = lambda: state.mul_(0.5)
+    times = measure.interleaved(steps, 5 * args.repeats, device, cpu_time=args.cpu_time)
     floor = statistics.median(times["state read and written"])
     step = [
-        {"N": size[0], "E": size[2], "S": size[3], "what": name, **_spread(values)}
+        {"N": size[0], "E": size[2], "S": size[3], "what": name, **measure.spread(values)}
         | {
             "over_floor": statistics.median(values) / floor,
             "gb_per_s": 2 * state.nbytes / statistics.median(values) / 1e9,
         }
         for name, values in times.items()
     ]
+    measure.print_table(scan)
+    measure.print_table(step)
     return {"scan": scan, "step": step}
+
+
+def plot(figures: dict[str, Any], path: Path) -> None:
+    """Time of the scan against frames, for the largest N."""
+    most = max(row["N"] for row in figures["scan"])
+    with measure.picture(path, "frames", f"seconds, forward and backward, {most} sequences") as axes:
+        for name in dict.fromkeys(row["backend"] for row in figures["scan"]):
+            rows = [row for row in figures["scan"] if (row["backend"], row["N"]) == (name, most)]
+            measure.draw(axes, name, [row["T"] for row in rows], rows)
+        axes.set_yscale("log")
 
 
 def _present(device: torch.device, dtype: torch.dtype) -> list[str]:
@@ -132,53 +147,8 @@ def _step(name: str, size: tuple[int, int, int, int], device: torch.device, dtyp
     return step
 
 
-def _interleaved(functions: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every call; in turns, so that whatever else the machine does falls on all of them alike."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for repeat in range(repeats + 1):
-        for name, function in functions.items():
-            _synchronize(device)
-            start = time.perf_counter()
-            function()
-            _synchronize(device)
-            if repeat:  # the first is the warm-up
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _spread(seconds: list[float]) -> dict[str, float]:
-    low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
-    return {"ms": median * 1e3, "ms_q1": low * 1e3, "ms_q3": high * 1e3}
-
-
-def _in_new_process(function: Callable[..., int], *args: Any) -> int:
-    """Memory that an earlier measurement has freed would hide what a later one takes."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
-
-
 def _peak_memory(name: str, size: tuple[int, int, int, int], device_name: str, dtype_name: str) -> int:
     """Bytes that one forward and backward needs at the most, beyond its inputs."""
     device, dtype = torch.device(device_name), getattr(torch, dtype_name)
     _scan(name, (2, 2, 16, 4), device, dtype)()
-    function = _scan(name, size, device, dtype)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL(None).malloc_trim(0)  # glibc: what is free would not count when it is taken again
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
-    before = _status("VmRSS")
-    function()
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
+    return measure.peak_memory(_scan(name, size, device, dtype), device)

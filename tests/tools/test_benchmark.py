@@ -1,0 +1,134 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""The benchmarks measure what they say, at sizes where their figures mean nothing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from ausm_d2.errors import UserError
+from tools import benchmark
+from tools.benchmarks import measure, peers, ssm, stream, train
+
+NANO = Path(__file__).resolve().parents[2] / "configs" / "synth" / "ausm_nano.yaml"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    """A file of ausm_nano with one layer of everything."""
+    layers = {name: {"LAYERS": 1} for name in ("COMPRESSOR", "DECODER")}
+    text = {"_BASE_": str(NANO), "MODEL": {"AUSM": {**layers, "PIXEL_DECODER": {"LAYERS": 3, "NUM_DET": 4}}}}
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(text))
+    return str(path)
+
+
+def measured(module: ModuleType, *words: str) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(words))
+
+
+def assert_drawn(module: ModuleType, figures: dict[str, Any], path: Path) -> None:
+    module.plot(figures, path)
+    assert path.read_bytes()[:4] == b"\x89PNG" and path.stat().st_size > 5000
+
+
+def test_train(config: str, tmp_path: Path) -> None:
+    words = f"--config-file {config} --size 64 96 --frames 1 2 --objects 2 --repeats 1 --cpu-time".split()
+    figures = measured(train, *words, "--variants", *train.VARIANTS)
+    assert [(row["T"], row["variant"]) for row in figures["rows"]] == [(t, v) for t in (1, 2) for v in train.VARIANTS]
+    for row in figures["rows"]:
+        assert row["ms"] > 0 and row["speed_over_iterative"] > 0
+        assert (row["speed_over_iterative"] == 1) == (row["variant"] == "iterative")
+    assert_drawn(train, figures, tmp_path / "train.png")
+
+
+def test_the_variants_train_the_same_model_on_the_same_clip(config: str) -> None:
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    args = parser.parse_args(f"--config-file {config} --size 64 96 --objects 2".split())
+    losses = {}
+    for name in train.VARIANTS:
+        step = train._step(name, 2, args)
+        model = next(cell.cell_contents for cell in step.__closure__ if isinstance(cell.cell_contents, torch.nn.Module))
+        item = next(cell.cell_contents for cell in step.__closure__ if isinstance(cell.cell_contents, dict))
+        torch.manual_seed(0)
+        losses[name] = sum(model([item]).values()).item()
+        assert model.compressor.checkpointing == (name == train.CHECKPOINTED)
+        assert all(parameter.requires_grad for parameter in model.parameters())
+    assert losses["parallel"] == pytest.approx(losses["iterative"], rel=1e-3)
+    assert losses[train.CHECKPOINTED] == pytest.approx(losses["parallel"], rel=1e-6)
+
+
+def test_stream(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "_SETTLED", 3)
+    monkeypatch.setattr(stream, "_LATER", 4)
+    figures = measured(stream, *f"--config-file {config} --size 64 96 --objects 1 3 --repeats 2 --frames 5".split())
+    assert [row["objects"] for row in figures["frame"]] == [1, 3]
+    for row in figures["frame"]:
+        assert row["ms"] > 0 and row["masks_ms"] > 0 and row["fps"] > 0 and row["over_first"] > 0
+    assert figures["frame"][0]["over_first"] == 1
+    (memory,) = figures["memory"]
+    assert memory["state_1000_over_2"] == 1 and memory["state_mb"] > 0 and memory["frames"] == 5
+    assert_drawn(stream, figures, tmp_path / "stream.png")
+
+
+def test_a_stream_too_short_to_watch_is_refused() -> None:
+    with pytest.raises(UserError, match="--frames 500: .*1000"):
+        measured(stream, "--frames", "500")
+
+
+def test_peers(config: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    figures = measured(peers, *f"--config-file {config} --size 64 --objects 2 --repeats 1".split())
+    models = ["small", peers.SAM2]
+    expected = [(2, model) for model in models] + [(None, "small"), (None, peers.VIDEOMT)]
+    assert [(row["objects"], row["model"]) for row in figures["rows"]] == expected
+    assert all(row["ms"] > 0 and row["peer_over_it"] > 0 for row in figures["rows"])
+    assert_drawn(peers, figures, tmp_path / "peers.png")
+
+
+def test_peers_follow_the_same_objects() -> None:
+    masks = stream.squares(3, (64, 96))
+    assert list(masks) == [1, 2, 3]
+    assert all(mask.shape == (64, 96) and mask.sum() == 16 * 24 for mask in masks.values())
+    assert not (masks[1] & masks[3]).any()
+
+
+def test_what_is_missing_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="nowhere.yaml"):
+        measured(peers, "--config-file", "nowhere.yaml", "--peers")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"transformers.*\[dev\]"):
+        measured(peers)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match=r"matplotlib.*\[demo\]"):
+        measure.matplotlib_figure()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no GPU"):
+        measured(ssm, "--device", "cuda")
+
+
+def test_the_command_line_writes_figures_machine_and_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, png = tmp_path / "out.json", tmp_path / "out.png"
+    words = "ssm --sequences 8 --frames 2 3 --channels 16 --state 4 --repeats 1".split()
+    monkeypatch.setattr(ssm.measure, "in_new_process", lambda function, *args: function(*args))
+    monkeypatch.setitem(benchmark.SUBJECTS, "ssm", ssm)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *words, "--json", str(out), "--plot", str(png)])
+    benchmark.main()
+    report = json.loads(out.read_text())
+    assert report["machine"]["threads"] == torch.get_num_threads() and report["arguments"]["frames"] == [2, 3]
+    assert {row["T"] for row in report["ssm"]["scan"]} == {2, 3} and report["ssm"]["step"]
+    assert png.read_bytes()[:4] == b"\x89PNG"
+    assert "threads: " in capsys.readouterr().out

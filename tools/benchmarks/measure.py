@@ -1,0 +1,153 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""What the benchmarks of models and kernels have in common: clocks, memory, models from configs, pictures."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.modeling import build_model
+
+import ausm_d2.meta_arch  # noqa: F401  registers AUSM
+from ausm_d2.config import load_config
+from ausm_d2.errors import UserError
+from ausm_d2.io import atomic_write
+from ausm_d2.meta_arch import AUSM
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
+    add_clock_argument(parser)
+
+
+def add_clock_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="seconds of the processor instead of the clock's, for a machine that others use (with OMP_NUM_THREADS=1)",
+    )
+
+
+def device_of(args: argparse.Namespace) -> torch.device:
+    """
+    Raises:
+        UserError: CUDA is asked for and not there.
+    """
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("--device cuda: no GPU was found")
+    return torch.device(args.device)
+
+
+def random_model(config_file: str, device: torch.device, opts: tuple[Any, ...] = ()) -> AUSM:
+    """The model of a config, with random, seeded weights, in training mode.
+
+    Raises:
+        UserError: the config is missing or wrong.
+    """
+    torch.manual_seed(0)
+    return build_model(load_config(config_file, [*opts, "MODEL.WEIGHTS", "", "MODEL.DEVICE", str(device)]))
+
+
+def interleaved(
+    functions: dict[str, Callable[[], Any]], repeats: int, device: torch.device, *, cpu_time: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of every call; in turns, so that whatever else the machine does falls on all of them alike."""
+    clock = time.process_time if cpu_time else time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for repeat in range(repeats + 1):
+        for name, function in functions.items():
+            synchronize(device)
+            start = clock()
+            function()
+            synchronize(device)
+            if repeat:  # the first is the warm-up
+                times[name].append(clock() - start)
+    return times
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    """Median and quartiles in milliseconds."""
+    low, median, high = statistics.quantiles(seconds * (1 + (len(seconds) == 1)), n=4, method="inclusive")
+    return {"ms": median * 1e3, "ms_q1": low * 1e3, "ms_q3": high * 1e3}
+
+
+def in_new_process(function: Callable[..., int], *args: Any) -> int:
+    """Memory that an earlier measurement has freed would hide what a later one takes."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def peak_memory(function: Callable[[], Any], device: torch.device) -> int:
+    """Bytes that a call needs at the most, beyond what there is before it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)  # glibc: what is free would not count when it is taken again
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
+    before = resident("VmRSS")
+    function()
+    return resident("VmHWM") - before
+
+
+def resident(field: str = "VmRSS") -> int:
+    """Bytes of this process that are in memory (Linux)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Rows with the same keys, as columns."""
+    texts = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    table = [list(rows[0]), *texts]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        print("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)), flush=True)
+
+
+def matplotlib_figure() -> Any:
+    """The class to draw with.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("--plot needs matplotlib: pip install -e '.[demo]'") from None
+    return Figure
+
+
+@contextmanager
+def picture(path: Path, xlabel: str, ylabel: str) -> Iterator[Any]:
+    """Axes to draw on; the PNG is written at the end."""
+    figure = matplotlib_figure()(figsize=(6, 3.6), dpi=130, layout="constrained")
+    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+    yield axes
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def draw(axes: Any, label: str, x: list[int], rows: list[dict[str, float]], **style: Any) -> None:
+    """A line of medians (s) with the quartiles around it."""
+    axes.plot(x, [row["ms"] / 1e3 for row in rows], marker="o", markersize=4, label=label, **style)
+    axes.fill_between(x, [row["ms_q1"] / 1e3 for row in rows], [row["ms_q3"] / 1e3 for row in rows], alpha=0.15)

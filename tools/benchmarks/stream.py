@@ -1,0 +1,145 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Streaming: time of a frame and of its masks by number of objects; what a long stream takes in memory.
+
+Shape shorthand:
+    H, W: frame size in pixels, at which the model works
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ausm_d2.config import load_config
+from ausm_d2.errors import UserError
+from ausm_d2.meta_arch import AUSM
+from ausm_d2.streaming.stream import FrameOutput
+from ausm_d2.streaming.video import FrameStream, VideoSettings
+
+from . import measure
+
+_SETTLED = 100  # frame from which memory is watched
+_LATER = 1000  # frame whose state is compared with that of frame 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    measure.add_device_arguments(parser)
+    parser.add_argument("--config-file", nargs="+", default=["configs/synth/ausm_nano.yaml"])
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="for every config")
+    parser.add_argument("--cuda-graph", action="store_true", help="capture the step (on CUDA only)")
+    parser.add_argument("--size", type=int, nargs=2, default=[96, 160], help="height and width")
+    parser.add_argument("--objects", type=int, nargs="+", default=[1, 10])
+    parser.add_argument("--repeats", type=int, default=40, help="measured frames of each, alternating")
+    parser.add_argument("--frames", type=int, default=2000, help="of the long stream; 0 for none")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Two tables, for every config. frame: median and quartiles of a step, and of making full-size masks of it (ms),
+    frames/s of both together, and the time of both over that of the first number of objects. memory: bytes of the
+    state, their ratio, and the growth of the process (MB) from frame 100 on.
+
+    Raises:
+        UserError: a long stream that is too short to watch.
+    """
+    if 0 < args.frames <= _LATER:
+        raise UserError(f"--frames {args.frames}: state and memory are compared after {_LATER} frames; expected more")
+    device = measure.device_of(args)
+    frame, memory = [], []
+    for config in args.config_file:
+        model, settings = _build(config, args)
+        timed: dict[str, Callable[[], Any]] = {}
+        for n in args.objects:
+            stream = prompted(model, settings, n, tuple(args.size))
+            timed[f"{n} step"], timed[f"{n} masks"] = _timed(stream, noise(tuple(args.size)))
+        times = measure.interleaved(timed, args.repeats, device, cpu_time=args.cpu_time)
+        least = None
+        for n in args.objects:
+            step, masks = measure.spread(times[f"{n} step"]), measure.spread(times[f"{n} masks"])
+            # Of each round: what else the machine did in it fell on all objects alike.
+            whole = [sum(pair) for pair in zip(times[f"{n} step"], times[f"{n} masks"], strict=True)]
+            least = least or whole
+            frame.append(
+                {
+                    "config": Path(config).stem,
+                    "objects": n,
+                    **step,
+                    "masks_ms": masks["ms"],
+                    "fps": 1 / statistics.median(whole),
+                    "over_first": statistics.median(a / b for a, b in zip(whole, least, strict=True)),
+                }
+            )
+        if args.frames:
+            watched = prompted(model, settings, args.objects[0], tuple(args.size))
+            memory.append({"config": Path(config).stem, **_long(watched, args)})
+    for table in (frame, memory):
+        if table:
+            measure.print_table(table)
+    return {"frame": frame, "memory": memory}
+
+
+def plot(figures: dict[str, Any], path: Path) -> None:
+    """Time of a frame against objects."""
+    with measure.picture(path, "objects", "seconds a frame") as axes:
+        for config in dict.fromkeys(row["config"] for row in figures["frame"]):
+            rows = [row for row in figures["frame"] if row["config"] == config]
+            measure.draw(axes, config, [row["objects"] for row in rows], rows)
+        axes.set_ylim(bottom=0)
+
+
+def prompted(model: AUSM, settings: VideoSettings, objects: int, size: tuple[int, int]) -> FrameStream:
+    """A stream that has seen one frame, with squares as the objects given in it."""
+    stream = FrameStream(model, settings, head=settings.prompt_head, detect=False)
+    stream.step(noise(size), squares(objects, size))
+    return stream
+
+
+def squares(objects: int, size: tuple[int, int]) -> dict[int, np.ndarray]:
+    """bool (H, W) masks by id, along the diagonal."""
+    masks = {}
+    for i in range(objects):
+        top, left = ((side - side // 4) * i // max(objects - 1, 1) for side in size)
+        masks[i + 1] = np.zeros(size, dtype=bool)
+        masks[i + 1][top : top + size[0] // 4, left : left + size[1] // 4] = True
+    return masks
+
+
+def noise(size: tuple[int, int]) -> np.ndarray:
+    """uint8 (H, W, 3)."""
+    return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def _build(config: str, args: argparse.Namespace) -> tuple[AUSM, VideoSettings]:
+    opts = ("INPUT.MIN_SIZE_TEST", 0, "TEST.AUSM.AMP", args.amp, "TEST.AUSM.CUDA_GRAPH", args.cuda_graph, *args.opts)
+    model = measure.random_model(config, measure.device_of(args), opts).eval()
+    return model, VideoSettings.from_config(load_config(config, opts))
+
+
+def _timed(stream: FrameStream, frame: np.ndarray) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    latest: list[FrameOutput] = []
+
+    def step() -> None:
+        latest[:] = [stream.step(frame)]
+
+    return step, lambda: stream.logits(latest[0]) > 0
+
+
+def _long(stream: FrameStream, args: argparse.Namespace) -> dict[str, float]:
+    frame, state_bytes, resident = noise(tuple(args.size)), {}, {}
+    for t in range(1, args.frames + 1):
+        stream.logits(stream.step(frame))
+        assert stream.stream.state is not None
+        if t in (2, _LATER):
+            state_bytes[t] = stream.stream.state.num_bytes()
+        if t in (_SETTLED, args.frames):
+            resident[t] = measure.resident()
+    return {
+        "state_mb": state_bytes[2] / 1e6,
+        "state_1000_over_2": state_bytes[_LATER] / state_bytes[2],
+        "growth_mb": (resident[args.frames] - resident[_SETTLED]) / 1e6,
+        "frames": args.frames,
+    }

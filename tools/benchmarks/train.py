@@ -1,0 +1,113 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""A training step: all frames of a clip at once beside frame by frame, same model, same kernels, losses included.
+
+Shape shorthand:
+    T: frames of a clip; N: objects
+    H, W: frame size in pixels
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import measure
+
+CHECKPOINTED = "parallel, checkpointed"
+VARIANTS = ("iterative", "parallel", CHECKPOINTED)
+_PAPER = "configs/paper/stage3_long_swin_t.yaml"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    measure.add_device_arguments(parser)
+    parser.add_argument("--config-file", default=_PAPER)
+    parser.add_argument("--size", type=int, nargs=2, default=[128, 192], help="height and width; 8 times the grid")
+    parser.add_argument("--frames", type=int, nargs="+", default=[1, 4, 8, 16], help="frames of a clip")
+    parser.add_argument("--objects", type=int, default=5, help="of a clip")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS[:2]))
+    parser.add_argument("--memory", action="store_true", help="also measure the peak, in a process for each")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements of each, alternating")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Forward, losses and backward of one clip (batch 1, nothing frozen), by clip length and variant: median and
+    quartiles of the time (ms), the iterative step's time over it; with --memory the peak beyond weights (MB)."""
+    device = measure.device_of(args)
+    rows = []
+    for frames in args.frames:
+        steps = {name: _step(name, frames, args) for name in args.variants}
+        times = measure.interleaved(steps, args.repeats, device, cpu_time=args.cpu_time)
+        for name in args.variants:
+            row = {"T": frames, "variant": name, **measure.spread(times[name])}
+            if "iterative" in times:
+                row["speed_over_iterative"] = statistics.median(times["iterative"]) / statistics.median(times[name])
+            if args.memory:
+                row["peak_mb"] = measure.in_new_process(_peak, name, frames, args) / 1e6
+            rows.append(row)
+        measure.print_table(rows[-len(args.variants) :])
+    return {"rows": rows}
+
+
+def plot(figures: dict[str, Any], path: Path) -> None:
+    """Time of a step against clip length."""
+    with measure.picture(path, "frames of a clip", "seconds of a training step") as axes:
+        for name in VARIANTS:
+            rows = [row for row in figures["rows"] if row["variant"] == name]
+            if rows:
+                measure.draw(axes, name, [row["T"] for row in rows], rows)
+        axes.set_ylim(bottom=0)
+
+
+def _step(name: str, frames: int, args: argparse.Namespace) -> Callable[[], None]:
+    device = measure.device_of(args)
+    opts = ("MODEL.AUSM.TRAIN.CHECKPOINTING", name == CHECKPOINTED, "MODEL.AUSM.FRAME_ENCODER.FREEZE", False)
+    mode = ("MODEL.AUSM.TRAIN.MODE", name.split(",")[0])
+    model = measure.random_model(args.config_file, device, (*opts, *mode)).train()
+    item = _clip(frames, args.objects, args.size, next(iter(model.heads)))
+
+    def forward_and_backward() -> None:
+        torch.manual_seed(0)  # the same switch times and noise for all
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
+            losses = model([item])
+        sum(losses.values()).backward()  # type: ignore[union-attr]
+        model.zero_grad(set_to_none=True)
+
+    return forward_and_backward
+
+
+def _peak(name: str, frames: int, args: argparse.Namespace) -> int:
+    """Bytes that a step needs at the most, beyond weights and clip."""
+    _step(name, 1, args)()  # kernels and workspaces
+    return measure.peak_memory(_step(name, frames, args), measure.device_of(args))
+
+
+def _clip(frames: int, objects: int, size: list[int], head: str) -> dict[str, Any]:
+    """A training item: squares that drift over noise."""
+    height, width = size
+    rng = torch.Generator().manual_seed(0)
+    masks = torch.zeros(objects, frames, height, width, dtype=torch.bool)
+    side = height // 4
+    for i in range(objects):
+        y, x = (int(torch.randint(0, length - side, (), generator=rng)) for length in size)
+        for t in range(frames):
+            left = min(x + 2 * t, width - side)
+            masks[i, t, y : y + side, left : left + side] = True
+    return {
+        "image": torch.randint(0, 256, (frames, 3, height, width), generator=rng, dtype=torch.uint8),
+        "masks": masks,
+        "classes": torch.zeros(objects, dtype=torch.int64),
+        "labelled": torch.ones(frames, dtype=torch.bool),
+        "head": head,
+        "exhaustive": True,
+        "task": "vis",
+        "dataset_name": "benchmark",
+        "video_id": 0,
+        "frame_indices": list(range(frames)),
+        "height": height,
+        "width": width,
+    }
