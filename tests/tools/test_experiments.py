@@ -128,15 +128,16 @@ def test_sweep_command(run: Callable[..., list[dict[str, Any]]], config: Path, t
 
 
 def test_repeat_command(run: Callable[..., list[dict[str, Any]]], config: Path, tmp_path: Path) -> None:
-    rows = run(experiment.main, "repeat", "--repeats", 1, 3, "--stills", "--image-threshold", 0.5)
-    settings = {name: [row["setting"] for row in rows if row["dataset"] == name] for name in (VIS, VOS)}
-    assert settings == {VIS: ["x1", "x3"], VOS: ["x1", "x3"]}
-    assert [row["setting"] for row in rows if row["dataset"] == f"{VIS}_stills"] == ["x1", "x3", "traversal"]
-    scores = {(row["dataset"], row["setting"]): row["scores"] for row in rows}
-    cfg = load_config(str(config), ["OUTPUT_DIR", str(tmp_path / "plain"), "TEST.AUSM.REPEAT", 3])
+    arguments = ["--repeats", 1, 3, "--stills", "--image-threshold", 0.5, "--videos", 1]
+    scores = {(row["dataset"], row["setting"]): row["scores"] for row in run(experiment.main, "repeat", *arguments)}
+    vis, vos = f"{VIS}_first1", f"{VOS}_first1"
+    shown = [(name, times) for name in (vis, vos) for times in ("x1", "x3")]
+    assert list(scores) == [*shown, *((f"{vis}_stills", setting) for setting in ("x1", "x3", "traversal"))]
+    opts = ["OUTPUT_DIR", str(tmp_path / "plain"), "TEST.AUSM.REPEAT", 3, "DATASETS.TEST", [vis, vos]]
+    cfg = load_config(str(config), opts)
     plain = Trainer.test(cfg, experiment.repeat.load_model(cfg))
-    assert scores[VOS, "x3"] == plain[VOS] and scores[VIS, "x3"] == plain[VIS]
-    assert scores[VOS, "x1"] != scores[VOS, "x3"]
+    assert scores[vos, "x3"] == plain[vos] and scores[vis, "x3"] == plain[vis]
+    assert scores[vos, "x1"] != scores[vos, "x3"]
 
 
 def test_stills_are_the_middle_frames_with_what_is_visible() -> None:

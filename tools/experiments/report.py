@@ -18,6 +18,7 @@ from ausm_d2.evaluation.evaluators import Scores
 from ausm_d2.io import atomic_write
 
 _PLOTTED = {"AP": ("segm", "AP"), "J&F": ("vos", "J&F"), "G": ("vos", "G")}
+_LEAST_SPAN = 4  # points, of a plot's axis
 
 
 class Row(NamedTuple):
@@ -119,6 +120,9 @@ class Report:
         axes.set_xmargin(0.15)
         axes.set_xlabel(self.axis)
         axes.margins(y=0.2)
+        low, high = axes.get_ylim()
+        if high - low < _LEAST_SPAN:  # small differences shall look small
+            axes.set_ylim((low + high - _LEAST_SPAN) / 2, (low + high + _LEAST_SPAN) / 2)
         axes.grid(axis="y", alpha=0.3)
         axes.legend(fontsize="small")
 
