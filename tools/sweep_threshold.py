@@ -140,7 +140,8 @@ class ThresholdSweep:
         }
 
     def _stream(self, threshold: float, head: str) -> FrameStream:
-        settings = dataclasses.replace(self._settings, fg_threshold=threshold)
+        # A captured step would hold the features of the frame it was captured at.
+        settings = dataclasses.replace(self._settings, fg_threshold=threshold, cuda_graph=False)
         return FrameStream(self._model, settings, head=head, detect=True)
 
     def _step(self, branch: _Branch, frame: np.ndarray, head: str) -> list[tuple[_Branch, FrameOutput]]:

@@ -98,8 +98,9 @@ def _compare(args: argparse.Namespace, variants: Mapping[str, Keys], report: Rep
     for _, _, cfg in runs:
         _check_folder(cfg)  # all of them before the first hour of training
     budget = runs[0][2].SOLVER
-    for setting, seed, cfg in runs:
+    for _, _, cfg in runs:
         _train(cfg)
+    for setting, seed, cfg in runs:
         for name, scores in _evaluate(cfg, args.videos).items():
             report.rows.append(Row(name, setting, scores, seed if len(args.seeds) > 1 else None))
     report.rows.sort(key=lambda row: row.dataset)
