@@ -83,7 +83,7 @@ def test_stream(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_stream_too_short_to_watch_is_refused() -> None:
-    with pytest.raises(UserError, match="--frames 500: .*1000"):
+    with pytest.raises(UserError, match=r"--frames 500: .*1000"):
         measured(stream, "--frames", "500")
 
 
@@ -105,7 +105,7 @@ def test_peers_follow_the_same_objects() -> None:
 
 
 def test_what_is_missing_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="nowhere.yaml"):
+    with pytest.raises(UserError, match=r"nowhere\.yaml"):
         measured(peers, "--config-file", "nowhere.yaml", "--peers")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match=r"transformers.*\[dev\]"):
@@ -122,7 +122,7 @@ def test_the_command_line_writes_figures_machine_and_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, png = tmp_path / "out.json", tmp_path / "out.png"
-    words = "ssm --sequences 8 --frames 2 3 --channels 16 --state 4 --repeats 1".split()
+    words = ["ssm", "--sequences", "8", "--frames", "2", "3", "--channels", "16", "--state", "4", "--repeats", "1"]
     monkeypatch.setattr(ssm.measure, "in_new_process", lambda function, *args: function(*args))
     monkeypatch.setitem(benchmark.SUBJECTS, "ssm", ssm)
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *words, "--json", str(out), "--plot", str(png)])

@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if SAM2 in args.peers:
             steps[SAM2] = _sam2(n, args)
         rows += _measured(steps, n, SAM2, args, device)
-    steps = {name: _ours(config, None, args) for name, config in ours.items()}
     if VIDEOMT in args.peers:
+        steps = {name: _ours(config, None, args) for name, config in ours.items()}
         rows += _measured({**steps, VIDEOMT: _videomt(args)}, None, VIDEOMT, args, device)
     return {"rows": rows}
 
