@@ -20,6 +20,7 @@ import math
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -79,9 +80,16 @@ class Files:
             self.names = [self.path.name]
 
     def read(self, name: str) -> bytes:
-        """The contents of a file."""
+        """The contents of a file.
+
+        Raises:
+            UserError: the zip is damaged or asks for a password.
+        """
         if self.zip is not None:
-            return self.zip.read(name)
+            try:
+                return self.zip.read(name)
+            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+                raise UserError(f"{self.path}: {name} in it cannot be read: {error}") from None
         return (self.path / name if self.path.is_dir() else self.path).read_bytes()
 
 

@@ -349,6 +349,17 @@ class _Reader:
                 return int(float(value))
         return value
 
+    def area(self) -> float | None:
+        """Mean of the field ``areas``, pixels; ``None`` where there is none."""
+        areas = self.entry.get("areas")
+        if areas is None:
+            return None
+        with contextlib.suppress(TypeError, ValueError):
+            area = mean_area(None if value is None else float(value) for value in areas)
+            if math.isfinite(area):
+                return area
+        raise self.error(f"field 'areas' is {areas!r:.99}, expected a list of numbers or null")
+
     def masks(self, video: Video) -> list[Rle | None]:
         """Field ``segmentations``, (T,); ``_tracks`` is still to check them."""
         segmentations = self.field("segmentations")
@@ -403,11 +414,16 @@ def read_truth(path: str | os.PathLike[str]) -> GroundTruth:
         )
     videos: dict[VideoId, Video] = {}
     for video in _entries(path, data, "videos"):
-        length = video.integer("length") if "length" in video.entry else len(video.field("file_names"))
+        if "length" not in video.entry and not isinstance(video.field("file_names"), list):
+            raise video.error(f"field 'file_names' is {video.entry['file_names']!r}, expected a list")
+        length = video.integer("length") if "length" in video.entry else len(video.entry["file_names"])
         video_id = video.field("id")
         if not isinstance(video_id, (int, str)):
             raise video.error(f"field 'id' is {video_id!r}, expected a number or text")
-        videos[video_id] = Video(video.integer("height"), video.integer("width"), length)
+        height, width = video.integer("height"), video.integer("width")
+        if min(height, width) < 1:
+            raise video.error(f"height and width are {height} and {width}, expected pixels from 1 on")
+        videos[video_id] = Video(height, width, length)
     categories = {
         category.integer("id"): str(category.entry.get("name", category.entry["id"]))
         for category in _entries(path, data, "categories")
@@ -423,16 +439,13 @@ def read_truth(path: str | os.PathLike[str]) -> GroundTruth:
             unknown += 1
             continue
         masks = annotation.masks(videos[video_id])
-        own_areas = annotation.entry.get("areas")
-        if own_areas is not None and not isinstance(own_areas, list):
-            raise annotation.error(f"field 'areas' is {own_areas!r}, expected a list")
         tracks.append(
             {
                 "video_id": video_id,
                 "category_id": category_id,
                 "masks": masks,
                 "is_crowd": bool(annotation.entry.get("iscrowd", 0)),
-                "area": None if own_areas is None else mean_area(own_areas),
+                "area": annotation.area(),
             }
         )
         readers.append(annotation)

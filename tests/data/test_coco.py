@@ -151,6 +151,8 @@ def test_categories_of_the_video_benchmarks(
         (lambda d: d["annotations"][1].update(id=1), r"annotations\[1\] \(image 7\)\.id: 1 found"),
         (lambda d: d["annotations"][1].update(category_id=-1), r"annotations\[1\] \(image 7\)\.category_id: -1 found"),
         (lambda d: d["annotations"][1].update(category_id=12), r"annotations\[1\] \(image 7\)\.category_id: 12 found"),
+        (lambda d: d["annotations"][1].update(category_id=[1]), r"annotations\[1\] \(image 7\)\.category_id: \[1\] fo"),
+        (lambda d: d["annotations"][1].update(image_id={}), r"annotations\[1\]\.image_id: {} found, a number or text"),
         (lambda d: d["annotations"][2]["segmentation"].update(size=[9, 9]), r"annotations\[2\] .*size \[9, 9\]"),
         (lambda d: d["annotations"][2]["segmentation"].update(counts=[1, 2]), r"run lengths add up to 3"),
         (lambda d: d["annotations"][0].update(segmentation=[[1, 2, None, 4, 5, 6]]), r"a polygon of finite numbers"),
@@ -171,6 +173,7 @@ def test_broken_entry_names_file_and_field(root: Path, change: Any, message: str
         (lambda d: d["annotations"][0].update(image_id=99), "1 annotations of images that the file does not list"),
         (lambda d: d["annotations"][0].update(segmentation=[[1, 2, 3, 4]]), "1 polygons without three points"),
         (lambda d: d["annotations"][0].pop("segmentation"), "1 annotations without a mask"),
+        (lambda d: d["annotations"][0].update(area=float("nan")), "1 areas that are no numbers"),
         (lambda d: d["annotations"][0].update(bbox=[1, float("nan"), 2, 3]), "1 boxes that hold no finite numbers"),
     ],
 )

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import pickle
+import wave
 from fractions import Fraction
 from pathlib import Path
 
@@ -136,6 +137,19 @@ def test_video_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "d.mp4").write_bytes(b"")
     with pytest.raises(UserError, match=r"d\.mp4"):
         len(VideoFile(str(tmp_path / "d.mp4")))
+
+
+def test_files_without_any_frame(tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 100, "NONE", ""))
+        sound.writeframes(bytes(200))
+    with pytest.raises(UserError, match=r"sound\.wav: holds no video"):
+        len(VideoFile(str(tmp_path / "sound.wav")))
+    write_video(tmp_path / "whole.avi", frames=1)
+    content = (tmp_path / "whole.avi").read_bytes()
+    (tmp_path / "empty.avi").write_bytes(content[: content.index(b"movi") + 4])
+    with pytest.raises(UserError, match=r"empty\.avi: a video of 0 frames"):
+        len(VideoFile(str(tmp_path / "empty.avi")))
 
 
 def test_real_clip_agrees_with_decoding_from_the_start(shared_data: Path) -> None:

@@ -123,6 +123,8 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("annotations.1.id", 1, r"annotations\[1\] \(video 10\)\.id: 1 found"),
     ("annotations.1.id", None, r"annotations\[1\] \(video 10\)\.id: None found"),
     ("annotations.0.category_id", -1, r"\[0\] \(video 10\)\.category_id: -1 found, one of \[1, 2\]"),
+    ("annotations.0.category_id", [1], r"\[0\] \(video 10\)\.category_id: \[1\] found, one of \[1, 2\]"),
+    ("annotations.0.video_id", [10], r"annotations\[0\]\.video_id: \[10\] found, a number or text expected"),
     ("annotations.0.category_id", 41, r"annotations\[0\] \(video 10\)\.category_id: 41 found"),
     ("annotations.0.segmentations", KeyError, r"annotations\[0\] \(video 10\)\.segmentations: no list found"),
     ("annotations.0.segmentations", [None], r"segmentations: 1 entries found, one for each of 3 frames"),
@@ -152,6 +154,8 @@ SKIPPED: list[tuple[str, Any, str, int]] = [
     ("annotations.0.video_id", 99, "1 annotations of videos that the file does not list", 2),
     ("annotations.0.segmentations", [None] * 3, "1 annotations without any mask", 2),
     ("annotations.0.segmentations.0", [[1, 2, 3, 4]], "1 polygons without three points", 2),
+    ("annotations.0.areas", [20, float("nan"), 20], "1 areas that are no numbers", 2),
+    ("annotations.0.areas", ["20", 20, 20], "1 areas that are no numbers", 2),
     ("annotations.0.bboxes.1", [1, 2, float("nan"), 4], "1 boxes that hold no finite numbers", 2),
 ]
 

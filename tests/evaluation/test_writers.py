@@ -242,6 +242,16 @@ def test_a_file_that_is_no_zip(tmp_path: Path) -> None:
         writers.check(tmp_path / "none.zip", "write_ytvis")
 
 
+@pytest.mark.parametrize("kind", ["ytvis", "vos"])
+def test_a_zip_that_is_damaged(tmp_path: Path, kind: str) -> None:
+    path = write(kind, tmp_path / "a.zip")
+    content = bytearray(path.read_bytes())
+    content[60:90] = b"?" * 30  # in the first file
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.zip: .* in it cannot be read: "):
+        writers.check(path, f"write_{kind}")
+
+
 def png(ids: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(ids.astype(np.uint8)).save(buffer, format="PNG")

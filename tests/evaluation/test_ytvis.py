@@ -288,6 +288,19 @@ def test_malformed_files(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             score(tmp_path, truth, data)
+    for change, message in (
+        ({"file_names": 3}, r"videos\[0\]: field 'file_names' is 3, expected a list"),
+        ({"length": "2.5"}, r"videos\[0\]: field 'length' is '2.5', expected a whole number"),
+        ({"height": 0, "length": 2}, r"videos\[0\]: height and width are 0 and 10, expected pixels from 1 on"),
+        ({"id": [1], "length": 2}, r"videos\[0\]: field 'id' is \[1\], expected a number or text"),
+    ):
+        first = {"id": 1, "height": 10, "width": 10, **change}
+        with pytest.raises(UserError, match="truth.json: " + message):
+            score(tmp_path, {**truth, "videos": [first, truth["videos"][1]]}, results)
+    for areas in (5, ["many", None], [float("nan"), 1]):
+        changed = [{**truth["annotations"][0], "areas": areas}, truth["annotations"][1]]
+        with pytest.raises(UserError, match=r"annotations\[0\] \(video_id 1\): field .areas. is .*, expected a list"):
+            score(tmp_path, {**truth, "annotations": changed}, results)
     for field in ("videos", "categories"):
         with pytest.raises(UserError, match=f"truth.json: field '{field}' is NoneType, expected a list"):
             score(tmp_path, {**truth, field: None}, results)

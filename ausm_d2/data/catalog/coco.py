@@ -18,7 +18,9 @@ from ausm_d2.data.catalog.ytvis import (
     check_boxes,
     drop_invalid,
     entries,
+    is_id,
     is_new_id,
+    keep_areas,
     read_categories,
     read_mask,
     read_table,
@@ -130,6 +132,8 @@ def load_coco_json(name: str, json_file: Path, image_root: Path, contiguous: Map
     seen: set[int] = set()
     for i, entry in enumerate(entries(json_file, data, "annotations")):
         where, image_id = f"{json_file}: annotations[{i}]", entry.get("image_id", -1)
+        if not is_id(f"{where}.image_id", image_id):
+            continue
         record = records.get(image_id)
         if record is None:
             left_out.add("annotations of images that the file does not list")
@@ -138,7 +142,7 @@ def load_coco_json(name: str, json_file: Path, image_root: Path, contiguous: Map
         if not is_new_id(where, instance_id, seen):
             continue
         category_id = entry.get("category_id", -1)
-        if category_id not in COCO_CLASSES:
+        if not isinstance(category_id, int) or category_id not in COCO_CLASSES:
             problem(f"{where}.category_id: {category_id!r} found, a category of COCO expected")
             continue
         if category_id not in contiguous:
@@ -151,7 +155,7 @@ def load_coco_json(name: str, json_file: Path, image_root: Path, contiguous: Map
             continue
         masks[image_id][instance_id] = frames
         record.instances.append(Instance(instance_id, contiguous[category_id], bool(entry.get("iscrowd", 0))))
-        if isinstance(entry.get("area"), (int, float)):  # of the polygons: sizes are by it, not by the masks' pixels
-            record.extra.setdefault("areas", {})[instance_id] = [entry["area"]]
+        if entry.get("area") is not None:  # of the polygons
+            keep_areas(record, instance_id, [entry["area"]], left_out)
     left_out.warn()
     return list(records.values())

@@ -218,15 +218,19 @@ def _read_annotations(
     by_video: dict[int | str, dict[int, list[StoredMask | None]]] = {video_id: {} for video_id in records}
     seen: set[int] = set()
     for i, entry in enumerate(entries(path, data, "annotations")):
-        where, record = f"{path}: annotations[{i}]", records.get(entry.get("video_id", ""))
+        where, video_id = f"{path}: annotations[{i}]", entry.get("video_id", "")
+        if not is_id(f"{where}.video_id", video_id):
+            continue
+        record = records.get(video_id)
         if record is None:
             left_out.add("annotations of videos that the file does not list")
             continue
         where, instance_id = f"{where} (video {record.video_id})", entry.get("id", -1)
         if not is_new_id(where, instance_id, seen):
             continue
-        if entry.get("category_id") not in contiguous:
-            problem(f"{where}.category_id: {entry.get('category_id')!r} found, one of {list(contiguous)} expected")
+        category_id = entry.get("category_id")
+        if not isinstance(category_id, int) or category_id not in contiguous:
+            problem(f"{where}.category_id: {category_id!r} found, one of {list(contiguous)} expected")
             continue
         stored = entry.get("segmentations")
         if not isinstance(stored, list) or len(stored) != record.length:
@@ -243,12 +247,18 @@ def _read_annotations(
             left_out.add("annotations without any mask")
             continue
         by_video[record.video_id][instance_id] = masks
-        category_id = contiguous[entry["category_id"]]
-        record.instances.append(Instance(instance_id, category_id, bool(entry.get("iscrowd", 0))))
-        if isinstance(entry.get("areas"), list):
-            record.extra.setdefault("areas", {})[instance_id] = entry["areas"]
+        record.instances.append(Instance(instance_id, contiguous[category_id], bool(entry.get("iscrowd", 0))))
+        keep_areas(record, instance_id, entry.get("areas"), left_out)
     for video_id, record in records.items():
         record.masks = ListedMasks(by_video[video_id])
+
+
+def is_id(where: str, value: Any) -> bool:
+    """Whether ``value`` may be the id of a video or an image; reported where it may not."""
+    if not isinstance(value, (int, str)):
+        problem(f"{where}: {value!r} found, a number or text expected")
+        return False
+    return True
 
 
 def is_new_id(where: str, instance_id: Any, seen: set[int]) -> bool:
@@ -288,6 +298,16 @@ def check_boxes(boxes: Sequence[Any], left_out: LeftOut) -> None:
     for box in boxes:
         if box is not None and not (isinstance(box, list) and _finite(box)):
             left_out.add("boxes that hold no finite numbers (masks are used, not boxes)")
+
+
+def keep_areas(record: VideoRecord, instance_id: int, areas: Any, left_out: LeftOut) -> None:
+    """Note the areas of an instance that a file gives, pixels in each frame: sizes are by them, not by the masks."""
+    if not isinstance(areas, list):
+        return
+    if _finite([area for area in areas if area is not None]):
+        record.extra.setdefault("areas", {})[instance_id] = areas
+    else:
+        left_out.add("areas that are no numbers (those of the masks stand for them)")
 
 
 def _finite(numbers: Sequence[Any]) -> bool:
