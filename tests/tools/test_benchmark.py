@@ -72,12 +72,15 @@ def test_the_variants_train_the_same_model_on_the_same_clip(config: str) -> None
 def test_stream(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "_SETTLED", 3)
     monkeypatch.setattr(stream, "_LATER", 4)
-    figures = measured(stream, *f"--config-file {config} --size 64 96 --objects 1 3 --repeats 2 --frames 5".split())
-    assert [row["objects"] for row in figures["frame"]] == [1, 3]
+    words = f"--config-file {config} --size 64 96 --objects 1 3 --repeats 2 --frames 5".split()
+    reduced = "MODEL.AUSM.SPATIAL_REDUCTION 4"
+    figures = measured(stream, *words, "--variants", "", reduced)
+    expected = [(name, n) for name in ("small", f"small {reduced}") for n in (1, 3)]
+    assert [(row["model"], row["objects"]) for row in figures["frame"]] == expected
     for row in figures["frame"]:
         assert row["ms"] > 0 and row["masks_ms"] > 0 and row["fps"] > 0 and row["over_first"] > 0
     assert figures["frame"][0]["over_first"] == 1
-    (memory,) = figures["memory"]
+    memory = figures["memory"][1]
     assert memory["state_1000_over_2"] == 1 and memory["state_mb"] > 0 and memory["frames"] == 5
     assert_drawn(stream, figures, tmp_path / "stream.png")
 

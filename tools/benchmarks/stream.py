@@ -30,7 +30,7 @@ _LATER = 1000  # frame whose state is compared with that of frame 2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     measure.add_device_arguments(parser)
     parser.add_argument("--config-file", nargs="+", default=["configs/synth/ausm_nano.yaml"])
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="for every config")
+    parser.add_argument("--variants", nargs="+", default=[""], help='of every config, each one "KEY VALUE ..."')
     parser.add_argument("--cuda-graph", action="store_true", help="capture the step (on CUDA only)")
     parser.add_argument("--size", type=int, nargs=2, default=[96, 160], help="height and width")
     parser.add_argument("--objects", type=int, nargs="+", default=[1, 10])
@@ -39,43 +39,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Two tables, for every config. frame: median and quartiles of a step, and of making full-size masks of it (ms),
-    frames/s of both together, and the time of both over that of the first number of objects. memory: bytes of the
-    state, their ratio, and the growth of the process (MB) from frame 100 on.
+    """Two tables. frame: median and quartiles of a step, and of making full-size masks of it (ms), frames/s of both
+    together, and the time of both over that of the first number of objects; all configs and variants alternate.
+    memory: bytes of the state, their ratio, and the growth of the process (MB) from frame 100 on.
 
     Raises:
         UserError: a long stream that is too short to watch.
     """
     if 0 < args.frames <= _LATER:
         raise UserError(f"--frames {args.frames}: state and memory are compared after {_LATER} frames; expected more")
-    device = measure.device_of(args)
-    frame, memory = [], []
+    size = tuple(args.size)
+    timed: dict[str, Callable[[], Any]] = {}
+    models = {}
     for config in args.config_file:
-        model, settings = _build(config, args)
-        timed: dict[str, Callable[[], Any]] = {}
+        for variant in args.variants:
+            name = f"{Path(config).stem} {variant}".strip()
+            models[name] = model, settings = _build(config, variant.split(), args)
+            for n in args.objects:
+                step, masks = _timed(prompted(model, settings, n, size), noise(size))
+                timed |= {f"{name} {n} step": step, f"{name} {n} masks": masks}
+    times = measure.interleaved(timed, args.repeats, measure.device_of(args), cpu_time=args.cpu_time)
+    frame, memory = [], []
+    for name, (model, settings) in models.items():
+        first = None
         for n in args.objects:
-            stream = prompted(model, settings, n, tuple(args.size))
-            timed[f"{n} step"], timed[f"{n} masks"] = _timed(stream, noise(tuple(args.size)))
-        times = measure.interleaved(timed, args.repeats, device, cpu_time=args.cpu_time)
-        least = None
-        for n in args.objects:
-            step, masks = measure.spread(times[f"{n} step"]), measure.spread(times[f"{n} masks"])
-            # Of each round: what else the machine did in it fell on all objects alike.
-            whole = [sum(pair) for pair in zip(times[f"{n} step"], times[f"{n} masks"], strict=True)]
-            least = least or whole
-            frame.append(
-                {
-                    "config": Path(config).stem,
-                    "objects": n,
-                    **step,
-                    "masks_ms": masks["ms"],
-                    "fps": 1 / statistics.median(whole),
-                    "over_first": statistics.median(a / b for a, b in zip(whole, least, strict=True)),
-                }
-            )
+            step, masks = times[f"{name} {n} step"], times[f"{name} {n} masks"]
+            whole = [sum(pair) for pair in zip(step, masks, strict=True)]
+            first = first or whole
+            row = {"model": name, "objects": n, **measure.spread(step), "masks_ms": measure.spread(masks)["ms"]}
+            # Round by round: what else the machine did in one fell on all alike.
+            ratio = statistics.median(a / b for a, b in zip(whole, first, strict=True))
+            frame.append({**row, "fps": 1 / statistics.median(whole), "over_first": ratio})
         if args.frames:
-            watched = prompted(model, settings, args.objects[0], tuple(args.size))
-            memory.append({"config": Path(config).stem, **_long(watched, args)})
+            watched = prompted(model, settings, args.objects[0], size)
+            memory.append({"model": name, **_long(watched, args)})
     for table in (frame, memory):
         if table:
             measure.print_table(table)
@@ -85,9 +82,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def plot(figures: dict[str, Any], path: Path) -> None:
     """Time of a frame against objects."""
     with measure.picture(path, "objects", "seconds a frame") as axes:
-        for config in dict.fromkeys(row["config"] for row in figures["frame"]):
-            rows = [row for row in figures["frame"] if row["config"] == config]
-            measure.draw(axes, config, [row["objects"] for row in rows], rows)
+        for name in dict.fromkeys(row["model"] for row in figures["frame"]):
+            rows = [row for row in figures["frame"] if row["model"] == name]
+            measure.draw(axes, name, [row["objects"] for row in rows], rows)
         axes.set_ylim(bottom=0)
 
 
@@ -113,8 +110,8 @@ def noise(size: tuple[int, int]) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
-def _build(config: str, args: argparse.Namespace) -> tuple[AUSM, VideoSettings]:
-    opts = ("INPUT.MIN_SIZE_TEST", 0, "TEST.AUSM.AMP", args.amp, "TEST.AUSM.CUDA_GRAPH", args.cuda_graph, *args.opts)
+def _build(config: str, variant: list[str], args: argparse.Namespace) -> tuple[AUSM, VideoSettings]:
+    opts = ("INPUT.MIN_SIZE_TEST", 0, "TEST.AUSM.AMP", args.amp, "TEST.AUSM.CUDA_GRAPH", args.cuda_graph, *variant)
     model = measure.random_model(config, measure.device_of(args), opts).eval()
     return model, VideoSettings.from_config(load_config(config, opts))
 
