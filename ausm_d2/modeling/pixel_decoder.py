@@ -91,6 +91,10 @@ def memory_levels(g: Tensor, strides: Sequence[int]) -> list[Tensor]:
     return [g if stride == 8 else F.avg_pool2d(g, stride // 8, ceil_mode=True) for stride in strides]
 
 
+def _resize(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
 class PixelDecoder(nn.Module):
     """Masked-attention decoder with tracking rows (A), detection rows (V) and one classification head per label set."""
 
@@ -167,8 +171,10 @@ class PixelDecoder(nn.Module):
 
     def _predict(self, x: Tensor, mask_features: Tensor, heads: Sequence[str]) -> Predictions:
         normed = self.decoder_norm(x)
-        masks = torch.einsum("bqd,bdhw->bqhw", self.mask_embed(normed), mask_features)
-        return Predictions(self.classify(normed, heads), masks)
+        return Predictions(self.classify(normed, heads), self._mask_logits(normed, mask_features))
+
+    def _mask_logits(self, normed: Tensor, mask_features: Tensor) -> Tensor:
+        return torch.einsum("bqd,bdhw->bqhw", self.mask_embed(normed), mask_features)
 
     def forward(
         self,
@@ -205,7 +211,9 @@ class PixelDecoder(nn.Module):
             values.append(tokens)
             keys.append(tokens + where.flatten(1).T)
 
-        out = [self._predict(x, mask_features, heads)]
+        out = [self._predict(x, mask_features, heads)] if intermediate else []
+        # Logits of resized features are resized logits: where no loss needs the large ones, the small ones will do.
+        resized = [] if intermediate else [_resize(mask_features, features) for features in memory]
         for i, (cross, attend, ffn) in enumerate(
             zip(
                 self.transformer_cross_attention_layers,
@@ -216,9 +224,10 @@ class PixelDecoder(nn.Module):
         ):
             level = i % self.num_levels
             with torch.no_grad():
-                logits = F.interpolate(
-                    out[-1].mask_logits.float(), size=memory[level].shape[-2:], mode="bilinear", align_corners=False
-                )
+                if intermediate:
+                    logits = _resize(out[-1].mask_logits.float(), memory[level])
+                else:
+                    logits = self._mask_logits(self.decoder_norm(x), resized[level])
                 inside = (logits > 0).flatten(2)
                 inside |= ~inside.any(dim=-1, keepdim=True)  # an empty mask looks everywhere
 
@@ -237,5 +246,6 @@ class PixelDecoder(nn.Module):
                 x = checkpoint(block, x, keys[level], values[level], inside, use_reentrant=False)
             else:
                 x = block(x, keys[level], values[level], inside)
-            out.append(self._predict(x, mask_features, heads))
-        return out if intermediate else out[-1:]
+            if intermediate:
+                out.append(self._predict(x, mask_features, heads))
+        return out if intermediate else [self._predict(x, mask_features, heads)]
