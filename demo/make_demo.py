@@ -117,7 +117,7 @@ def draw_video(record: VideoRecord, panels: Mapping[str, Drawn], folder: Path) -
     cv2.imwrite(str(folder / f"{record.name}.png"), contact_sheet(rows, titles))
 
 
-def draw_curve(metrics: Path, path: Path) -> None:
+def draw_curve(metrics: Path, path: Path, title: str = "Learning on synthvis_train") -> None:
     """The losses of the masks, and the scores on the way, of a training's metrics (Detectron2's lines of JSON).
 
     Not of the classes: their weight, and with it the total, may differ between the stages of a training.
@@ -133,7 +133,7 @@ def draw_curve(metrics: Path, path: Path) -> None:
     for before, after in pairwise(lines):
         if before.get("stage") != after.get("stage"):
             left.axvline(after["iteration"], color="0.7")
-    left.set(xlabel="iteration", ylabel="loss of the masks", ylim=(0, None), title="Learning on synthvis_train")
+    left.set(xlabel="iteration", ylabel="loss of the masks", ylim=(0, None), title=title)
     for ending, label, colour in (("segm/AP", "AP, unprompted", "tab:green"), ("vos/J&F", "J&F, prompted", "tab:red")):
         # data set / measure / name; the references have one part more
         keys = {key for line in lines for key in line if key.endswith(ending) and key.count("/") <= 2}
