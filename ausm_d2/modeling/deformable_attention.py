@@ -1,5 +1,6 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3) in plain PyTorch.
+"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3): plain PyTorch, and C++ for inference on
+a CPU.
 
 Shape shorthand:
     B: images
@@ -11,13 +12,17 @@ Shape shorthand:
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .ssm_kernels.build import CompileError, load_library
 
 
 @lru_cache(maxsize=128)
@@ -37,6 +42,32 @@ def _pixel(size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> T
     """(2) width and height of a pixel of a level, in the same coordinates; kept, for a copy waits for the device."""
     with torch.inference_mode(False), torch.no_grad():
         return torch.tensor([2 / size[1], 2 / size[0]], device=device, dtype=dtype)
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """deformable_attention.cpp, or None where it cannot be compiled (the kernels of Mamba say so already)."""
+    try:
+        return load_library(Path(__file__).with_suffix(".cpp"))
+    except CompileError:
+        return None
+
+
+def _attend_on_cpu(
+    library: ctypes.CDLL, values: Tensor, offsets: Tensor, weights: Tensor, sizes: Sequence[tuple[int, int]]
+) -> Tensor:
+    """All float32: values (B, S, heads, D / heads), offsets (B, S, heads, L, P, 2) in pixels, weights (B, S, heads, L,
+    P) -> like values."""
+    values, offsets, weights = values.contiguous(), offsets.contiguous(), weights.contiguous()
+    out = torch.empty_like(values)
+    level_sizes = (ctypes.c_int64 * (2 * len(sizes)))(*(side for size in sizes for side in size))
+    batch, pixels, heads, channels = values.shape
+    addresses = (ctypes.c_void_p(each.data_ptr()) for each in (values, offsets, weights))
+    counts = (ctypes.c_int64(each) for each in (batch, pixels, heads, *weights.shape[3:], channels))
+    library.ausm_deformable_attention(
+        *addresses, level_sizes, ctypes.c_void_p(out.data_ptr()), *counts, ctypes.c_int32(torch.get_num_threads())
+    )
+    return out
 
 
 class MSDeformAttn(nn.Module):
@@ -90,13 +121,21 @@ class MSDeformAttn(nn.Module):
         """
         batch, pixels, dim = value.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
-        # (B * heads, D / heads, S); sampling keeps the precision of the coordinates under autocast too.
-        values = self.value_proj(value).transpose(1, 2).reshape(batch * heads, dim // heads, pixels)
+        values = self.value_proj(value)
         weights = self.attention_weights(query).view(batch, pixels, heads, levels * points)
+        # Sampling keeps the precision of weights and coordinates under autocast too.
         weights = weights.softmax(dim=-1, dtype=torch.promote_types(weights.dtype, torch.float32))
+        offsets = self.sampling_offsets(query).view(batch, pixels, heads, levels, points, 2).to(weights.dtype)
+        if value.device.type == "cpu" and weights.dtype == torch.float32 and not torch.is_grad_enabled():
+            library = _library()
+            if library is not None:
+                values = values.view(batch, pixels, heads, -1).float()
+                weights = weights.view(batch, pixels, heads, levels, points)
+                return self.output_proj(_attend_on_cpu(library, values, offsets, weights, sizes).flatten(2))
+
+        values = values.transpose(1, 2).reshape(batch * heads, dim // heads, pixels)
         weights = weights.transpose(1, 2).reshape(batch * heads, 1, pixels, levels, points)
-        offsets = self.sampling_offsets(query).view(batch, pixels, heads, levels * points, 2)
-        offsets = offsets.to(weights.dtype).transpose(1, 2).reshape(batch * heads, pixels, levels, points, 2)
+        offsets = offsets.transpose(1, 2).reshape(batch * heads, pixels, levels, points, 2)
         reference = _reference_points(tuple(sizes), query.device, weights.dtype)
 
         out: Tensor | None = None

@@ -137,12 +137,12 @@ def matplotlib_figure() -> Any:
 @contextmanager
 def picture(path: Path, xlabel: str, ylabel: str) -> Iterator[Any]:
     """Axes to draw on; the PNG is written at the end."""
-    figure = matplotlib_figure()(figsize=(6, 3.6), dpi=130, layout="constrained")
+    figure = matplotlib_figure()(figsize=(7.5, 3.4), dpi=130, layout="constrained")
     axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
     yield axes
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png")
 

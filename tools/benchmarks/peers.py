@@ -65,7 +65,8 @@ def plot(figures: dict[str, Any], path: Path) -> None:
         for name in dict.fromkeys(row["model"] for row in figures["rows"]):
             rows = [row for row in figures["rows"] if row["model"] == name and row["objects"] is not None]
             if rows:
-                measure.draw(axes, name, [row["objects"] for row in rows], rows)
+                label = name if name == SAM2 else f"AUSM: {name}"
+                measure.draw(axes, label, [row["objects"] for row in rows], rows)
         for row in figures["rows"]:
             if row["model"] == VIDEOMT:
                 axes.axhline(row["ms"] / 1e3, linestyle="--", color="gray", label=f"{VIDEOMT} (unprompted)")
