@@ -37,7 +37,7 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
     if args.eval_only and not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST: empty, expected the names of the data sets to evaluate on")
     if not args.eval_only:
-        check_train_config(cfg)
+        check_train_config(cfg, max(args.num_gpus, 1) * args.num_machines)
     names = [*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)]
     check_datasets(cfg, names)
     require_files(names)

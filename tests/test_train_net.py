@@ -179,6 +179,10 @@ MISTAKES = {
         "['synthvis_train', 'synthvis_val'], not all 0",
     ),
     "a frame range too many": (["INPUT.SAMPLING_FRAME_RANGES", [3, 4]], "INPUT.SAMPLING_FRAME_RANGES: 2 numbers"),
+    "clips that two processes cannot share": (
+        ["--num-gpus", 2, "SOLVER.IMS_PER_BATCH", 3],
+        "SOLVER.IMS_PER_BATCH: 3 found; a multiple of 2, the processes, expected",
+    ),
     "nothing to train on": (["DATASETS.TRAIN", []], "DATASETS.TRAIN: empty"),
     "training files that are not there": (
         ["DATASETS.TRAIN", ["coco_2017_train"], "MODEL.AUSM.HEADS", [["synthvis", 6], ["coco", 80]]],

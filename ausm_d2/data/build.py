@@ -197,12 +197,15 @@ def get_training_records(cfg: CfgNode, name: str) -> list[VideoRecord]:
     return records
 
 
-def check_train_config(cfg: CfgNode) -> None:
-    """What can be said of the config of a training without reading any data set.
+def check_train_config(cfg: CfgNode, processes: int) -> None:
+    """What can be said of the config of a training, shared by so many processes, without reading any data set.
 
     Raises:
-        UserError: ratios that do not fit, or what clips are made with.
+        UserError: ratios or a batch size that do not fit, or what clips are made with.
     """
+    clips = cfg.SOLVER.IMS_PER_BATCH
+    if clips < 1 or clips % processes:
+        raise UserError(f"SOLVER.IMS_PER_BATCH: {clips} found; a multiple of {processes}, the processes, expected")
     names, ratios = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.DATASET_RATIO)
     if not names:
         raise UserError("DATASETS.TRAIN: empty, expected the names of the data sets to train on")
@@ -231,7 +234,7 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
         UserError: unknown or empty data sets, ratios that do not fit.
     """
     register_from_config(cfg)
-    check_train_config(cfg)
+    check_train_config(cfg, comm.get_world_size())
     names = list(cfg.DATASETS.TRAIN)
     records = [get_training_records(cfg, name) for name in names]
     sizes = [len(of_one) for of_one in records]

@@ -67,7 +67,7 @@ def check_dataset(name: str, max_videos: int = 0, processes: int = 1) -> Finding
             records = []
             problem(str(error))
     found.problems += problems
-    if max_videos and len(records) > max_videos:
+    if 0 < max_videos < len(records):
         records = [records[i] for i in np.linspace(0, len(records) - 1, max_videos).astype(int)]
     for of_one in tqdm(_in_processes(records, processes), total=len(records), desc=name, unit="video", disable=None):
         found.add(of_one)

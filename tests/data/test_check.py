@@ -94,6 +94,7 @@ def test_some_videos_and_several_processes(tmp_path: Path) -> None:
     data["videos"] += [{**data["videos"][0], "id": 20 + i} for i in range(6)]
     register_ytvis_style("own_val", *write_ytvis(tmp_path, data))
     assert check_dataset("own_val", max_videos=3).videos == 3
+    assert check_dataset("own_val", max_videos=-3).videos == 8
     both = [check_dataset("own_val", processes=processes) for processes in (1, 2)]
     assert both[0] == both[1] and both[0].videos == 8
 
