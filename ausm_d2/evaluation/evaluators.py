@@ -27,7 +27,6 @@ from ausm_d2.errors import UserError
 from ausm_d2.evaluation import vos, writers, ytvis
 from ausm_d2.evaluation.reappearance import Reappearances, count_reappearances
 from ausm_d2.evaluation.results import ResultFolder
-from ausm_d2.evaluation.tracking import TrackingScores
 from ausm_d2.io import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -265,8 +264,16 @@ class ReappearanceEvaluator(VideoEvaluator):
 class TrackingEvaluator(VideoEvaluator):
     """HOTA and track mAP, as ``trackeval`` measures them (key ``tracking``), in percent."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        try:  # on request only, so that nobody else needs the package
+            from ausm_d2.evaluation.tracking import TrackingScores
+        except ModuleNotFoundError as error:
+            raise UserError(f"TEST.AUSM.TRACKING: needs the package {error.name}: pip install trackeval") from None
+        self._measure = TrackingScores
+
     def score(self) -> Scores:
-        scores = TrackingScores(range(len(self.metadata.thing_classes)))
+        scores = self._measure(range(len(self.metadata.thing_classes)))
         for record in self.records:
             scores.add(str(record.video_id), ytvis.true_tracks(record), predicted_tracks(self.results, record))
         return {"tracking": scores.results()}

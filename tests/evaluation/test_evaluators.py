@@ -377,6 +377,15 @@ def test_a_long_video_needs_less_than_2_gigabytes(tmp_path: Path, name: str) -> 
     assert int((tmp_path / "grown.txt").read_text()) < 1e9
 
 
+def test_tracking_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trackeval", None)
+    monkeypatch.delitem(sys.modules, "trackeval.metrics", raising=False)
+    monkeypatch.delitem(sys.modules, "ausm_d2.evaluation.tracking", raising=False)
+    build_evaluator(VIS, cfg_for(tmp_path))
+    with pytest.raises(UserError, match=r"TEST\.AUSM\.TRACKING: needs the package trackeval"):
+        build_evaluator(VIS, cfg_for(tmp_path, "TEST.AUSM.TRACKING", True))
+
+
 def test_an_unknown_evaluator_type(tmp_path: Path) -> None:
     MetadataCatalog.get("eval_other").set(evaluator_type="sem_seg", task="vis")
     with pytest.raises(UserError, match="eval_other: metadata evaluator_type is 'sem_seg', expected one of"):

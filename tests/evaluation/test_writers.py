@@ -278,6 +278,39 @@ def test_trees_that_a_server_refuses(tmp_path: Path, name: str, content: bytes |
     assert writers.check(zipped(tmp_path / "b.zip", changed), "write_vos") == [problem]
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({}, None),
+        ({"image_id": 11}, "field 'image_id': 11 is not in write_coco"),
+        ({"category_id": 1}, "field 'category_id': 1 is no category of write_coco"),
+        ({"segmentation": None}, "field 'segmentation': None found, a mask expected"),
+        ({"segmentation": [[1, 1, 4, 1, 4, 4]]}, "mask of frame 0: expected null or compressed run lengths (size,"),
+    ],
+)
+def test_coco_entries_that_a_server_refuses(tmp_path: Path, change: dict[str, Any], problem: str | None) -> None:
+    entry = {"image_id": 10, "category_id": 4, "score": 0.5, "segmentation": encode(mask(0)), **change}
+    name = "detections_val2017_mine_results.json"
+    found = writers.check(zipped(tmp_path / "a.zip", {name: json.dumps([entry]).encode()}), "write_coco")
+    assert not found if problem is None else len(found) == 1 and found[0].startswith(f"{name}: entry 0: {problem}")
+
+
+def test_object_folders_that_a_server_refuses(tmp_path: Path) -> None:
+    """SA-V: one object a picture, with the value that it likes."""
+    files = writers.Files(write("sav", tmp_path / "a.zip"))
+    contents = {name: files.read(name) for name in files.names}
+    contents["v10/003/00002.png"] = png(mask(0) * 255)
+    assert writers.check(zipped(tmp_path / "b.zip", contents), "write_sav") == []
+    contents["v10/003/00002.png"] = png(mask(0) * 1 + mask(4) * 2)
+    contents["v20/3/00002.png"] = contents.pop("v20/003/00002.png")
+    assert writers.check(zipped(tmp_path / "c.zip", contents), "write_sav") == [
+        "v10/003/00002.png: values [0, 1, 2], expected one object in black and white",
+        "v20/003/00002.png: missing",
+        "at its root: v20 found; expected <video>/...",
+        "v20/3/00002.png: a file too many",
+    ]
+
+
 def test_a_top_folder_too_many_or_too_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for kind, other, message in (
         ("vos", "ytvos", "at its root: Annotations found; expected <video>/..."),
