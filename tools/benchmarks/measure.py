@@ -12,16 +12,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from detectron2.modeling import build_model
 
-import ausm_d2.meta_arch  # noqa: F401  registers AUSM
-from ausm_d2.config import load_config
 from ausm_d2.errors import UserError
 from ausm_d2.io import atomic_write
-from ausm_d2.meta_arch import AUSM
+
+if TYPE_CHECKING:
+    from ausm_d2.meta_arch import AUSM
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +53,12 @@ def random_model(config_file: str, device: torch.device, opts: tuple[Any, ...] =
     Raises:
         UserError: the config is missing or wrong.
     """
+    # Imported late: the processes in which the memory of kernels is measured need no model.
+    from detectron2.modeling import build_model
+
+    import ausm_d2.meta_arch  # noqa: F401  registers AUSM
+    from ausm_d2.config import load_config
+
     torch.manual_seed(0)
     return build_model(load_config(config_file, [*opts, "MODEL.WEIGHTS", "", "MODEL.DEVICE", str(device)]))
 
