@@ -258,11 +258,13 @@ class MaskTree(Format):
     def problems(self, data: DataSet, files: Files) -> Iterator[str]:
         present = set(files.names)
         unexpected = present.copy()
+        tops: set[str] = set()
         missing = 0
         for record in tqdm(data.records, unit="video", disable=None):
             ids = np.array([0, *(record.prompt_frames or {})])
             for name, _, wanted in self.expected(record):
                 unexpected.discard(name)
+                tops.add(PurePosixPath(name).parts[0])
                 if name not in present:
                     missing += 1
                     yield f"{name}: missing"
@@ -270,9 +272,9 @@ class MaskTree(Format):
                 problem = _check_picture(files.read(name), record, ids if wanted is None else None)
                 if problem:
                     yield f"{name}: {problem}"
-        if unexpected and missing:
-            tops = sorted({PurePosixPath(name).parts[0] for name in unexpected})
-            yield f"at its root: {', '.join(tops[:5])} found; expected {self.top or '<video>/'}..."
+        others = sorted({PurePosixPath(name).parts[0] for name in unexpected} - tops)
+        if others and missing:
+            yield f"at its root: {', '.join(others[:5])} found; expected {self.top or '<video>/'}..."
         yield from (f"{name}: a file too many" for name in sorted(unexpected))
 
 

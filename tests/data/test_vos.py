@@ -140,6 +140,17 @@ def test_broken_meta_json(root: Path, objects: Any, message: str) -> None:
         DatasetCatalog.get("youtubevos_2018_val")
 
 
+def test_categories_seen_in_training(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_youtube_vos(root)
+    metadata = MetadataCatalog.get("youtubevos_2019_val")
+    broken = {"1": [1], "2": {"frames": ["00000"]}, "3": {"category": ["ape"]}}
+    write_youtube_vos(root, broken, base="ytbvos/train")
+    assert DatasetCatalog.get("youtubevos_2019_val") and metadata.get("seen_categories") is None
+    assert "train/meta.json: left out 3 objects without a 'category'" in caplog.text
+    write_youtube_vos(root, {**broken, "4": {"category": "ape", "frames": ["00000"]}}, base="ytbvos/train")
+    assert DatasetCatalog.get("youtubevos_2019_val") and metadata.seen_categories == {"ape"}
+
+
 def test_meta_json_without_videos(root: Path) -> None:
     path = write_youtube_vos(root)
     for data in ({}, [], {"videos": []}):

@@ -94,8 +94,15 @@ def _load_youtube_vos(name: str, images: Path, masks: Path, meta_file: Path) -> 
     meta = _read_meta(meta_file)
     training = meta_file.parent.with_name("train") / "meta.json"
     if training.exists():
-        categories = {entry.get("category") for video in _read_meta(training).values() for entry in video.values()}
-        MetadataCatalog.get(name).set(seen_categories=categories)
+        seen, left_out = set(), LeftOut(str(training))
+        for entry in (entry for video in _read_meta(training).values() for entry in video.values()):
+            if isinstance(entry, dict) and isinstance(entry.get("category"), str):
+                seen.add(entry["category"])
+            else:
+                left_out.add("objects without a 'category' (they say what is seen in training)")
+        left_out.warn()
+        if seen:
+            MetadataCatalog.get(name).set(seen_categories=seen)
 
     def objects(video: str, frame_names: list[str]) -> dict[str, Any]:
         return _read_objects(f"{meta_file}: videos.{video}.objects", meta[video], frame_names)
