@@ -140,7 +140,8 @@ class TrainLoader:
     def skip(self, iterations: int) -> None:
         """Begin with the clips that come after so many iterations of the same seed; call it before iterating.
 
-        With aspect-ratio grouping the few clips that were waiting for their group are drawn a second time.
+        With aspect-ratio grouping, where clips wait for others of their shape, a few around that place are drawn twice
+        or not at all.
         """
         self._sampler.start = iterations * self._clips_per_iteration
 
