@@ -17,10 +17,11 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ausm_d2.checkpoint import AUSMCheckpointer
+from ausm_d2.checkpoint import AUSMCheckpointer, ShippedWeights
 from ausm_d2.config import load_config
 from ausm_d2.data.build import check_train_config, require_files
 from ausm_d2.engine import Trainer, check_datasets
@@ -41,6 +42,8 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
     names = [*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)]
     check_datasets(cfg, names)
     require_files(names)
+    if cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY:
+        raise UserError(f"MODEL.META_ARCHITECTURE: unknown '{cfg.MODEL.META_ARCHITECTURE}', expected AUSM")
     META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)  # what else the model asks of its config
 
     last = AUSMCheckpointer(nn.Module(), cfg.OUTPUT_DIR)
@@ -49,7 +52,8 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
     key = f"{cfg.OUTPUT_DIR}/last_checkpoint" if resumes else "MODEL.WEIGHTS"
     if args.eval_only and not weights:
         raise UserError(f"{key}: empty, expected the weights to evaluate")
-    if weights and "://" not in weights and not Path(weights).is_file():
+    here = ":" not in weights or weights.startswith(ShippedWeights.PREFIX)  # others are fetched when they are needed
+    if weights and here and not Path(PathManager.get_local_path(weights)).is_file():
         raise UserError(f"{key}: weights file '{weights}' does not exist")
     if args.eval_only:
         cfg.MODEL.WEIGHTS = weights

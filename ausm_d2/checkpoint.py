@@ -38,6 +38,7 @@ from .io import atomic_write
 
 _BACKBONE = "frame_encoder.backbone."
 _CLASS_EMBED = "pixel_decoder.class_embed."
+_TRAINING_ONLY = "frame_classifier."
 _COCO_HEAD = "coco"  # label set of Mask2Former's COCO checkpoints
 _COMPUTED = ("relative_position_index", "attn_mask")  # buffers that Swin makes itself
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a file of torch.save before 1.6 begins
@@ -120,6 +121,7 @@ class Conversion:
             UserError: naming by module how many tensors do not fit, and how the first of each differs.
         """
         bad = self.of(Status.FAILED, Status.RANDOM) if complete else self.of(Status.FAILED)
+        bad = [entry for entry in bad if entry.status is Status.FAILED or not entry.target.startswith(_TRAINING_ONLY)]
         if not bad:
             return
         groups: dict[str, list[Entry]] = {}
@@ -346,6 +348,8 @@ def _places_of_backbone(state: Mapping[str, Tensor], target: Mapping[str, Tensor
 
 def _leftover(kind: Origin, source: str, place: str) -> tuple[Status, str]:
     """What to say of a tensor of the file that the model has no place for."""
+    if place.startswith(_TRAINING_ONLY):
+        return Status.UNUSED, "of a loss that the config does not use"
     if place.startswith(_CLASS_EMBED):
         return Status.UNUSED, f"the config has no head '{place.split('.')[2]}'"
     # A deeper Swin would fill a shallower one tensor by tensor and be no use.
@@ -362,6 +366,8 @@ def _leftover(kind: Origin, source: str, place: str) -> tuple[Status, str]:
 
 def _missing(kind: Origin, target: str, heads: set[str]) -> tuple[Status, str]:
     """What to say of a tensor of the model that the file does not have."""
+    if target.startswith(_TRAINING_ONLY):
+        return Status.RANDOM, "of a loss that the file was not trained with"
     if target.startswith(_CLASS_EMBED) and target.split(".")[2] not in heads:
         return Status.RANDOM, "a head that the file does not have"
     if kind is Origin.MASK2FORMER and target.startswith("pixel_decoder.track_embed."):

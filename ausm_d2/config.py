@@ -41,11 +41,55 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
             raise UserError(f"{where}: {text}") from error
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE.startswith("cuda"):
         cfg.MODEL.DEVICE = "cpu"
+    if cfg.MODEL.DEVICE == "cpu":
+        cfg.SOLVER.AMP.ENABLED = False  # Detectron2's is for CUDA only
     return cfg
+
+
+def check_model_config(cfg: CfgNode) -> None:
+    """What the keys of the model ask of each other.
+
+    Raises:
+        UserError: naming the key, what was found and what is expected.
+    """
+    ausm = cfg.MODEL.AUSM
+    heads = [head for head in ausm.HEADS if _is_head(head)]
+    if not heads or len(heads) != len(ausm.HEADS) or len(dict(heads)) != len(heads):
+        raise UserError(f"MODEL.AUSM.HEADS: {ausm.HEADS}, expected [[name, number of classes], ...], each name once")
+    names = [name for name, _ in heads]
+    for key, name in (("MODEL.AUSM.PROMPT_HEAD", ausm.PROMPT_HEAD), ("TEST.AUSM.HEAD", cfg.TEST.AUSM.HEAD or names[0])):
+        if name not in names:
+            raise UserError(f"{key}: no head '{name}', MODEL.AUSM.HEADS has {names}")
+    if ausm.HIDDEN_DIM < 4 or ausm.HIDDEN_DIM % 4:
+        raise UserError(f"MODEL.AUSM.HIDDEN_DIM: {ausm.HIDDEN_DIM}, expected a multiple of 4")
+    for part in ("COMPRESSOR", "DECODER", "PIXEL_DECODER"):
+        width = ausm[part].HEAD_DIM
+        if width < 1 or ausm.HIDDEN_DIM % width:
+            raise UserError(
+                f"MODEL.AUSM.{part}.HEAD_DIM: {width} does not divide the {ausm.HIDDEN_DIM} channels of "
+                "MODEL.AUSM.HIDDEN_DIM"
+            )
+    if ausm.NUM_ID < 1:
+        raise UserError(f"MODEL.AUSM.NUM_ID: {ausm.NUM_ID}, expected 1 or more")
+    strides = list(ausm.PIXEL_DECODER.MEMORY_STRIDES)
+    if not strides or not set(strides) <= {8, 16, 32}:
+        raise UserError(f"MODEL.AUSM.PIXEL_DECODER.MEMORY_STRIDES: {strides}, expected some of 8, 16, 32")
+    if cfg.INPUT.FORMAT != "RGB":
+        raise UserError(f"INPUT.FORMAT: '{cfg.INPUT.FORMAT}', expected RGB")
+
+
+def _is_head(entry: object) -> bool:
+    if not isinstance(entry, list | tuple) or len(entry) != 2:
+        return False
+    name, classes = entry
+    return isinstance(name, str) and isinstance(classes, int) and classes > 0
 
 
 def add_ausm_config(cfg: CfgNode) -> None:
     """Add the keys of AUSM to a Detectron2 config (in place)."""
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.MODEL.PIXEL_MEAN = [123.675, 116.280, 103.530]  # of ImageNet
+    cfg.MODEL.PIXEL_STD = [58.395, 57.120, 57.375]
     _add_backbone_keys(cfg)
     _add_model_keys(cfg)
     _add_training_keys(cfg)

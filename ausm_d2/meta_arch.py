@@ -20,6 +20,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
+from .config import check_model_config
 from .errors import UserError
 from .modeling.frame_encoder import FrameEncoder, FrameFeatures
 from .modeling.history import HistoryCompressor, HistoryDecoder, HistoryMarker
@@ -120,6 +121,7 @@ class AUSM(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        check_model_config(cfg)
         ausm = cfg.MODEL.AUSM
         _check_choice("MODEL.AUSM.PROMPT_INDEX", ausm.PROMPT_INDEX, ("frame", "zero"))
         _check_choice("MODEL.AUSM.TRAIN.MODE", ausm.TRAIN.MODE, ("parallel", "iterative", "rollout"))
@@ -252,7 +254,23 @@ class AUSM(nn.Module):
         if self.frame_classifier is not None:
             frame_heads = [head for head in heads for _ in range(images.shape[1])]
             losses |= self.frame_classifier(output.x.flatten(0, 1), frames, frame_heads)
+        losses["loss_det_ce"] = losses["loss_det_ce"] + self._idle_heads(heads)
         return losses
+
+    def _idle_heads(self, heads: Sequence[str]) -> Tensor:
+        """Zero, with a gradient for each head that has no clip here: distributed training waits for all of them."""
+        tables = [self.pixel_decoder.class_embed]
+        if self.frame_classifier is not None:
+            tables.append(self.frame_classifier.class_embed)
+        idle = [module for table in tables for name, module in table.items() if name not in heads]
+        return 0.0 * sum((p.sum() for module in idle for p in module.parameters()), self.x_start.new_zeros(()))
+
+    def train(self, mode: bool = True) -> AUSM:
+        """As usual; but a frame encoder that is frozen stays as it is at inference, without stochastic depth."""
+        super().train(mode)
+        if not any(p.requires_grad for p in self.frame_encoder.parameters()):
+            self.frame_encoder.eval()
+        return self
 
     def _collate(self, items: list[dict[str, Any]]) -> tuple[Tensor, ClipTargets]:
         """Items -> normalised images (B, T, 3, H, W) and their targets, padded to the largest of the batch."""

@@ -289,7 +289,7 @@ def test_heads_of_other_label_sets() -> None:
     more = convert(stage1, small_model("MODEL.AUSM.HEADS", [["coco", 79], ["object", 1]]).state_dict())
     with pytest.raises(UserError, match=r"\(81, 32\) in the file, \(80, 32\) in the model"):
         more.check("file")
-    coarse = convert(as_mask2former(small_model()), small_model("MODEL.AUSM.HEADS", [["coco", 79]]).state_dict())
+    coarse = convert(as_mask2former(small_model()), small_model("MODEL.AUSM.HEADS", [["coco", 79], ["object", 1]]).state_dict())
     coarse.check("file")
     assert any(entry.source == "sem_seg_head.predictor.class_embed.weight" for entry in coarse.of(Status.UNUSED))
 
@@ -457,3 +457,9 @@ def test_shipped_weights_are_found_by_their_address_and_a_missing_one_is_named()
     assert local.endswith(os.path.join("ausm_d2", "weights", "some.pth"))
     with pytest.raises(UserError, match=r"MODEL\.WEIGHTS: weights file 'ausm://some\.pth' does not exist"):
         AUSMCheckpointer(torch.nn.Linear(1, 1)).load("ausm://some.pth")
+
+
+def test_a_loss_of_training_decides_nothing_about_the_weights() -> None:
+    with_it, without = small_model("MODEL.AUSM.TRAIN.FRAME_CLASS_WEIGHT", 1.0), small_model()
+    for source, model in ((with_it, without), (without, with_it)):
+        convert(source.state_dict(), model.state_dict()).check("file", complete=True)

@@ -190,3 +190,18 @@ def test_unknown_choices_and_heads_are_named() -> None:
         tiny_model("MODEL.AUSM.TRAIN.MODE", "both")
     with pytest.raises(UserError, match="no head 'coco'"):
         tiny_model()([clip(2, 1, head="coco")])
+
+
+@pytest.mark.parametrize("head", ["synthvis", "object"])
+def test_every_parameter_has_a_gradient_whatever_the_label_sets_of_the_batch(head: str) -> None:
+    """Distributed training waits for all of them."""
+    model = tiny_model("MODEL.AUSM.TRAIN.FRAME_CLASS_WEIGHT", 1.0)
+    sum(model([clip(3, 2, head=head, seed=1)]).values()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_a_frozen_frame_encoder_says_the_same_in_training() -> None:
+    model = tiny_model("MODEL.AUSM.FRAME_ENCODER.FREEZE", True, "MODEL.SWIN.DROP_PATH_RATE", 0.9).train()
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(model.encode(images).x, model.encode(images).x)
+    assert model.pixel_decoder.training

@@ -152,7 +152,7 @@ class VideoPredictor:
         return [head] if count == 1 else [f"{head} {i}" for i in range(count)]
 
     def as_input(self, frame: np.ndarray) -> np.ndarray:
-        """uint8 (H, W, 3), BGR -> what the model was trained on (``INPUT.FORMAT``).
+        """uint8 (H, W, 3), BGR -> RGB, which the model reads.
 
         Raises:
             UserError: if it is no such array.
@@ -161,9 +161,7 @@ class VideoPredictor:
             raise UserError(f"a frame is a NumPy array, uint8 (H, W, 3), BGR; found {type(frame).__name__}")
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
             raise UserError(f"a frame is uint8 (H, W, 3), BGR; found {frame.dtype} {frame.shape}")
-        if self.cfg.INPUT.FORMAT == "RGB":
-            return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-        return np.ascontiguousarray(frame)
+        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
 
 class Session:

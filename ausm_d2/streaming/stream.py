@@ -320,11 +320,7 @@ class Stream:
         return set(slots)
 
     def _mark(self, mask: Tensor) -> Tensor:
-        """bool (H_in, W_in) -> bool (H4, W4) as M has it. A mask too small for any cell keeps the fullest one."""
+        """bool (H_in, W_in) -> bool (H4, W4) as M has it."""
         height, width = (4 * side for side in self._state().masks.shape[-2:])
         padded = F.pad(mask, (0, width - mask.shape[1], 0, height - mask.shape[0]))
-        marked = masks_at_stride4(padded[None])[0] > 0
-        if mask.any() and not marked.any():
-            coverage = F.avg_pool2d(padded[None].float(), 4)[0]
-            marked = coverage == coverage.max()
-        return marked
+        return masks_at_stride4(padded[None])[0] > 0

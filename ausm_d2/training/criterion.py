@@ -119,12 +119,15 @@ class SetCriterion:
         num_masks = (num_masks / get_world_size()).clamp(min=1)
 
         losses = {}
-        for i, layer in enumerate(layers):
-            last = i == len(layers) - 1
-            if last or self.deep_supervision:
-                suffix = "" if last else f"_{i}"
-                for name, value in self._layer(layer, targets, points, num_masks).items():
-                    losses[name + suffix] = value
+        # Sums over thousands of points do not fit into half precision.
+        with torch.autocast(targets.masks.device.type, enabled=False):
+            for i, layer in enumerate(layers):
+                last = i == len(layers) - 1
+                if last or self.deep_supervision:
+                    suffix = "" if last else f"_{i}"
+                    in_full = Predictions(layer.class_logits.float(), layer.mask_logits.float())
+                    for name, value in self._layer(in_full, targets, points, num_masks).items():
+                        losses[name + suffix] = value
         return losses
 
     def _layer(

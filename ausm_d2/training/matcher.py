@@ -58,17 +58,20 @@ class HungarianMatcher:
         Returns:
             float32 (B, V, N).
         """
-        probability = class_logits.float().softmax(-1)
-        cost_class = -probability.gather(2, classes[:, None].expand(-1, probability.shape[1], -1))
-        logits = point_sample(mask_logits.float(), targets.points, align_corners=False)  # (B, V, P)
-        wanted = targets.values  # (B, N, P)
-        # BCE(x, 1) = softplus(-x), BCE(x, 0) = softplus(-x) + x: one product gives all pairs.
-        cost_mask = (F.softplus(logits).sum(-1)[..., None] - logits @ wanted.transpose(1, 2)) / logits.shape[-1]
-        p = logits.sigmoid()
-        overlap = 2 * p @ wanted.transpose(1, 2)
-        total = p.sum(-1)[..., None] + wanted.sum(-1)[:, None]
-        cost_dice = 1 - (overlap + 1) / (total + 1)
-        return self.class_weight * cost_class + self.mask_weight * cost_mask + self.dice_weight * cost_dice
+        with torch.autocast(
+            mask_logits.device.type, enabled=False
+        ):  # sums over all points do not fit into half precision
+            probability = class_logits.float().softmax(-1)
+            cost_class = -probability.gather(2, classes[:, None].expand(-1, probability.shape[1], -1))
+            logits = point_sample(mask_logits.float(), targets.points, align_corners=False)  # (B, V, P)
+            wanted = targets.values  # (B, N, P)
+            # BCE(x, 1) = softplus(-x), BCE(x, 0) = softplus(-x) + x: one product gives all pairs.
+            cost_mask = (F.softplus(logits).sum(-1)[..., None] - logits @ wanted.transpose(1, 2)) / logits.shape[-1]
+            p = logits.sigmoid()
+            overlap = 2 * p @ wanted.transpose(1, 2)
+            total = p.sum(-1)[..., None] + wanted.sum(-1)[:, None]
+            cost_dice = 1 - (overlap + 1) / (total + 1)
+            return self.class_weight * cost_class + self.mask_weight * cost_mask + self.dice_weight * cost_dice
 
     @torch.no_grad()
     def __call__(
@@ -90,7 +93,7 @@ class HungarianMatcher:
             detect: bool (B, N).
         """
         device = cost.device
-        # A diverged model has no finite cost; the solver needs one, and the loss itself shows the divergence.
+        # A diverged model has no finite costs; the solver needs one, and the loss itself shows the divergence.
         costs = cost.nan_to_num(1e6, 1e6, -1e6).cpu().numpy()
         wanted = detect.cpu().numpy()
         frames, rows, instances = [], [], []

@@ -36,10 +36,14 @@ class TeacherForcing:
 
 
 def masks_at_stride4(masks: Tensor) -> Tensor:
-    """Bool (..., H, W) masks -> float {0, 1} (..., H/4, W/4): a cell is set if half its area is (deviations, 3)."""
+    """Bool (..., H, W) masks -> float {0, 1} (..., H/4, W/4): a cell is set if half its area is (deviations, 3).
+
+    A mask too small for any cell keeps its fullest ones.
+    """
     lead = masks.shape[:-2]
     pooled = F.avg_pool2d(masks.flatten(0, -3)[:, None].float(), 4)
-    return (pooled >= 0.5).float().view(*lead, *pooled.shape[-2:])
+    fullest = pooled.flatten(1).amax(dim=1)[:, None, None, None]
+    return ((pooled >= fullest.clamp(max=0.5)) & (pooled > 0)).float().view(*lead, *pooled.shape[-2:])
 
 
 def draw_switch_times(

@@ -15,11 +15,11 @@ from ausm_d2.training.targets import FrameTargets
 CLASSES, QUERIES = 3, 4
 
 
-def criterion(deep_supervision: bool = True) -> SetCriterion:
+def criterion(deep_supervision: bool = True, num_points: int = 256) -> SetCriterion:
     weights = {"class_weight": 2.0, "mask_weight": 5.0, "dice_weight": 5.0}
     return SetCriterion(
-        matcher=HungarianMatcher(**weights), **weights, no_object_weight=0.1, num_points=256, oversample_ratio=3.0,
-        importance_sample_ratio=0.75, deep_supervision=deep_supervision,
+        matcher=HungarianMatcher(**weights), **weights, no_object_weight=0.1, num_points=num_points,
+        oversample_ratio=3.0, importance_sample_ratio=0.75, deep_supervision=deep_supervision,
     )  # fmt: skip
 
 
@@ -107,3 +107,19 @@ def test_every_layer_is_supervised_unless_switched_off() -> None:
     names = {"loss_trk_ce", "loss_trk_mask", "loss_trk_dice", "loss_det_ce", "loss_det_mask", "loss_det_dice"}
     assert set(criterion(deep_supervision=False)(layers, targets)) == names
     assert set(criterion()(layers, targets)) == {name + end for name in names for end in ("", "_0", "_1")}
+
+
+def test_half_precision_does_not_reach_the_sums() -> None:
+    """A large object over 12,544 points: the sums pass the largest number of half precision."""
+    wanted = frame([0, 0], [1, 1], [1, 1])
+    logits = torch.full((1, 2 + QUERIES, 8, 8), -14.0)
+    logits[0, 2, :, :4], logits[0, 3, :, 4:] = 14.0, 14.0
+    predictions = Predictions(torch.zeros(1, 2 + QUERIES, CLASSES + 1), logits)
+    loss = criterion(num_points=12544)
+    torch.manual_seed(0)
+    full = loss([predictions], wanted)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.float16):
+        half = loss([Predictions(*(each.half() for each in predictions))], wanted)
+    for name, value in full.items():
+        assert float(half[name]) == pytest.approx(float(value), rel=2e-3, abs=2e-3), name

@@ -86,6 +86,13 @@ def test_masks_at_stride_4_by_half_the_area() -> None:
     assert masks_at_stride4(mask).tolist() == [[[1.0, 0.0], [0.0, 0.0]]]
 
 
+def test_a_mask_too_small_for_any_cell_keeps_its_fullest() -> None:
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[0, 3:5, 2:4] = True  # two pixels in each of two cells
+    masks[0, 4, 1] = True  # and one more in the lower one
+    assert masks_at_stride4(masks).tolist() == [[[0.0, 0.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]
+
+
 def make_noise(**probabilities: float) -> HistoryNoise:
     return HistoryNoise(**{"morphology": 0.0, "shift": 0.0, "max_shift": 2, "drop": 0.0, "swap": 0.0, **probabilities})
 

@@ -1,0 +1,47 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ausm_d2.config import load_config
+from ausm_d2.errors import UserError
+from tests.tiny import tiny_cfg, tiny_model
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.AUSM.HEADS", [[1]]], "MODEL.AUSM.HEADS: [[1]], expected [[name, number of classes], ...]"),
+        (["MODEL.AUSM.HEADS", [["a", 1], ["a", 2]]], "each name once"),
+        (["MODEL.AUSM.HEADS", [["birds", 0]]], "MODEL.AUSM.HEADS"),
+        (
+            ["MODEL.AUSM.HEADS", [["birds", 2]]],
+            "MODEL.AUSM.PROMPT_HEAD: no head 'object', MODEL.AUSM.HEADS has ['birds']",
+        ),
+        (["TEST.AUSM.HEAD", "nope"], "TEST.AUSM.HEAD: no head 'nope'"),
+        (["MODEL.AUSM.HIDDEN_DIM", 90], "MODEL.AUSM.HIDDEN_DIM: 90, expected a multiple of 4"),
+        (["MODEL.AUSM.DECODER.HEAD_DIM", 33], "MODEL.AUSM.DECODER.HEAD_DIM: 33 does not divide"),
+        (["MODEL.AUSM.NUM_ID", 0], "MODEL.AUSM.NUM_ID: 0, expected 1 or more"),
+        (["MODEL.AUSM.PIXEL_DECODER.MEMORY_STRIDES", [4, 8]], "MEMORY_STRIDES: [4, 8], expected some of 8, 16, 32"),
+        (["INPUT.FORMAT", "BGR"], "INPUT.FORMAT: 'BGR', expected RGB"),
+    ],
+)
+def test_keys_that_contradict_each_other(opts: list[Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        tiny_model(*opts)
+
+
+def test_a_config_without_a_base_reads_what_the_model_reads() -> None:
+    cfg = tiny_cfg()
+    assert cfg.INPUT.FORMAT == "RGB"
+    assert cfg.MODEL.PIXEL_MEAN[0] > cfg.MODEL.PIXEL_MEAN[2]
+
+
+def test_mixed_precision_is_left_to_gpus(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("MODEL: {DEVICE: cpu}\nSOLVER: {AMP: {ENABLED: True}}\n")
+    assert not load_config(str(config)).SOLVER.AMP.ENABLED
