@@ -69,6 +69,13 @@ def check_model_config(cfg: CfgNode) -> None:
                 f"MODEL.AUSM.{part}.HEAD_DIM: {width} does not divide the {ausm.HIDDEN_DIM} channels of "
                 "MODEL.AUSM.HIDDEN_DIM"
             )
+    choices = {
+        "PROMPT_INDEX": (ausm.PROMPT_INDEX, ("frame", "zero")),
+        "TRAIN.MODE": (ausm.TRAIN.MODE, ("parallel", "iterative", "rollout")),
+    }
+    for key, (value, known) in choices.items():
+        if value not in known:
+            raise UserError(f"MODEL.AUSM.{key}: '{value}' is not one of {', '.join(known)}")
     if ausm.NUM_ID < 1:
         raise UserError(f"MODEL.AUSM.NUM_ID: {ausm.NUM_ID}, expected 1 or more")
     strides = list(ausm.PIXEL_DECODER.MEMORY_STRIDES)

@@ -31,8 +31,8 @@ from .streaming.video import VideoSettings, segment_video
 from .training.criterion import SetCriterion
 from .training.frame_class import FrameClassifier
 from .training.rollout import own_history
-from .training.targets import ClipTargets, FrameTargets
-from .training.teacher_forcing import HistoryNoise, TeacherForcing, draw_switch_times, preprocess
+from .training.targets import ClipTargets
+from .training.teacher_forcing import HistoryNoise, TeacherForcing, draw_switch_times, frame_targets, preprocess
 
 SIZE_DIVISIBILITY = 32  # the coarsest stride of the frame encoder
 
@@ -123,8 +123,6 @@ class AUSM(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         check_model_config(cfg)
         ausm = cfg.MODEL.AUSM
-        _check_choice("MODEL.AUSM.PROMPT_INDEX", ausm.PROMPT_INDEX, ("frame", "zero"))
-        _check_choice("MODEL.AUSM.TRAIN.MODE", ausm.TRAIN.MODE, ("parallel", "iterative", "rollout"))
         frame_encoder = FrameEncoder(cfg)
         if ausm.FRAME_ENCODER.FREEZE:
             frame_encoder.requires_grad_(False)
@@ -241,15 +239,7 @@ class AUSM(nn.Module):
         else:
             rollout = (targets, prompted) if self.train_mode == "rollout" else None
             output = self.forward_iterative(images, ids, forcing, heads, rollout=rollout)
-        frames = FrameTargets(
-            masks=targets.masks.flatten(0, 1),
-            classes=targets.classes.repeat_interleave(images.shape[1], dim=0),
-            visible=targets.visible.flatten(0, 1),
-            track=forcing.track.flatten(0, 1),
-            detect=forcing.detect.flatten(0, 1),
-            labelled=targets.labelled.flatten(),
-            exhaustive=targets.exhaustive.repeat_interleave(images.shape[1]),
-        )
+        frames = frame_targets(targets, forcing)
         losses = self.criterion(output.layers, frames)
         if self.frame_classifier is not None:
             frame_heads = [head for head in heads for _ in range(images.shape[1])]
@@ -355,8 +345,3 @@ class AUSM(nn.Module):
             for layer in zip(*steps, strict=True)
         ]
         return ClipOutput(layers, torch.stack(xs, dim=1))
-
-
-def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f"{key}: '{value}' is not one of {', '.join(choices)}")

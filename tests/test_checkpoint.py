@@ -289,7 +289,8 @@ def test_heads_of_other_label_sets() -> None:
     more = convert(stage1, small_model("MODEL.AUSM.HEADS", [["coco", 79], ["object", 1]]).state_dict())
     with pytest.raises(UserError, match=r"\(81, 32\) in the file, \(80, 32\) in the model"):
         more.check("file")
-    coarse = convert(as_mask2former(small_model()), small_model("MODEL.AUSM.HEADS", [["coco", 79], ["object", 1]]).state_dict())
+    other = small_model("MODEL.AUSM.HEADS", [["coco", 79], ["object", 1]])
+    coarse = convert(as_mask2former(small_model()), other.state_dict())
     coarse.check("file")
     assert any(entry.source == "sem_seg_head.predictor.class_embed.weight" for entry in coarse.of(Status.UNUSED))
 

@@ -219,9 +219,7 @@ class DecoderLayer(nn.Module):
         for parameter in self.ffn.linear2.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(
-        self, x: Tensor, position: Tensor, size: tuple[int, int], key: Tensor, value: Tensor
-    ) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, size: tuple[int, int], key: Tensor, value: Tensor) -> Tensor:
         """
         Args:
             x: (B, P, D) tokens of X_t.

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from .targets import ClipTargets
+from .targets import ClipTargets, FrameTargets
 
 
 @dataclass
@@ -93,6 +93,20 @@ def preprocess(targets: ClipTargets, switch: Tensor) -> TeacherForcing:
         history=history,
         track=in_use & labelled,
         detect=targets.visible & (time <= switch[:, None]) & labelled & targets.valid[:, None],
+    )
+
+
+def frame_targets(targets: ClipTargets, forcing: TeacherForcing) -> FrameTargets:
+    """What the predictions of all frames of the clips are compared with."""
+    frames = targets.masks.shape[1]
+    return FrameTargets(
+        masks=targets.masks.flatten(0, 1),
+        classes=targets.classes.repeat_interleave(frames, dim=0),
+        visible=targets.visible.flatten(0, 1),
+        track=forcing.track.flatten(0, 1),
+        detect=forcing.detect.flatten(0, 1),
+        labelled=targets.labelled.flatten(),
+        exhaustive=targets.exhaustive.repeat_interleave(frames),
     )
 
 
