@@ -25,7 +25,7 @@ import numpy as np
 from ausm_d2.data.video import Instance, VideoRecord
 from ausm_d2.errors import UserError
 
-SPLITS = {"train": (0, 20000), "val": (1, 60)}  # seed and number of videos
+SPLITS = {"train": (0, 20000), "val": (1, 160)}  # seed and number of videos
 NUM_FRAMES = 18
 HEIGHT, WIDTH = 96, 160
 CLASSES = ("disc", "square", "triangle", "star", "ring", "cross")
