@@ -20,6 +20,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 
 from ausm_d2.data.build import get_records
 from ausm_d2.data.video import VideoRecord
@@ -97,7 +98,7 @@ class VideoEvaluator(DatasetEvaluator):
     def reset(self) -> None:
         """Begin an evaluation: without ``resume``, the results of an earlier one are removed."""
         self._processed = []
-        if comm.is_main_process():
+        if comm.get_local_rank() == 0:  # of every machine: they may share no disk
             if not self.finished_video_ids():
                 self.results.clear()
             with atomic_write(self._run_file) as path:
@@ -131,6 +132,8 @@ class VideoEvaluator(DatasetEvaluator):
 
     def _gather(self) -> None:
         """Bring the files of all processes together: they may run on machines that share no disk."""
+        if comm.get_world_size() == 1:
+            return
         texts = [(record, self.results.path(record).read_text(encoding="utf-8")) for record in self._processed]
         for others in comm.gather(texts)[1:]:
             for record, text in others:
@@ -253,6 +256,8 @@ class ReappearanceEvaluator(VideoEvaluator):
         output = self.results.read(record)
         unprompted = [track["segmentations"] for track in output.best_classes()]
         for object_id, masks in ytvis.true_masks(record).items():
+            if output.objects is not None and object_id not in output.objects:
+                continue  # labelled, but never given
             # A prompted object has one track that may be called its own.
             tracks = unprompted if output.objects is None else [output.objects[object_id]]
             counts += count_reappearances(
@@ -338,6 +343,6 @@ def run_id(cfg: CfgNode) -> str:
     """Text that changes with the weights and with every setting that may change what the model says of a video."""
     test = {key: value for key, value in cfg.TEST.AUSM.items() if key not in ("RESUME", "TRACKING", "BASELINES")}
     settings = {"MODEL": cfg.MODEL, "INPUT": cfg.INPUT, "TEST": test}
-    weights = Path(cfg.MODEL.WEIGHTS)
+    weights = Path(PathManager.get_local_path(cfg.MODEL.WEIGHTS)) if cfg.MODEL.WEIGHTS else Path()
     stamp = [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else []
-    return f"{weights} {hashlib.sha256(json.dumps([settings, stamp]).encode()).hexdigest()[:16]}"
+    return f"{cfg.MODEL.WEIGHTS} {hashlib.sha256(json.dumps([settings, stamp]).encode()).hexdigest()[:16]}"

@@ -76,4 +76,4 @@ class ResultFolder:
     def clear(self) -> None:
         """Remove all results."""
         for path in self.folder.glob("*.json"):
-            path.unlink()
+            path.unlink(missing_ok=True)  # several machines may share the folder

@@ -17,7 +17,7 @@ from torch import Tensor
 _TEMPERATURE = 10000.0
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=16)  # each of a large frame takes tens of megabytes
 def sine_position(
     height: int, width: int, channels: int, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Tensor:

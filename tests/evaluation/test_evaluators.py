@@ -22,11 +22,12 @@ from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ausm_d2.checkpoint import ShippedWeights
 from ausm_d2.config import add_ausm_config
 from ausm_d2.data.video import Instance, VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation import ytvis
-from ausm_d2.evaluation.evaluators import VideoEvaluators, build_evaluator
+from ausm_d2.evaluation.evaluators import VideoEvaluators, build_evaluator, run_id
 from ausm_d2.io import atomic_write
 from ausm_d2.masks.rle import encode
 from tests.data.stubs import ArrayFrames, ListedMasks
@@ -447,3 +448,17 @@ def test_two_processes_score_as_one(tmp_path: Path) -> None:
     for name, outputs in ((VIS, vis_data(0)[1]), (VOS, vos_data()[1])):
         expected = run(build_evaluator(name, cfg_for(tmp_path / "one")), name, outputs)
         assert json.loads((tmp_path / f"{name}.json").read_text()) == expected
+
+
+def test_results_of_other_shipped_weights_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address stays, the file behind it does not."""
+    cfg = get_cfg()
+    add_ausm_config(cfg)
+    cfg.MODEL.WEIGHTS = "ausm://some.pth"
+    file = tmp_path / "some.pth"
+    monkeypatch.setattr(ShippedWeights, "_get_local_path", lambda self, path, **kwargs: str(file))
+    ids = set()
+    for content in (b"old", b"newer"):
+        file.write_bytes(content)
+        ids.add(run_id(cfg))
+    assert len(ids) == 2
