@@ -15,6 +15,7 @@ Shape shorthand:
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -117,7 +118,7 @@ class VideoPredictor:
         """The session that :meth:`Session.save` wrote; it continues as if it had never been interrupted.
 
         Raises:
-            UserError: no such file, no saved session, or one of other weights.
+            UserError: no such file, no saved session, or one of other weights or settings.
         """
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -128,13 +129,17 @@ class VideoPredictor:
         if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
             raise UserError(f"{path}: not a saved session ('{_FORMAT}' expected)")
         if saved["weights"] != self.fingerprint:
-            raise UserError(f"{path}: saved with other weights than {self.cfg.MODEL.WEIGHTS or 'these'}")
+            raise UserError(
+                f"{path}: saved with other weights than {self.cfg.MODEL.WEIGHTS or 'these'}, or with other settings "
+                "(MODEL.AUSM, TEST.AUSM, INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST)"
+            )
         return Session.from_saved(self, saved)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all weights, by name."""
-        digest = hashlib.sha256()
+        """SHA-256 of the weights and of the settings that change what a stream says."""
+        sizes = [self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST]
+        digest = hashlib.sha256(json.dumps([self.cfg.MODEL.AUSM, self.cfg.TEST.AUSM, sizes]).encode())
         for name, value in self.model.state_dict().items():
             digest.update(name.encode())
             digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -105,8 +105,6 @@ def test_frames_are_bgr_and_the_model_gets_what_it_was_trained_on(predictor: Vid
         for track_id, score in zip(ids(result), result.instances.scores, strict=True):
             row = output.track_ids.index(track_id)
             assert output.mean_probabilities[row].amax().item() == pytest.approx(score.item(), rel=1e-5)
-    of_bgr = VideoPredictor(tiny_cfg("INPUT.FORMAT", "BGR"))
-    assert np.array_equal(of_bgr.as_input(frames[0]), frames[0])
     assert np.array_equal(predictor.as_input(frames[0]), frames[0][..., ::-1])
 
 
@@ -308,6 +306,10 @@ def test_files_that_are_no_session_of_this_model(predictor: VideoPredictor, tmp_
     torch.manual_seed(5)
     with pytest.raises(UserError, match="saved with other weights"):
         VideoPredictor(tiny_cfg()).load(path)
+    other = VideoPredictor(tiny_cfg("TEST.AUSM.FG_THRESHOLD", 0.9))
+    other.model.load_state_dict(predictor.model.state_dict())
+    with pytest.raises(UserError, match=r"or with other settings \(MODEL.AUSM"):
+        other.load(path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         session.save(tmp_path / "file" / "session.pt")
