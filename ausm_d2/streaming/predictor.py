@@ -75,16 +75,12 @@ class VideoPredictor:
             UserError: weights that are missing or do not fit, or a key with a value that is none.
         """
         self.cfg = cfg.clone()
-        if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
-            raise UserError(f"INPUT.FORMAT: '{cfg.INPUT.FORMAT}' is not one of RGB, BGR")
         if cfg.TEST.AUSM.REPEAT > 1 or cfg.TEST.AUSM.SPATIAL_TRAVERSAL:
             logger.warning("TEST.AUSM.REPEAT and SPATIAL_TRAVERSAL act in evaluation only: a stream sees a frame once")
         self.settings = VideoSettings.from_config(cfg)
         self.model = build_model(cfg).eval()
         AUSMCheckpointer(self.model, complete=True).load(cfg.MODEL.WEIGHTS)
         self.head: str = cfg.TEST.AUSM.HEAD or cfg.MODEL.AUSM.HEADS[0][0]  # label set of detections
-        for head in (self.head, self.settings.prompt_head):
-            self.model.check_head(head)
 
     def stream(self, frames: Iterable[np.ndarray]) -> Iterator[FrameResult]:
         """Find and follow all objects of a video, without prompts. A result leaves before the next frame is asked for.
