@@ -417,6 +417,7 @@ def test_what_another_machine_did_is_gathered(tmp_path: Path, name: str, monkeyp
         evaluator.reset()
         for record in part:
             evaluator.process([{"record": record}], [outputs[record.video_id]])
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     with monkeypatch.context() as patch:
         patch.setattr(comm, "gather", other.gather)
         patch.setattr(comm, "is_main_process", lambda: False)
