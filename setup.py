@@ -13,7 +13,11 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
     packages=find_packages(include=["ausm_d2", "ausm_d2.*"]),
-    package_data={"ausm_d2.modeling": ["*.cpp"], "ausm_d2.modeling.ssm_kernels": ["*.cpp"], "ausm_d2": ["weights/*.pth"]},
+    package_data={
+        "ausm_d2": ["weights/*.pth"],
+        "ausm_d2.modeling": ["*.cpp"],
+        "ausm_d2.modeling.ssm_kernels": ["*.cpp"],
+    },
     python_requires=">=3.11",
     # Detectron2 is needed too, but is not on the package index under its own name:
     # `python tools/install_detectron2.py`, or its official source install.

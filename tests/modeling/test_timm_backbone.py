@@ -122,7 +122,7 @@ def test_detectron2s_resnet_weights_load_by_name() -> None:
     assert [entry.source for entry in conversion.of(Status.UNUSED)] == ["stem.fc.weight"]
 
 
-@pytest.mark.parametrize("name", ["ausm_nano", "ausm_nano_timm", "ausm_nano_resnet"])
+@pytest.mark.parametrize("name", ["ausm_nano", "ausm_nano_swin", "ausm_nano_timm", "ausm_nano_resnet"])
 def test_configs_of_each_backbone(name: str) -> None:
     config = Path(__file__).resolve().parents[2] / "configs" / "synth" / f"{name}.yaml"
     encoder = FrameEncoder(load_config(str(config)))
