@@ -369,7 +369,7 @@ def test_frames_that_cannot_be_used_leave_the_session_as_it_was(
 
 
 def test_configs_that_cannot_be_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(UserError, match=r"TEST\.AUSM\.HEAD: no head 'coco', MODEL\.AUSM\.HEADS has \['synthvis', 'object'\]"):
+    with pytest.raises(UserError, match=r"no head 'coco', MODEL\.AUSM\.HEADS has \['synthvis', 'object'\]"):
         VideoPredictor(tiny_cfg("TEST.AUSM.HEAD", "coco"))
     with pytest.raises(UserError, match="no head 'people'"):
         VideoPredictor(tiny_cfg("MODEL.AUSM.PROMPT_HEAD", "people"))
