@@ -59,6 +59,7 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
         cfg.MODEL.WEIGHTS = weights
     else:
         cfg.TEST.AUSM.RESUME = False  # of a periodic evaluation: the weights have changed since the one before
+        cfg.TEST.AUSM.BASELINES = False  # what the model is compared with, once it is trained
     cfg.freeze()
     return cfg
 

@@ -25,14 +25,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils.file_io import PathManager
+from detectron2.data import MetadataCatalog
 from matplotlib.figure import Figure
 
 from ausm_d2.checkpoint import AUSMCheckpointer
 from ausm_d2.config import load_config
 from ausm_d2.data.build import get_records
 from ausm_d2.data.video import VideoRecord
+from ausm_d2.data.views import first_videos
 from ausm_d2.engine import Trainer
 from ausm_d2.errors import UserError, cli
 from ausm_d2.evaluation.results import Output, ResultFolder
@@ -50,33 +50,11 @@ _SHEET_FRAMES = 6
 
 
 def user_video(video: str, prompt: str | None) -> int:
-    """Run demo.py on a video of the user's, with the best model there is; returns its exit code."""
-    config, opts = _EDGE, []
-    if not config.is_file() or not Path(PathManager.get_local_path(load_config(str(config)).MODEL.WEIGHTS)).is_file():
-        config = _NANO
-        opts = ["--opts", "INPUT.MIN_SIZE_TEST", str(min(load_config(str(config)).INPUT.MIN_SIZE_TRAIN))]
-        print(
-            "warning: the weights of configs/edge/ausm_edge.yaml are not here. The small model used instead knows "
-            "drawn shapes only: on real video it shows how things work, not how well.",
-            file=sys.stderr,
-        )
-    command = [sys.executable, str(Path(__file__).with_name("demo.py")), "--config-file", str(config)]
+    """Run demo.py on a video of the user's, with the model for real video; returns its exit code."""
+    command = [sys.executable, str(Path(__file__).with_name("demo.py")), "--config-file", str(_EDGE)]
     command += ["--input", video, "--output", str(Path("output", "video", Path(video).stem))]
     command += ["--prompt-masks", prompt] if prompt else []
-    return subprocess.run(command + opts).returncode
-
-
-def few_videos(names: Sequence[str], count: int) -> list[str]:
-    """Register the first ``count`` videos of each data set under a name of their own; returns these names."""
-    shortened = []
-    for name in names:
-        short = f"{name}_first{count}"
-        if short not in DatasetCatalog:
-            DatasetCatalog.register(short, lambda name=name: get_records(name)[:count])
-            known = {key: value for key, value in MetadataCatalog.get(name).as_dict().items() if key != "name"}
-            MetadataCatalog.get(short).set(**known)
-        shortened.append(short)
-    return shortened
+    return subprocess.run(command).returncode
 
 
 Drawn = tuple[dict[int, list[Rle | None]], dict[int, str]]  # masks (T) and label of each id
@@ -156,7 +134,7 @@ def embedded_videos(cfg: CfgNode, count: int) -> None:
         raise UserError("MODEL.WEIGHTS: empty; the demo needs a trained model")
     begin, output = time.monotonic(), Path(cfg.OUTPUT_DIR)
     originals = list(cfg.DATASETS.TEST)
-    cfg.DATASETS.TEST = few_videos(originals, count)
+    cfg.DATASETS.TEST = [first_videos(name, count) for name in originals]
     model = Trainer.build_model(cfg)
     AUSMCheckpointer(model, complete=True).load(cfg.MODEL.WEIGHTS)
     print(f"Segmenting {count} videos of each of {', '.join(originals)}, frame by frame ...", flush=True)

@@ -32,13 +32,13 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from experiments.datasets import first_videos
 from experiments.report import Paper, Report, Row
 from experiments.setup import add_common_arguments, common_config, load_model, settings_of
 from torch import Tensor
 from tqdm import tqdm
 
 from ausm_d2.data.video import VideoRecord
+from ausm_d2.data.views import first_videos
 from ausm_d2.engine import Trainer
 from ausm_d2.errors import UserError, cli
 from ausm_d2.masks.rle import Rle, encode

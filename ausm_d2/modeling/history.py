@@ -7,6 +7,7 @@ Shape shorthand:
     N: rows of A (padded with rows that are not in use)
     D: channels
     h, w: feature size at stride 8
+    H, W: image size
     P: h * w pixels
 """
 
@@ -23,6 +24,17 @@ from torch.utils.checkpoint import checkpoint
 from .attention import Attention, FeedForward
 from .position import sine_position
 from .ssm import Mamba, SSMState
+
+
+def masks_at_stride4(masks: Tensor) -> Tensor:
+    """Bool (..., H, W) masks -> float {0, 1} (..., H/4, W/4): a cell is set if half its area is (deviations, 3).
+
+    A mask too small for any cell keeps its fullest ones.
+    """
+    lead = masks.shape[:-2]
+    pooled = F.avg_pool2d(masks.flatten(0, -3)[:, None].float(), 4)
+    fullest = pooled.flatten(1).amax(dim=1)[:, None, None, None]
+    return ((pooled >= fullest.clamp(max=0.5)) & (pooled > 0)).float().view(*lead, *pooled.shape[-2:])
 
 
 class HistoryMarker(nn.Module):

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from ..training.teacher_forcing import masks_at_stride4
+from ..modeling.history import masks_at_stride4
 from .state import FREE, StreamState
 from .step import FrameStep, upload
 

@@ -25,10 +25,10 @@ from detectron2.projects.point_rend.point_features import get_uncertain_point_co
 from detectron2.utils.comm import get_world_size
 from torch import Tensor
 
+from ..modeling.history import masks_at_stride4
 from ..modeling.pixel_decoder import Predictions
 from .matcher import HungarianMatcher, PointTargets
 from .targets import FrameTargets
-from .teacher_forcing import masks_at_stride4
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
+from ..modeling.history import masks_at_stride4
 from .targets import FrameTargets
-from .teacher_forcing import masks_at_stride4
 
 _BACKGROUND = 0.3  # weight of the background against all objects of a frame
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..modeling.history import masks_at_stride4
 from ..modeling.pixel_decoder import Predictions
 from .criterion import SetCriterion
 from .matcher import PointTargets
 from .targets import ClipTargets
-from .teacher_forcing import TeacherForcing, masks_at_stride4
+from .teacher_forcing import TeacherForcing
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from ..modeling.history import masks_at_stride4
 from .targets import ClipTargets, FrameTargets
 
 
@@ -33,17 +34,6 @@ class TeacherForcing:
     history: Tensor  # float (B, T, N, H4, W4): M_{t-1}, zero where a row is not in use or hidden
     track: Tensor  # bool (B, T, N): y_trk^i_t has a target (the empty mask where i is hidden)
     detect: Tensor  # bool (B, T, N): y_det^i_t has a target
-
-
-def masks_at_stride4(masks: Tensor) -> Tensor:
-    """Bool (..., H, W) masks -> float {0, 1} (..., H/4, W/4): a cell is set if half its area is (deviations, 3).
-
-    A mask too small for any cell keeps its fullest ones.
-    """
-    lead = masks.shape[:-2]
-    pooled = F.avg_pool2d(masks.flatten(0, -3)[:, None].float(), 4)
-    fullest = pooled.flatten(1).amax(dim=1)[:, None, None, None]
-    return ((pooled >= fullest.clamp(max=0.5)) & (pooled > 0)).float().view(*lead, *pooled.shape[-2:])
 
 
 def draw_switch_times(

@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
 
 from ausm_d2.data.build import get_records
 from ausm_d2.errors import UserError
@@ -42,15 +41,6 @@ def test_the_embedded_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "| synthvis_val_first1 " in told and "| J&F" in told and str(folder) in told
 
 
-def test_few_videos_are_a_data_set_of_their_own() -> None:
-    short = make_demo.few_videos(["synthvis_val_vos"], 2)
-    assert short == make_demo.few_videos(["synthvis_val_vos"], 2) == ["synthvis_val_vos_first2"]
-    assert [record.name for record in get_records(short[0])] == [
-        record.name for record in get_records("synthvis_val_vos")[:2]
-    ]
-    assert MetadataCatalog.get(short[0]).task == "vos"
-
-
 def test_what_is_drawn_of_an_output() -> None:
     track = {"track_id": 4, "segmentations": [RLE, None]}
     tracks = [{**track, "category_id": 1, "score": 0.9}, {**track, "category_id": 0, "score": 0.4}]
@@ -75,32 +65,17 @@ def test_the_curve(tmp_path: Path, scored: bool) -> None:
     assert picture.shape[1] > 800 and (red.sum() > 30) == scored
 
 
-@pytest.mark.parametrize("trained", [False, True])
-def test_a_video_of_ones_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trained: bool
-) -> None:
+@pytest.mark.parametrize("prompt", [None, "first.png"])
+def test_a_video_of_ones_own(monkeypatch: pytest.MonkeyPatch, prompt: str | None) -> None:
     called: list[list[str]] = []
     monkeypatch.setattr(subprocess, "run", lambda command: (called.append(command), SimpleNamespace(returncode=3))[1])
-    weights = tmp_path / "edge.pth"
-    edge = tmp_path / "edge.yaml"
-    edge.write_text(tiny_cfg("MODEL.WEIGHTS", str(weights)).dump())
-    monkeypatch.setattr(make_demo, "_EDGE", edge)
-    if trained:
-        weights.write_bytes(b"")
-    assert make_demo.user_video("some/clip.mp4", "first.png" if trained else None) == 3
+    assert make_demo.user_video("some/clip.mp4", prompt) == 3
     command = called[0]
     assert command[0] == sys.executable and Path(command[1]).name == "demo.py"
-    options = dict(zip(command[2::2], command[3::2], strict=True)) if trained else {}
-    if trained:
-        assert options == {
-            "--config-file": str(edge),
-            "--input": "some/clip.mp4",
-            "--output": str(Path("output/video/clip")),
-            "--prompt-masks": "first.png",
-        }
-    else:
-        assert command[3].endswith("ausm_nano.yaml") and command[-3:-1] == ["--opts", "INPUT.MIN_SIZE_TEST"]
-        assert "drawn shapes only" in capsys.readouterr().err
+    options = dict(zip(command[2::2], command[3::2], strict=True))
+    assert Path(options.pop("--config-file")).is_file()
+    assert options.pop("--prompt-masks", None) == prompt
+    assert options == {"--input": "some/clip.mp4", "--output": str(Path("output/video/clip"))}
 
 
 def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:

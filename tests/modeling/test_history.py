@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ausm_d2.modeling.attention import Attention
-from ausm_d2.modeling.history import HistoryCompressor, HistoryDecoder, HistoryMarker
+from ausm_d2.modeling.history import HistoryCompressor, HistoryDecoder, HistoryMarker, masks_at_stride4
 
 
 def test_marker_is_the_formula_of_section_3() -> None:
@@ -109,3 +109,18 @@ def test_attention_is_torchs_multi_head_attention() -> None:
     torch.testing.assert_close(ours(query, query, query), theirs(query, query, query, need_weights=False)[0])
     with pytest.raises(ValueError, match="head width 7 does not divide the 24 channels"):
         Attention(24, head_dim=7)
+
+
+def test_masks_at_stride_4_by_half_the_area() -> None:
+    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    mask[0, :2, :4] = True  # 8 of 16 pixels
+    mask[0, 4:5, :4] = True
+    mask[0, 5, :3] = True  # 7 of 16
+    assert masks_at_stride4(mask).tolist() == [[[1.0, 0.0], [0.0, 0.0]]]
+
+
+def test_a_mask_too_small_for_any_cell_keeps_its_fullest() -> None:
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[0, 3:5, 2:4] = True  # two pixels in each of two cells
+    masks[0, 4, 1] = True  # and one more in the lower one
+    assert masks_at_stride4(masks).tolist() == [[[0.0, 0.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]

@@ -46,9 +46,10 @@ class _Crossings(TorchDispatchMode):
 def test_nothing_waits_for_the_device_or_depends_on_what_is_found(layers: int) -> None:
     # The device "meta" has no values: whatever would read one (item, nonzero, a mask as an index) raises on it.
     model = tiny_model("MODEL.AUSM.FRAME_ENCODER.ENC_LAYERS", layers, "MODEL.AUSM.SPATIAL_REDUCTION", 2).eval()
-    step, state = FrameStep(model, "synthvis", cuda_graph=False), Stream(
-        model, head="synthvis", detect=True, fg_threshold=0.5
-    )._start(16, 24)
+    step, state = (
+        FrameStep(model, "synthvis", cuda_graph=False),
+        Stream(model, head="synthvis", detect=True, fg_threshold=0.5)._start(16, 24),
+    )
     model.to("meta")
     state = state.to("meta")
     arguments = torch.empty(3, 64, 96, dtype=torch.uint8, device="meta"), state.ids.to("meta"), state

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ausm_d2.training.targets import ClipTargets
-from ausm_d2.training.teacher_forcing import HistoryNoise, draw_switch_times, masks_at_stride4, preprocess
+from ausm_d2.training.teacher_forcing import HistoryNoise, draw_switch_times, preprocess
 
 
 def worked_example() -> ClipTargets:
@@ -76,21 +76,6 @@ def test_never_visible_never_switches() -> None:
     visible = torch.zeros(2, 4, 1, dtype=torch.bool)
     switch = draw_switch_times(visible, prompted=torch.tensor([True, False]), prompt_index="zero")
     assert switch.tolist() == [[4], [4]]
-
-
-def test_masks_at_stride_4_by_half_the_area() -> None:
-    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
-    mask[0, :2, :4] = True  # 8 of 16 pixels
-    mask[0, 4:5, :4] = True
-    mask[0, 5, :3] = True  # 7 of 16
-    assert masks_at_stride4(mask).tolist() == [[[1.0, 0.0], [0.0, 0.0]]]
-
-
-def test_a_mask_too_small_for_any_cell_keeps_its_fullest() -> None:
-    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
-    masks[0, 3:5, 2:4] = True  # two pixels in each of two cells
-    masks[0, 4, 1] = True  # and one more in the lower one
-    assert masks_at_stride4(masks).tolist() == [[[0.0, 0.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]
 
 
 def make_noise(**probabilities: float) -> HistoryNoise:

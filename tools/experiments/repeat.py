@@ -9,11 +9,11 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from ausm_d2.data.views import first_videos, stills
 from ausm_d2.engine import Trainer
 from ausm_d2.meta_arch import AUSM
 from ausm_d2.streaming.video import VideoSettings
 
-from .datasets import first_videos, stills
 from .report import Paper, Report, Row
 from .setup import common_config, load_model
 

@@ -19,12 +19,12 @@ from detectron2.utils.env import seed_all_rng
 
 from ausm_d2.checkpoint import AUSMCheckpointer
 from ausm_d2.config import load_config
+from ausm_d2.data.views import first_videos
 from ausm_d2.engine import Trainer, check_datasets
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation.evaluators import Scores
 from ausm_d2.io import atomic_write
 
-from .datasets import first_videos
 from .report import Paper, Report, Row
 from .setup import common_config
 

@@ -8,7 +8,7 @@ Shape shorthand:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ class _OneFrame:
     index: int
 
     @property
-    def names(self) -> Sequence[str]:
+    def names(self) -> list[str]:
         return [self.frames.names[self.index]]
 
     def __len__(self) -> int:
