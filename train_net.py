@@ -10,6 +10,7 @@ from __future__ import annotations
 import ausm_d2  # isort: skip  # noqa: F401  (first: it keeps Detectron2 from warning of its own code)
 
 import argparse
+import os
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -44,7 +45,8 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
     require_files(names)
     if cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY:
         raise UserError(f"MODEL.META_ARCHITECTURE: unknown '{cfg.MODEL.META_ARCHITECTURE}', expected AUSM")
-    META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)  # what else the model asks of its config
+    _check_output(Path(cfg.OUTPUT_DIR))
+    model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)  # what else the model asks of its config
 
     last = AUSMCheckpointer(nn.Module(), cfg.OUTPUT_DIR)
     resumes = args.resume and last.has_checkpoint()
@@ -55,6 +57,8 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
     here = ":" not in weights or weights.startswith(ShippedWeights.PREFIX)  # others are fetched when they are needed
     if weights and here and not Path(PathManager.get_local_path(weights)).is_file():
         raise UserError(f"{key}: weights file '{weights}' does not exist")
+    if here:
+        AUSMCheckpointer(model, complete=args.eval_only).load(weights)  # whether they fit
     if args.eval_only:
         cfg.MODEL.WEIGHTS = weights
     else:
@@ -62,6 +66,13 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
         cfg.TEST.AUSM.BASELINES = False  # what the model is compared with, once it is trained
     cfg.freeze()
     return cfg
+
+
+def _check_output(folder: Path) -> None:
+    """Raises UserError if nothing can be written to a folder, which need not exist yet."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"OUTPUT_DIR: '{folder}' cannot be written ('{there}' is no folder that can be written to)")
 
 
 def run(args: argparse.Namespace, cfg: CfgNode) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+from yaml import YAMLError
 
 from .errors import UserError
 
@@ -37,9 +38,12 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         try:
             merge()
         except Exception as error:  # yacs, PyYAML and fvcore raise a dozen kinds
-            text = " ".join(str(error.args[0] if error.args else error).split())
+            whole = isinstance(error, YAMLError) or not error.args  # what is wrong, and in which line
+            text = " ".join(str(error if whole else error.args[0]).split())
             raise UserError(f"{where}: {text}") from error
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE.startswith("cuda"):
+        if "MODEL.DEVICE" in opts:
+            raise UserError(f"MODEL.DEVICE: '{cfg.MODEL.DEVICE}', but PyTorch finds no GPU; expected cpu")
         cfg.MODEL.DEVICE = "cpu"
     if cfg.MODEL.DEVICE == "cpu":
         cfg.SOLVER.AMP.ENABLED = False  # Detectron2's is for CUDA only

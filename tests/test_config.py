@@ -45,3 +45,19 @@ def test_mixed_precision_is_left_to_gpus(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("MODEL: {DEVICE: cpu}\nSOLVER: {AMP: {ENABLED: True}}\n")
     assert not load_config(str(config)).SOLVER.AMP.ENABLED
+
+
+def test_a_gpu_that_is_asked_for_and_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = tmp_path / "c.yaml"
+    config.write_text("VERSION: 2\n")
+    assert load_config(str(config)).MODEL.DEVICE == "cpu"  # Detectron2's default is cuda
+    with pytest.raises(UserError, match=r"MODEL\.DEVICE: 'cuda', but PyTorch finds no GPU"):
+        load_config(str(config), ["MODEL.DEVICE", "cuda"])
+
+
+def test_a_file_that_is_no_yaml_is_told_with_its_line(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("VERSION: 2\nMODEL: [\n")
+    with pytest.raises(UserError, match=r"line [23]"):
+        load_config(str(config))

@@ -192,6 +192,12 @@ MISTAKES = {
         ["DATASETS.TEST", ["davis_2017_val"], "MODEL.AUSM.HEADS", [["synthvis", 6], ["object", 1]]],
         "davis_2017_val: no folder found; looked for nowhere/DAVIS/ImageSets/2017/val.txt",
     ),
+    "shipped weights that there are none of": (
+        ["MODEL.WEIGHTS", "ausm://no.pth"],
+        "weights file 'ausm://no.pth' does not",
+    ),
+    "weights of another config": (["MODEL.WEIGHTS", "ausm://ausm_nano.pth"], "do not fit the config"),
+    "unknown model": (["MODEL.META_ARCHITECTURE", "Foo"], "MODEL.META_ARCHITECTURE: unknown 'Foo', expected AUSM"),
     "missing config": (["--config-file", "no/such.yaml"], "config file 'no/such.yaml' does not exist"),
 }
 
@@ -212,6 +218,15 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(
     assert line.startswith("error: ") and message in line
     assert captured.out == ""
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert run("OUTPUT_DIR", str(tmp_path / "file" / "out")) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: OUTPUT_DIR: ") and "cannot be written" in line
 
 
 def test_a_checkpoint_to_resume_from_that_is_gone(
