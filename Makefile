@@ -9,6 +9,9 @@ READY := .venv/.ready
 
 .PHONY: setup demo test lint types
 
+# Threads that wait for each other sleep: beside other work, threads that spin keep each other from running.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 setup: $(READY)
 
 demo: $(READY)
