@@ -5,9 +5,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+
+# A process that is forked from one with a pool of threads waits for threads that it does not have.
+torch.set_num_threads(1)
+cv2.setNumThreads(0)
 
 
 @pytest.fixture(autouse=True)

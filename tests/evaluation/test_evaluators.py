@@ -268,7 +268,7 @@ def test_killed_at_random_moments(tmp_path: Path, name: str) -> None:
     for attempt in range(30):
         process = get_context("fork").Process(target=_evaluate_in_a_process, args=(folder, name, outputs))
         process.start()
-        process.join(rng.uniform(0, 0.2) if attempt < 20 else None)
+        process.join(rng.uniform(0, 0.2) if attempt < 20 else 60)
         process.kill()
         process.join()
         if (folder / "scores.json").exists():
@@ -374,7 +374,8 @@ def test_a_long_video_needs_less_than_2_gigabytes(tmp_path: Path, name: str) -> 
     """With half a gigabyte that a process has from the start."""
     process = get_context("fork").Process(target=_evaluate_a_long_video, args=(tmp_path, name))
     process.start()
-    process.join()
+    process.join(120)
+    process.kill()
     assert int((tmp_path / "grown.txt").read_text()) < 1e9
 
 
