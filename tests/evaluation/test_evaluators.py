@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import logging
@@ -245,6 +246,7 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, name: str) -> None:
 
 def _evaluate_in_a_process(folder: Path, name: str, outputs: Outputs) -> None:
     """An evaluation as a user starts it again; ``done.txt`` gets a line for each video that it runs."""
+    gc.disable()  # what other tests left, decoders with threads, is not to be closed in a forked process
     evaluator = build_evaluator(name, cfg_for(folder, "TEST.AUSM.RESUME", True))
     finished = evaluator.finished_video_ids()
     evaluator.reset()
@@ -332,6 +334,7 @@ def test_without_public_labels_there_is_a_submission(
 
 def _evaluate_a_long_video(folder: Path, name: str) -> None:
     """1,000 frames of 720p with 20 tracks; ``grown.txt``: how much memory that took, bytes."""
+    gc.disable()  # what other tests left, decoders with threads, is not to be closed in a forked process
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     size, length = (720, 1280), 1000
     rows, columns = np.ogrid[: size[0], : size[1]]
