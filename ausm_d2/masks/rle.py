@@ -120,12 +120,24 @@ def measure(rles: Sequence[Rle]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
-def _measure(rles: Sequence[Rle]) -> tuple[np.ndarray, np.ndarray]:
-    """``measure`` of one batch.
+def _numbers(digits: np.ndarray, ends: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """The numbers, int64, of compressed counts, given the places of their last digits and how many digits each has.
 
-    Compressed counts are numbers in base 32, six bits a character, the lowest digit first; from the fourth number on
-    each is a difference to the number two before it. A few array operations read all N masks at once.
+    Compressed counts are in base 32, six bits a character, the lowest digit first, the sign in the highest; from
+    the fourth number of a mask on each is a difference to the number two before it.
     """
+    numbers = (digits[ends] & 31).astype(np.int64)
+    numbers -= (numbers & 16) << 1
+    back, wider = 1, np.flatnonzero(widths > 1)
+    while len(wider):
+        numbers[wider] = (numbers[wider] << 5) | (digits[ends[wider] - back] & 31)
+        back += 1
+        wider = wider[widths[wider] > back]
+    return numbers
+
+
+def _measure(rles: Sequence[Rle]) -> tuple[np.ndarray, np.ndarray]:
+    """``measure`` of one batch; a few array operations read all N masks at once."""
     texts = [rle["counts"].encode() if isinstance(rle["counts"], str) else rle["counts"] for rle in rles]
     text_ends = np.cumsum([len(text) for text in texts]) - 1
     digits = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(48)
@@ -138,14 +150,7 @@ def _measure(rles: Sequence[Rle]) -> tuple[np.ndarray, np.ndarray]:
     if unreadable.any():
         return np.zeros(len(rles), np.int64), unreadable
 
-    numbers = (digits[ends] & 31).astype(np.int64)
-    numbers -= (numbers & 16) << 1  # the sign is in the highest digit
-    back, wider = 1, np.flatnonzero(widths > 1)
-    while len(wider):
-        numbers[wider] = (numbers[wider] << 5) | (digits[ends[wider] - back] & 31)
-        back += 1
-        wider = wider[widths[wider] > back]
-
+    numbers = _numbers(digits, ends, widths)
     stops = np.searchsorted(ends, text_ends) + 1  # one past the numbers of each mask
     starts = np.concatenate([[0], stops[:-1]])
     totals = numbers[starts]
@@ -212,20 +217,10 @@ def cut_out(mask: StoredMask, size: tuple[int, int]) -> tuple[np.ndarray, int, i
 
 
 def _run_lengths(counts: str | bytes) -> np.ndarray:
-    """Run lengths, background first, of pycocotools' compressed form.
-
-    Numbers are in base 32, one digit a character, the lowest first; from the fourth on they are differences to the
-    number two before.
-    """
-    chars = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8) - 48
-    ends = np.flatnonzero(chars < 0x20)  # all but the last character of a number have bit 0x20
-    digits = (chars & 0x1F).astype(np.int64)
-    widths = np.diff(ends, prepend=-1)
-    numbers = digits[ends]
-    numbers -= (numbers & 0x10) << 1  # the highest digit has the sign
-    for back in range(1, int(widths.max())):
-        longer = np.flatnonzero(widths > back)
-        numbers[longer] = (numbers[longer] << 5) | digits[ends[longer] - back]
+    """Run lengths, int64, background first, of compressed counts."""
+    digits = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8) - np.uint8(48)
+    ends = np.flatnonzero(digits < 32)
+    numbers = _numbers(digits, ends, np.diff(ends, prepend=-1))
     numbers[1::2] = np.cumsum(numbers[1::2])
     numbers[2::2] = np.cumsum(numbers[2::2])
     return numbers

@@ -66,6 +66,10 @@ class TimmBackbone(Backbone):
         net: Any = timm.create_model(name, features_only=True, out_indices=indices, in_chans=in_channels)
         net = freeze_batch_norm_2d(net) if freeze_norm else net
         if freeze_at:
+            if f"res{freeze_at}" not in out_features:
+                raise UserError(
+                    f"MODEL.BACKBONE.FREEZE_AT: {freeze_at}, expected 0 or the number in one of {out_features}"
+                )
             _freeze(net, out_features.index(f"res{freeze_at}"))
         # Convolutions on a CPU are faster so (EfficientNet-Lite0, forward and backward: 1.3 s instead of 1.9 s).
         self.net = net.to(memory_format=torch.channels_last)

@@ -134,8 +134,10 @@ class VideoPredictor:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the weights and of the settings that change what a stream says."""
+        model = {key: value for key, value in self.cfg.MODEL.AUSM.items() if key != "TRAIN"}
+        test = [self.cfg.TEST.AUSM[key] for key in ("FG_THRESHOLD", "TOPK", "HEAD", "SEED", "AMP")]
         sizes = [self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST]
-        digest = hashlib.sha256(json.dumps([self.cfg.MODEL.AUSM, self.cfg.TEST.AUSM, sizes]).encode())
+        digest = hashlib.sha256(json.dumps([model, test, sizes]).encode())
         for name, value in self.model.state_dict().items():
             digest.update(name.encode())
             digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
