@@ -80,6 +80,10 @@ def check_model_config(cfg: CfgNode) -> None:
     for key, (value, known) in choices.items():
         if value not in known:
             raise UserError(f"MODEL.AUSM.{key}: '{value}' is not one of {', '.join(known)}")
+    if ausm.TRAIN.OWN_PASSES < 0 or (ausm.TRAIN.OWN_PASSES and ausm.TRAIN.MODE != "parallel"):
+        raise UserError(
+            f"MODEL.AUSM.TRAIN.OWN_PASSES: {ausm.TRAIN.OWN_PASSES}, expected 0 or, in the mode parallel, more"
+        )
     if ausm.NUM_ID < 1:
         raise UserError(f"MODEL.AUSM.NUM_ID: {ausm.NUM_ID}, expected 1 or more")
     strides = list(ausm.PIXEL_DECODER.MEMORY_STRIDES)
@@ -199,6 +203,9 @@ def _add_training_keys(cfg: CfgNode) -> None:
     # "parallel": all frames of a clip at once, teacher forced (Alg. 2). "iterative": the same function frame by frame
     # (Fig. 4's baseline). "rollout": frame by frame on the model's own masks.
     train.MODE = "parallel"
+    # "parallel": most times that the history is replaced by the masks that the model makes of it, all frames at once;
+    # drawn anew for every batch from 0 on (docs/deviations.md, 10). 0 = the paper.
+    train.OWN_PASSES = 0
     train.PROMPT_PROB = 0.5  # probability that a clip's objects switch at their first visible frame
     # Weight of a per-place classification loss on X_t; 0 = the paper. For frame encoders trained from random weights.
     train.FRAME_CLASS_WEIGHT = 0.0
@@ -230,7 +237,7 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # counts as not labelled, not as background.
     cfg.INPUT.MAX_INSTANCES = 100
     # Clip-wise augmentation: "brightness", "contrast", "saturation" (factors in 0.9..1.1), "rotation" (+-15 degrees),
-    # "crop_scale" (pan and zoom), beside INPUT.RANDOM_FLIP and the sizes of Detectron2.
+    # "crop_scale" (pan and zoom), "warp" (soft deformation), beside INPUT.RANDOM_FLIP and the sizes of Detectron2.
     cfg.INPUT.AUGMENTATIONS = []
     cfg.INPUT.CROP.PROB = 0.5  # probability of the crop, where INPUT.CROP.ENABLED (VITA, as the two below)
     cfg.INPUT.CROP.RESIZE = [400, 500, 600]  # short side before the crop, pixels
@@ -243,7 +250,8 @@ def _add_input_keys(cfg: CfgNode) -> None:
     pseudo.MAX_SIZE_TRAIN = 768
     pseudo.MIN_SIZE_TRAIN_SAMPLING = "choice_by_clip"
     pseudo.CROP = CfgNode({"ENABLED": False, "TYPE": "absolute_range", "SIZE": [384, 600]})
-    pseudo.COPY_PASTE = 0.0  # probability of pasting the objects of another image, each on a way of its own
+    pseudo.COPY_PASTE = 0.0  # probability of pasting the objects of another image, on a way of their own
+    pseudo.PASTE_TWIN = 0.0  # probability that the pasted objects are the image's own: others that look alike
     # Large-scale jitter instead of the sizes above (Mask2Former's COCO recipe).
     cfg.INPUT.LSJ_AUG = CfgNode({"ENABLED": False, "IMAGE_SIZE": 1024, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0})
 

@@ -12,6 +12,7 @@ Shape shorthand:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ from .modeling.ssm import SSMState
 from .streaming.video import VideoSettings, segment_video
 from .training.criterion import SetCriterion
 from .training.frame_class import FrameClassifier
-from .training.rollout import own_history
+from .training.rollout import history_of_pass, own_history
 from .training.targets import ClipTargets
 from .training.teacher_forcing import HistoryNoise, TeacherForcing, draw_switch_times, frame_targets, preprocess
 
@@ -75,6 +76,7 @@ class AUSM(nn.Module):
         prompt_index: str,
         prompt_prob: float,
         train_mode: str,
+        own_passes: int,
         history_noise: HistoryNoise | None,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -94,6 +96,7 @@ class AUSM(nn.Module):
             prompt_index: "frame" or "zero" (docs/deviations.md, 2).
             prompt_prob: probability that a clip's objects switch at their first visible frame.
             train_mode: "parallel", "iterative" or "rollout".
+            own_passes: most passes over a clip on its own history before the one that counts ("parallel").
             history_noise: applied to M in training; None: ground truth as it is.
             pixel_mean, pixel_std: of RGB in 0..255.
             video: how whole videos are segmented in evaluation.
@@ -114,6 +117,7 @@ class AUSM(nn.Module):
         self.prompt_index = prompt_index
         self.prompt_prob = prompt_prob
         self.train_mode = train_mode
+        self.own_passes = own_passes
         self.history_noise = history_noise
         self.video = video
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
@@ -142,6 +146,7 @@ class AUSM(nn.Module):
             "prompt_index": ausm.PROMPT_INDEX,
             "prompt_prob": ausm.TRAIN.PROMPT_PROB,
             "train_mode": ausm.TRAIN.MODE,
+            "own_passes": ausm.TRAIN.OWN_PASSES,
             "history_noise": HistoryNoise.from_config(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -235,7 +240,8 @@ class AUSM(nn.Module):
             forcing.history = self.history_noise(forcing.history, forcing.in_use)
 
         if self.train_mode == "parallel":
-            output = self.forward_parallel(images, ids, forcing, heads)
+            passes = int(torch.randint(self.own_passes + 1, ()))
+            output = self.forward_parallel(images, ids, forcing, heads, own_passes=passes)
         else:
             rollout = (targets, prompted) if self.train_mode == "rollout" else None
             output = self.forward_iterative(images, ids, forcing, heads, rollout=rollout)
@@ -272,7 +278,7 @@ class AUSM(nn.Module):
         return images, ClipTargets.from_items(items, size=size, device=self.device)
 
     def forward_parallel(
-        self, images: Tensor, ids: Tensor, forcing: TeacherForcing, heads: Sequence[str]
+        self, images: Tensor, ids: Tensor, forcing: TeacherForcing, heads: Sequence[str], *, own_passes: int = 0
     ) -> ClipOutput:
         """Alg. 2: all frames of the clips at once.
 
@@ -281,19 +287,24 @@ class AUSM(nn.Module):
             ids: (B, N, D).
             forcing: history and targets of every frame.
             heads: label set of each clip.
+            own_passes: times that the history is replaced by what the model makes of it (deviations, 10).
         """
         features = self.encode(images.flatten(0, 1))
         x = features.x.unflatten(0, images.shape[:2])
         start = self.x_start.to(x.dtype)[:, None, None].expand(x.shape[0], 1, -1, *x.shape[-2:])
-        layers, _ = self.predict(
-            x=x,
-            mask_features=features.mask_features.unflatten(0, images.shape[:2]),
-            x_prev=torch.cat([start, x[:, :-1]], dim=1),
-            ids=ids,
-            in_use=forcing.in_use,
-            history=forcing.history,
-            heads=heads,
-        )
+        inputs = {
+            "x": x,
+            "mask_features": features.mask_features.unflatten(0, images.shape[:2]),
+            "x_prev": torch.cat([start, x[:, :-1]], dim=1),
+            "ids": ids,
+            "in_use": forcing.in_use,
+            "heads": heads,
+        }
+        for _ in range(own_passes):
+            with torch.no_grad():
+                layers, _ = self.predict(**inputs, history=forcing.history, intermediate=False)
+            forcing = replace(forcing, history=history_of_pass(layers[-1], forcing))
+        layers, _ = self.predict(**inputs, history=forcing.history)
         return ClipOutput(layers, x)
 
     def forward_iterative(

@@ -37,6 +37,9 @@ class ClipPlan:
     matrices: np.ndarray  # (T, 3, 3) float64, homogeneous, from stored to augmented coordinates (x, y)
     size: tuple[int, int]  # (h, w)
     colours: np.ndarray | None = None  # (T, 3, 4) float64: augmented RGB = [:, :3] @ RGB + [:, 3]; None: unchanged
+    # (T, rows, columns, 2) float32, after the matrices: by how much (x, y), in parts of the frame's sides, a pixel is
+    # fetched from elsewhere; of a coarse grid over the frame, smooth between. None: stays.
+    warps: np.ndarray | None = None
 
     @classmethod
     def identity(cls, num_frames: int, size: tuple[int, int]) -> ClipPlan:
@@ -54,6 +57,15 @@ class ClipPlan:
     def moves(self, t: int) -> bool:
         """Whether the geometry of frame t changes at all."""
         return self.size != self._stored_size or not np.array_equal(self.matrices[t], _IDENTITY)
+
+    def sources(self, t: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Where the pixels of frame t come from after its matrix: float32 columns and rows (h, w), or None."""
+        if self.warps is None:
+            return None
+        height, width = self.size
+        away = cv2.resize(self.warps[t], (width, height), interpolation=cv2.INTER_CUBIC)
+        columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+        return columns + away[..., 0] * width, rows + away[..., 1] * height
 
     def transform(self, matrix: np.ndarray, size: tuple[int, int] | None = None) -> None:
         """Append a matrix (3, 3) or (T, 3, 3); ``size`` (h, w) is the frame size after it, if it changes."""
@@ -224,6 +236,31 @@ class LargeScaleJitter(Augmentation):
         plan.transform(_translation(-x, -y) @ resize, (self.size, self.size))
 
 
+class SoftWarp(Augmentation):
+    """Deforms the frames as soft things move: every part on a way of its own, to and fro.
+
+    It is applied after all matrices, wherever in a chain it stands.
+    """
+
+    def __init__(self, largest: float = 0.05, cells: tuple[int, int] = (3, 7)) -> None:
+        """
+        Args:
+            largest: standard deviation of the way of a grid point, relative to the frame's sides, in the softest clip.
+            cells: least and most grid points along a side.
+        """
+        self.largest = largest
+        self.cells = cells
+
+    def __call__(self, plan: ClipPlan, rng: np.random.Generator) -> None:
+        rows, columns = rng.integers(self.cells[0], self.cells[1] + 1, size=2)
+        # A grid as fine as it can be moves less, so that no part is folded over another.
+        reach = rng.random() * self.largest * self.cells[0] / max(rows, columns)
+        ways, phases, speeds = rng.normal(size=(rows, columns, 2)), *rng.random((2, rows, columns, 1))
+        path = np.linspace(0.0, 1.0, plan.num_frames)[:, None, None, None]
+        swing = np.sin(2 * np.pi * (phases + speeds * path)) - np.sin(2 * np.pi * phases)
+        plan.warps = (reach * ways * swing).astype(np.float32)
+
+
 class ColourJitter(Augmentation):
     """Brightness, contrast and saturation, as one matrix; within the clip they go evenly from one value to another."""
 
@@ -269,7 +306,7 @@ class RandomApply(Augmentation):
 
 
 _COLOURS = ("brightness", "contrast", "saturation")
-_PATHS = {"rotation": RandomRotation, "crop_scale": CropScalePath}
+_PATHS = {"rotation": RandomRotation, "crop_scale": CropScalePath, "warp": SoftWarp}
 
 
 def build_augmentations(cfg: CfgNode, pseudo: bool) -> list[Augmentation]:
@@ -372,6 +409,9 @@ def render_frame(image: np.ndarray, plan: ClipPlan, t: int, fill: tuple[float, f
     """Frame t of the plan from the stored frame (H, W, 3): uint8 (h, w, 3), possibly ``image`` itself."""
     if plan.moves(t):
         image = _warp(image, plan.matrices[t], plan.size, fill)
+    sources = plan.sources(t)
+    if sources is not None:
+        image = cv2.remap(image, *sources, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=fill)
     return image if plan.colours is None else cv2.transform(image, plan.colours[t])
 
 
@@ -389,6 +429,16 @@ def render_mask(mask: StoredMask, stored_size: tuple[int, int], plan: ClipPlan, 
     Raises:
         UserError: a mask that cannot be read, or whose size is not the frame's.
     """
+    seen = _draw_moved(mask, stored_size, plan, t, target)
+    sources = plan.sources(t)
+    if seen and sources is not None:
+        target[:] = cv2.remap(target.view(np.uint8) * 255, *sources, cv2.INTER_LINEAR) > 127
+        return bool(target.any())
+    return seen
+
+
+def _draw_moved(mask: StoredMask, stored_size: tuple[int, int], plan: ClipPlan, t: int, target: np.ndarray) -> bool:
+    """What :func:`render_mask` does, but for the warp."""
     matrix = plan.matrices[t]
     if isinstance(mask, list):
         return _draw_polygons(mask, matrix if plan.moves(t) else None, target)

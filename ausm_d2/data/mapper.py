@@ -20,7 +20,14 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 
-from ausm_d2.data.augmentation import Augmentation, ClipPlan, build_augmentations, render_frame, render_mask
+from ausm_d2.data.augmentation import (
+    Augmentation,
+    ClipPlan,
+    SoftWarp,
+    build_augmentations,
+    render_frame,
+    render_mask,
+)
 from ausm_d2.data.clip_sampler import ClipSampler
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
@@ -38,6 +45,7 @@ class ClipMapper:
         augmentations: Sequence[Augmentation],
         pseudo_augmentations: Sequence[Augmentation],
         copy_paste: float = 0.0,
+        paste_twin: float = 0.0,
         max_instances: int = 100,
         fill: tuple[float, float, float] = (124.0, 116.0, 104.0),
     ) -> None:
@@ -47,6 +55,7 @@ class ClipMapper:
             augmentations: for clips of videos, in their order.
             pseudo_augmentations: for clips made of one image.
             copy_paste: probability that objects of another image go through a clip made of one image.
+            paste_twin: probability that the other image is the same one.
             max_instances: of a clip. Where there are more, so many are drawn, and the clip is not exhaustive.
             fill: RGB of what lies outside of the stored frame; the mean pixel, so that the model sees zeros.
         """
@@ -54,6 +63,7 @@ class ClipMapper:
         self.augmentations = augmentations
         self.pseudo_augmentations = pseudo_augmentations
         self.copy_paste = copy_paste
+        self.paste_twin = paste_twin
         self.max_instances = max_instances
         self.fill = fill
 
@@ -70,6 +80,7 @@ class ClipMapper:
             "augmentations": build_augmentations(cfg, pseudo=False),
             "pseudo_augmentations": build_augmentations(cfg, pseudo=True),
             "copy_paste": cfg.INPUT.PSEUDO.COPY_PASTE,
+            "paste_twin": cfg.INPUT.PSEUDO.PASTE_TWIN,
             "max_instances": min(cfg.INPUT.MAX_INSTANCES, cfg.MODEL.AUSM.NUM_ID),
             "fill": (red, green, blue),
         }
@@ -105,8 +116,11 @@ class ClipMapper:
             augmentation(plan, rng)
         clip = self._render(record, indices, plan, rng)
         if pseudo and draw_other is not None and rng.random() < self.copy_paste:
-            other = draw_other(rng)
+            other = record if rng.random() < self.paste_twin else draw_other(rng)
             pasted_plan = _passing_by(plan, (other.height, other.width), rng)
+            for augmentation in self.pseudo_augmentations:
+                if isinstance(augmentation, SoftWarp):
+                    augmentation(pasted_plan, rng)
             clip.paste(self._render(other, indices, pasted_plan, rng), rng)
             clip.limit(self.max_instances, rng)
 

@@ -1,8 +1,12 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """Training on the model's own masks: M_t from its predictions in place of the ground truth (docs/deviations.md, 10).
 
+Frame by frame (``TRAIN.MODE: rollout``) every mask is made of the one before it. In the parallel form whole clips are
+predicted again and again instead (``TRAIN.OWN_PASSES``): after k passes the history is k steps away from the truth.
+
 Shape shorthand:
     B: clips
+    T: frames of a clip
     N: rows of A
     H4, W4: mask size, stride 4
 """
@@ -58,3 +62,23 @@ def own_history(
         matched[clip, instance] = masks[clip, rows + query]
     history = torch.where(enters[..., None, None], matched, masks[:, :rows])
     return history * forcing.in_use[:, t + 1, :, None, None]
+
+
+@torch.no_grad()
+def history_of_pass(predictions: Predictions, forcing: TeacherForcing) -> Tensor:
+    """M_{t-1} of all frames at once, from predictions that were made of another history.
+
+    A row's mask of the frame before is its own prediction, unless the row began there: then it stays as it is.
+
+    Args:
+        predictions: the last layer's, over B * T frames.
+        forcing: whose history they were made of.
+
+    Returns:
+        (B, T, N, H4, W4).
+    """
+    batch, frames, rows = forcing.in_use.shape
+    own = (predictions.mask_logits[:, :rows] > 0).float().unflatten(0, (batch, frames)).roll(1, dims=1)
+    followed = forcing.in_use.roll(1, dims=1) & forcing.in_use  # in the frame before, and now
+    followed[:, 0] = False
+    return torch.where(followed[..., None, None], own, forcing.history)

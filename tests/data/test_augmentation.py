@@ -17,6 +17,7 @@ from ausm_d2.data.augmentation import (
     RandomFlip,
     RandomRotation,
     ResizeShortestEdge,
+    SoftWarp,
     build_augmentations,
     render_frame,
     render_mask,
@@ -40,6 +41,8 @@ GEOMETRY: dict[str, list[Augmentation]] = {
     "smaller and rotated": [ResizeShortestEdge([40], 500), RandomRotation(30), RandomFlip(1.0)],
     "pan and zoom": [CropScalePath(0.4)],
     "large-scale jitter": [LargeScaleJitter(96, 0.3, 2.0), RandomRotation()],
+    "soft warp": [SoftWarp(0.03)],
+    "turned and warped": [RandomRotation(30), SoftWarp(0.03), RandomFlip(1.0)],
     "all": [
         ResizeShortestEdge([70, 100], 500), RandomCrop("absolute_range", (40, 60), 0.2), ResizeShortestEdge([64], 500),
         RandomRotation(), CropScalePath(), RandomFlip(),
@@ -81,13 +84,14 @@ def test_pattern_and_mask_move_together(name: str, seed: int) -> None:
         assert frame.shape == plan.size
         mask = drawn(pattern, plan, t)
         assert np.array_equal(mask, drawn(rle, plan, t))
-        clear = abs(frame - 127.5) > 8  # both sides are rounded: to 1/32 of a pixel and to whole grey values
+        # Both sides are rounded: to 1/32 of a pixel and to whole grey values, and a mask to whole pixels before a warp.
+        clear = abs(frame - 127.5) > (8 if plan.warps is None else 120)
         clear[:2] = clear[-2:] = clear[:, :2] = clear[:, -2:] = False  # a resize repeats the border, a mask does not
         assert np.array_equal(mask[clear], frame[clear] > 127)
-        assert clear.mean() > 0.6
+        assert clear.mean() > (0.6 if plan.warps is None else 0.4)
 
 
-@pytest.mark.parametrize("name", GEOMETRY)
+@pytest.mark.parametrize("name", [name for name in GEOMETRY if "warp" not in name])
 def test_pixels_come_from_where_the_matrix_says(name: str) -> None:
     """A ramp of coordinates, warped, gives at every pixel the place it was taken from."""
     height, width = SIZE
@@ -182,6 +186,22 @@ def test_rotation_is_sorted_and_keeps_its_centre() -> None:
         assert (abs(centre - 0.5) <= 0.1).all()
         assert plan.size == SIZE
     assert directions == {True, False}
+
+
+def test_a_soft_warp_starts_at_rest_moves_smoothly_and_folds_nothing() -> None:
+    moved = []
+    for seed in range(20):
+        plan = make_plan([SoftWarp()], seed, frames=6)
+        at_rest, *later = (plan.sources(t) for t in range(6))
+        assert at_rest is not None
+        columns, rows = np.meshgrid(np.arange(SIZE[1]), np.arange(SIZE[0]))
+        assert np.array_equal(at_rest[0], columns) and np.array_equal(at_rest[1], rows)
+        for sources in later:
+            assert sources is not None
+            assert np.diff(sources[0], axis=1).min() > -0.5 and np.diff(sources[1], axis=0).min() > -0.5
+            moved.append(max(np.abs(sources[0] - columns).max(), np.abs(sources[1] - rows).max()))
+    assert max(moved) > 5 and max(moved) < 40
+    assert make_plan([]).sources(0) is None
 
 
 def test_large_scale_jitter_cuts_or_pads_to_a_square() -> None:

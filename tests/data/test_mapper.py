@@ -134,3 +134,20 @@ def test_pseudo_video_of_a_mapper_alone_reads_its_image_once() -> None:
     record.frames = Counted(record.frames.arrays)
     item = one_item(record, task="image")
     assert reads == [0] and item["image"].shape[0] == 4 and item["task"] == "image"
+
+
+def test_a_twin_is_pasted_from_the_image_itself() -> None:
+    record, other = moving_square(0, length=1), replace(moving_square(1, length=1), video_id=9)
+    register("stub", [record], task="image")
+    drawn = []
+
+    def draw_other(rng: np.random.Generator) -> VideoRecord:
+        drawn.append(other)
+        return other
+
+    for twin, expected in ((1.0, 0), (0.0, 8)):
+        drawn.clear()
+        mapper = ClipMapper(small_cfg("stub", INPUT__PSEUDO__COPY_PASTE=1.0, INPUT__PSEUDO__PASTE_TWIN=twin))
+        items = [mapper("stub", record, np.random.default_rng(seed), draw_other) for seed in range(8)]
+        assert len(drawn) == expected
+        assert {len(item["masks"]) for item in items} == {1, 2}
