@@ -2,20 +2,24 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """What becomes of a checkpoint's tensors in a model of this project; optionally, the converted file.
 
-    python tools/convert_weights.py --config-file CONFIG WEIGHTS [--output OUT.pth] [--opts KEY VALUE ...]
+    python tools/convert_weights.py --config-file CONFIG WEIGHTS [WEIGHTS ...] [--output OUT.pth] [--half]
+        [--opts KEY VALUE ...]
 
 Official Swin checkpoints, Mask2Former's COCO instance checkpoints, timm's classification weights and the project's own
 are understood. ``MODEL.WEIGHTS`` takes the same files directly and does the same conversion: this is for looking, and
-for files that are to be kept. The exit code is 1 when a module that should match did not; nothing is written then.
+for files that are to be kept. Of several files (checkpoints of one training, say) the mean of their weights is written.
+The exit code is 1 when a module that should match did not; nothing is written then.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
-from ausm_d2.checkpoint import convert, read_checkpoint
+from ausm_d2.checkpoint import Conversion, convert, read_checkpoint
 from ausm_d2.config import load_config
 from ausm_d2.errors import UserError, cli
 from ausm_d2.io import atomic_write
@@ -24,26 +28,59 @@ from ausm_d2.meta_arch import AUSM
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", help="checkpoint to read")
+    parser.add_argument("weights", nargs="+", help="checkpoints to read")
     parser.add_argument("--config-file", required=True, help="config of the model that is to have the weights")
     parser.add_argument("--output", help="file to write the converted weights to")
+    parser.add_argument("--half", action="store_true", help="write half precision")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs that change the config; the last argument"
     )
     args = parser.parse_args()
 
-    checkpoint = read_checkpoint(args.weights)
-    model = AUSM(load_config(args.config_file, args.opts))
-    try:
-        conversion = convert(checkpoint["model"], model.state_dict(), origin=checkpoint.get("converted_from"))
-    except UserError as error:
-        raise UserError(f"{args.weights}: {error}") from error
-    print(conversion.table())
-    conversion.check(args.weights)
+    state = AUSM(load_config(args.config_file, args.opts)).state_dict()
+    conversions = [_converted(path, state) for path in args.weights]
     if args.output:
+        weights = mean_weights([conversion.weights for conversion in conversions])
+        if args.half:
+            weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
         with atomic_write(args.output) as temporary:
-            torch.save({"model": conversion.weights, "converted_from": str(conversion.origin)}, temporary)
+            torch.save({"model": weights, "converted_from": str(conversions[0].origin)}, temporary)
         print(f"wrote {args.output}")
+
+
+def _converted(path: str, state: Mapping[str, Tensor]) -> Conversion:
+    """A file's weights for a model of that state, after the account of them was printed.
+
+    Raises:
+        UserError: weights that cannot be read or do not fit.
+    """
+    checkpoint = read_checkpoint(path)
+    try:
+        conversion = convert(checkpoint["model"], state, origin=checkpoint.get("converted_from"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    print(conversion.table())
+    conversion.check(path)
+    return conversion
+
+
+def mean_weights(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each floating-point tensor, in double precision; of others, the first file's.
+
+    Raises:
+        UserError: if a file lacks what another has.
+    """
+    first, *others = weights
+    for number, other in enumerate(others, start=2):
+        odd = sorted(first.keys() ^ other.keys())
+        if odd:
+            raise UserError(f"file {number} and the first have not the same tensors: {odd[0]} (of {len(odd)})")
+    return {
+        name: torch.stack([each[name].double() for each in weights]).mean(dim=0).to(value.dtype)
+        if value.is_floating_point()
+        else value
+        for name, value in first.items()
+    }
 
 
 if __name__ == "__main__":

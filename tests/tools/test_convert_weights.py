@@ -74,3 +74,28 @@ def test_swin_alone(
     run(monkeypatch, save(tmp_path / "swin.pth", zeros(shapes)), "--config-file", config)
     printed = capsys.readouterr().out
     assert "the classifier's" in printed and "a norm per stage, which a classifier does not have" in printed
+
+
+def test_of_several_files_the_mean_is_written_in_half_precision(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, config: str
+) -> None:
+    paths, states = [], []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        states.append(AUSM(small_config()).state_dict())
+        paths.append(str(tmp_path / f"{seed}.pth"))
+        torch.save({"model": states[-1]}, paths[-1])
+    out = tmp_path / "mean.pth"
+    run(monkeypatch, *paths, "--config-file", config, "--half", "--output", str(out))
+    assert capsys.readouterr().out.count("AUSM weights") == 3
+    model = AUSM(small_config())
+    AUSMCheckpointer(model, complete=True).load(str(out))
+    for name, value in model.state_dict().items():
+        mean = torch.stack([state[name].double() for state in states]).mean(dim=0).to(value.dtype)
+        expected = mean.half() if value.is_floating_point() else states[0][name]
+        assert torch.equal(value.float(), expected.float()), name
+
+
+def test_files_of_different_tensors_have_no_mean() -> None:
+    with pytest.raises(UserError, match=r"file 2 and the first have not the same tensors: b \(of 1\)"):
+        convert_weights.mean_weights([{"a": torch.ones(1)}, {"a": torch.ones(1), "b": torch.ones(1)}])
