@@ -17,8 +17,8 @@ from typing import Any
 
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation.tracks import Track, VideoId, mean_area
-from ausm_d2.io import read_json
-from ausm_d2.masks.rle import Rle, compact, measure, to_rle
+from ausm_d2.masks.rle import Rle, measure, to_rle
+from ausm_d2.masks.run_lists import read_json_with_masks
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def read_truth(path: str | os.PathLike[str]) -> GroundTruth:
     Raises:
         UserError: file, entry and field that are not as expected.
     """
-    data = read_json(path, object_hook=compact)
+    data = read_json_with_masks(path)
     if not isinstance(data, dict):
         raise UserError(
             f"{path}: expected an object with videos, categories and annotations, found a {type(data).__name__}"
@@ -194,7 +194,7 @@ def read_results(path: str | os.PathLike[str], truth: GroundTruth) -> list[Track
     Raises:
         UserError: file, entry and field that are not as expected.
     """
-    data = read_json(path, object_hook=compact)
+    data = read_json_with_masks(path)
     if not isinstance(data, list):
         raise UserError(f"{path}: expected a list of tracks, found a {type(data).__name__}")
     tracks: list[dict[str, Any]] = []

@@ -8,7 +8,6 @@ Shape shorthand:
 
 from __future__ import annotations
 
-import contextlib
 from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -60,41 +59,34 @@ def to_rle(mask: StoredMask | None, height: int, width: int) -> Rle | None:
     if not isinstance(size, (list, tuple)) or [*size] != [height, width]:
         raise ValueError(f"size {_shorten(size)}, expected [{height}, {width}] (height, width of the video)")
     counts = mask["counts"]
+    if isinstance(counts, (list, tuple, np.ndarray)):
+        return _uncompressed_to_rle(counts, height, width) if len(counts) else None
     if not counts:
         return None
-    if isinstance(counts, (list, tuple, array)):
-        return _uncompressed_to_rle(counts, height, width)
     if not isinstance(counts, (str, bytes)):
         raise ValueError(f"counts is {type(counts).__name__}, expected text or a list of run lengths")
     return {"size": [height, width], "counts": counts}
 
 
-def compact(entry: dict[str, Any]) -> dict[str, Any]:
-    """The same object of a JSON file, run lengths in a list made an array: 4 bytes each in place of 40.
-
-    What is no list of run lengths stays, for ``to_rle`` to explain.
-    """
-    counts = entry.get("counts")
-    if isinstance(counts, list):
-        with contextlib.suppress(TypeError, OverflowError):
-            entry["counts"] = array("I", counts)
-    return entry
-
-
-def _uncompressed_to_rle(counts: Sequence[Any] | array, height: int, width: int) -> Rle:
-    try:
-        try:
-            runs = np.frombuffer(array("I", counts), np.uint32)
-        except TypeError:
-            runs = np.frombuffer(array("I", map(_whole, counts)), np.uint32)
-    except (TypeError, ValueError):
-        raise ValueError(f"counts holds something that is no whole number: {_shorten(counts)}") from None
-    except OverflowError:
-        raise ValueError(f"counts holds a number that is no run length: {_shorten(counts)}") from None
+def _uncompressed_to_rle(counts: Sequence[Any] | np.ndarray, height: int, width: int) -> Rle:
+    runs = counts if isinstance(counts, np.ndarray) and counts.dtype == np.uint32 else _run_array(counts)
     total = int(runs.sum())
     if total != height * width:
         raise ValueError(f"run lengths add up to {total} pixels, expected {height}x{width} = {height * width}")
     return coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+
+
+def _run_array(counts: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """Run lengths as uint32."""
+    try:
+        try:
+            return np.frombuffer(array("I", counts), np.uint32)
+        except TypeError:
+            return np.frombuffer(array("I", map(_whole, counts)), np.uint32)
+    except (TypeError, ValueError):
+        raise ValueError(f"counts holds something that is no whole number: {_shorten(counts)}") from None
+    except OverflowError:
+        raise ValueError(f"counts holds a number that is no run length: {_shorten(counts)}") from None
 
 
 def _whole(number: Any) -> int:
