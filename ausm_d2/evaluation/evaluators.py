@@ -68,7 +68,6 @@ class VideoEvaluator(DatasetEvaluator):
         self._resume = resume
         self._run_id = run_id
         self._workers = workers
-        self._processed: list[VideoRecord] = []
 
     @cached_property
     def records(self) -> Sequence[VideoRecord]:
@@ -80,26 +79,41 @@ class VideoEvaluator(DatasetEvaluator):
         return self.output_dir / "run.txt"
 
     def finished_video_ids(self) -> set[int | str]:
-        """Videos that need not be run again.
+        """Videos that need not be run again, whichever process has their results; all processes must ask.
 
         Raises:
             UserError: ``resume`` was asked for, but the results are another run's.
         """
-        if not self._resume or not self._run_file.exists():
+        if not self._resume:
             return set()
-        found = self._run_file.read_text(encoding="utf-8")
-        if found != self._run_id:
-            raise UserError(
-                f"{self.output_dir}: TEST.AUSM.RESUME is on, but the results there are of other weights or settings: "
-                f"run {found!r}, expected {self._run_id!r}. Remove the folder, or evaluate what it was begun with"
-            )
+        problem = self._other_run()
+        finished = set() if problem else self._finished_here()
+        for other_finished, other_problem in comm.all_gather((finished, problem)):  # they may share no disk
+            finished |= other_finished
+            problem = problem or other_problem
+        if problem:  # in all processes, or the others would wait for this one
+            raise UserError(problem)
+        return finished
+
+    def _other_run(self) -> str | None:
+        """What is wrong, if the results on this machine's disk are of another run."""
+        if not self._run_file.exists() or (found := self._run_file.read_text(encoding="utf-8")) == self._run_id:
+            return None
+        return (
+            f"{self.output_dir}: TEST.AUSM.RESUME is on, but the results there are of other weights or settings: "
+            f"run {found!r}, expected {self._run_id!r}. Remove the folder, or evaluate what it was begun with"
+        )
+
+    def _finished_here(self) -> set[int | str]:
+        """Videos whose results are on this machine's disk."""
+        if not self._run_file.exists():
+            return set()
         return {record.video_id for record in self.records if self.results.path(record).exists()}
 
     def reset(self) -> None:
         """Begin an evaluation: without ``resume``, the results of an earlier one are removed."""
-        self._processed = []
         if comm.get_local_rank() == 0:  # of every machine: they may share no disk
-            if not self.finished_video_ids():
+            if not self._resume or not self._finished_here():
                 self.results.clear()
             with atomic_write(self._run_file) as path:
                 path.write_text(self._run_id, encoding="utf-8")
@@ -109,7 +123,6 @@ class VideoEvaluator(DatasetEvaluator):
         """Keep the model's outputs (in evaluation mode) for some test items."""
         for item, output in zip(inputs, outputs, strict=True):
             record: VideoRecord = item["record"]
-            self._processed.append(record)
             if not self.results.path(record).exists():  # another evaluator of this folder may have come first
                 self.results.write(record, json.dumps(output))
 
@@ -134,11 +147,14 @@ class VideoEvaluator(DatasetEvaluator):
         """Bring the files of all processes together: they may run on machines that share no disk."""
         if comm.get_world_size() == 1:
             return
-        texts = [(record, self.results.path(record).read_text(encoding="utf-8")) for record in self._processed]
+        held = comm.all_gather(self._finished_here())  # by process
+        here = comm.get_rank()
+        missing = [record for record in self.records if record.video_id not in held[0]]  # in the first one
+        mine = [r for r in missing if next((i for i, ids in enumerate(held) if r.video_id in ids), None) == here]
+        texts = [(record, self.results.path(record).read_text(encoding="utf-8")) for record in mine]
         for others in comm.gather(texts)[1:]:
             for record, text in others:
-                if not self.results.path(record).exists():
-                    self.results.write(record, text)
+                self.results.write(record, text)
 
     def has_labels(self) -> bool:
         """Whether there is anything to compare with. Prompts are no labels."""

@@ -131,10 +131,20 @@ def scored_frames(record: VideoRecord) -> list[int]:
 
     None, where all masks that there are are prompts: then labels are not public.
     """
-    prompts = set((record.prompt_frames or {}).values())
-    if not prompts or record.masks is None or prompts.issuperset(labelled_frames(record)):
+    prompts = record.prompt_frames or {}
+    if not prompts or record.masks is None:
         return []
-    return [frame for frame in labelled_frames(record) if frame > min(prompts)]
+    labelled = labelled_frames(record)
+    frames = [frame for frame in labelled if frame > min(prompts.values())]
+    if not set(prompts.values()).issuperset(labelled):
+        return frames
+    # In each of them some object is prompted. Where a server asks for others too, it has the labels; else they are
+    # labels if they show objects that were prompted before.
+    asked = record.extra.get("scored_frames", labelled)
+    if not set(asked).issubset(labelled):
+        return []
+    shown = ((frame, object_id) for frame in frames for object_id in record.masks.read(frame))
+    return frames if any(prompts.get(object_id, frame) < frame for frame, object_id in shown) else []
 
 
 def _decode(mask: StoredMask | None, height: int, width: int) -> np.ndarray:

@@ -158,6 +158,31 @@ def test_frames_that_are_scored() -> None:
     assert vos.scored_frames(record) == []
 
 
+def test_sparse_labels_all_of_which_are_prompts() -> None:
+    """Object 2 is prompted in the last frame that has labels; what these say of object 1 is scored."""
+    one, two = square(2) == 1, square(6) == 1
+    masks = {1: [one, None, None, one, None], 2: [None, None, None, two, None]}
+    record = VideoRecord(
+        video_id=0,
+        name="video",
+        height=10,
+        width=10,
+        frames=ArrayFrames([np.zeros((10, 10, 3), np.uint8)] * 5),
+        masks=ListedMasks(masks),
+        labelled=[True, False, False, True, False],
+        prompt_frames={1: 0, 2: 3},
+    )
+    assert vos.scored_frames(record) == [3]
+    results = {1: [None] * 3 + [encode(square(3) == 1), None], 2: [None] * 5}
+    assert vos.score_record(record, results).objects == {1: pytest.approx((60, 100))}
+    # As YouTube-VOS has it without public labels: others are asked for, or the late prompt shows its object alone.
+    record.extra["scored_frames"] = [0, 1, 3]
+    assert vos.scored_frames(record) == []
+    del record.extra["scored_frames"]
+    masks[1][3] = None
+    assert vos.scored_frames(record) == []
+
+
 def test_folders_of_objects_that_overlap(tmp_path: Path) -> None:
     """SA-V: object 0 is an object, and a frame without its file does not count for it."""
     for side, left in (("truth", 2), ("predicted", 3)):
