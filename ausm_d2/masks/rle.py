@@ -131,7 +131,7 @@ class Measures(NamedTuple):
 
 def measure(rles: Sequence[Rle | None]) -> Measures:
     """Measure N compressed masks; all is 0 for ``None``, and may be for what is broken."""
-    result = Measures(*np.zeros((3, len(rles)), np.int64), np.zeros(len(rles), bool))
+    result = _nothing(np.zeros(len(rles), bool))
     present = [index for index, rle in enumerate(rles) if rle is not None]
     batch = 256  # masks read together: few calls, and arrays that stay in the cache
     for first in range(0, len(present), batch):
@@ -139,6 +139,11 @@ def measure(rles: Sequence[Rle | None]) -> Measures:
         for field, values in zip(result, _measure([rles[place] for place in places]), strict=True):  # type: ignore[misc]
             field[places] = values
     return result
+
+
+def _nothing(broken: np.ndarray) -> Measures:
+    areas, starts, stops = np.zeros((3, len(broken)), np.int64)
+    return Measures(areas, starts, stops, broken)
 
 
 def areas(rles: Sequence[Rle | None]) -> np.ndarray:
@@ -185,7 +190,7 @@ def _measure(rles: Sequence[Rle]) -> Measures:
     # More than 7 digits, 34 bits with the sign: more than any frame has pixels
     unreadable[np.searchsorted(text_ends, lower[6:][lower[6:] - lower[:-6] == 6])] = True
     if unreadable.any():
-        return Measures(*np.zeros((3, len(rles)), np.int64), unreadable)
+        return _nothing(unreadable)
 
     numbers = _numbers(digits)
     ends = text_ends + 1 - np.searchsorted(lower, text_ends)  # one past the numbers of each mask

@@ -47,7 +47,8 @@ def _read(text: bytes) -> Any:
     Raises:
         ValueError: it is no JSON, or not what is read here.
     """
-    rest, lists = [], []  # the text without the lists: in place of each stands its number
+    lists: list[bytes] = []
+    rest: list[bytes] = []  # the text without the lists: in place of each stands its number
     end = 0
     while opening := _OPENING.search(text, end):
         begin = opening.end()
