@@ -15,7 +15,7 @@ from vos_benchmark.evaluator import Evaluator
 
 from ausm_d2.data.video import Instance, VideoRecord
 from ausm_d2.errors import UserError
-from ausm_d2.evaluation import vos
+from ausm_d2.evaluation import parallel, vos
 from ausm_d2.masks import rle
 from ausm_d2.masks.png import read_labels, write_mask_png
 from ausm_d2.masks.rle import encode
@@ -221,8 +221,8 @@ def test_seen_and_unseen() -> None:
 
 def test_processes_change_nothing() -> None:
     jobs = list(range(7))
-    assert vos.in_parallel(operator.neg, jobs, workers=2, label="", patience=0) == [-job for job in jobs]
-    assert vos.in_parallel(operator.neg, jobs, workers=0, label="") == [-job for job in jobs]
+    assert parallel.in_parallel(operator.neg, jobs, workers=2, label="", patience=0) == [-job for job in jobs]
+    assert parallel.in_parallel(operator.neg, jobs, workers=0, label="") == [-job for job in jobs]
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
