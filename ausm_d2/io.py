@@ -61,5 +61,7 @@ def read_json(path: str | os.PathLike[str], object_hook: Callable[[dict[str, Any
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a JSON file: it is not text") from None
+    except RecursionError:
+        raise UserError(f"{path}: not read: lists in lists in lists, too deep") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not a JSON file: {error.msg} at line {error.lineno}") from None

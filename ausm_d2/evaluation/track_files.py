@@ -41,6 +41,11 @@ class GroundTruth:
     tracks: list[Track] | None  # None: without public labels
 
 
+def _shorten(value: Any) -> str:
+    # Python refuses to print whole numbers of thousands of digits.
+    return f"{value!r:.40}" if not isinstance(value, int) or abs(value) < 10**40 else "a number of many digits"
+
+
 class _Reader:
     """Reads the fields of one entry of a list in a JSON file; its errors name file and entry."""
 
@@ -50,7 +55,7 @@ class _Reader:
             raise UserError(f"{self.where}: expected an object with fields, found {type(entry).__name__}")
         self.entry = entry
         if "video_id" in entry:
-            self.where += f" (video_id {entry['video_id']!r})"
+            self.where += f" (video_id {_shorten(entry['video_id'])})"
 
     def error(self, text: str) -> UserError:
         return UserError(f"{self.where}: {text}")
@@ -63,37 +68,45 @@ class _Reader:
     def integer(self, name: str) -> int:
         value = self.number(name)
         if not value.is_integer():
-            raise self.error(f"field {name!r} is {self.entry[name]!r}, expected a whole number")
+            raise self.error(f"field {name!r} is {_shorten(self.entry[name])}, expected a whole number")
         return int(value)
 
     def number(self, name: str) -> float:
         value = self.field(name)
         try:
-            number = float(value)
-        except (TypeError, ValueError):
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            raise self.error(f"field {name!r} is {value!r}, expected a finite number")
+            raise self.error(f"field {name!r} is {_shorten(value)}, expected a finite number")
         return number
 
     def key(self, name: str, known: dict) -> Any:
-        """An id as ``known`` has it: numbers may have been written as text."""
+        """An id as ``known`` has it: numbers may have been written as text, and text as numbers."""
         value = self.field(name)
-        if not isinstance(value, (str, int, float)):
-            raise self.error(f"field {name!r} is {value!r}, expected a number or text")
-        if value not in known:
-            with contextlib.suppress(ValueError, OverflowError):
-                return int(float(value))
-        return value
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise self.error(f"field {name!r} is {_shorten(value)}, expected a number or text")
+        if value in known:
+            return value
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(value)
+            if number.is_integer() and int(number) in known:
+                return int(number)
+        return str(value) if str(value) in known else value
+
+    def flag(self, name: str) -> bool:
+        """0 or 1; false where there is none."""
+        value = self.entry.get(name)
+        return value if isinstance(value, bool) else value is not None and self.number(name) != 0
 
     def area(self) -> float | None:
         """Mean of the field ``areas``, pixels; ``None`` where there is none."""
         areas = self.entry.get("areas")
         if areas is None:
             return None
-        with contextlib.suppress(TypeError, ValueError):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
             area = mean_area(None if value is None else float(value) for value in areas)
-            if math.isfinite(area):
+            if math.isfinite(area) and isinstance(areas, list):
                 return area
         raise self.error(f"field 'areas' is {areas!r:.99}, expected a list of numbers or null")
 
@@ -177,7 +190,7 @@ def read_truth(path: str | os.PathLike[str]) -> GroundTruth:
                 "video_id": video_id,
                 "category_id": category_id,
                 "masks": masks,
-                "is_crowd": bool(annotation.entry.get("iscrowd", 0)),
+                "is_crowd": annotation.flag("iscrowd"),
                 "area": annotation.area(),
             }
         )
@@ -205,7 +218,8 @@ def read_results(path: str | os.PathLike[str], truth: GroundTruth) -> list[Track
         data[index] = None  # a large file need not stay in memory twice
         video_id, category_id = result.key("video_id", truth.videos), result.key("category_id", truth.categories)
         if video_id not in truth.videos:
-            raise result.error(f"the ground truth has no video {video_id!r} (it has {len(truth.videos)} videos)")
+            found = f"the ground truth has no video {_shorten(video_id)}"
+            raise result.error(f"{found} (it has {len(truth.videos)} videos)")
         if category_id not in truth.categories:
             unknown.add(category_id)
             continue

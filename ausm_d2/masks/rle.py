@@ -49,7 +49,7 @@ def to_rle(mask: StoredMask | None, height: int, width: int) -> Rle | None:
         if mask.shape != (height, width):
             raise ValueError(f"mask of size {'x'.join(map(str, mask.shape))}, expected {height}x{width}")
         return encode(mask)
-    if not mask:
+    if mask is None or (isinstance(mask, (dict, list)) and not mask):
         return None
     if isinstance(mask, list):
         return _polygons_to_rle(mask, height, width)
@@ -61,7 +61,7 @@ def to_rle(mask: StoredMask | None, height: int, width: int) -> Rle | None:
     counts = mask["counts"]
     if isinstance(counts, (list, tuple, np.ndarray)):
         return _uncompressed_to_rle(counts, height, width) if len(counts) else None
-    if not counts:
+    if counts is None or counts in ("", b""):
         return None
     if not isinstance(counts, (str, bytes)):
         raise ValueError(f"counts is {type(counts).__name__}, expected text or a list of run lengths")
@@ -99,7 +99,10 @@ def _whole(number: Any) -> int:
 
 def _polygons_to_rle(polygons: list, height: int, width: int) -> Rle:
     for polygon in polygons:
-        numbers = isinstance(polygon, (list, tuple)) and all(isinstance(x, (int, float)) for x in polygon)
+        # So far out that no frame comes near: pycocotools would walk there, point by point.
+        numbers = isinstance(polygon, (list, tuple)) and all(
+            isinstance(x, (int, float)) and -1e6 < x < 1e6 for x in polygon
+        )
         if not numbers or len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(f"expected polygons as lists of x, y pairs, three at least, found {_shorten(polygon)}")
     return coco_mask.merge(coco_mask.frPyObjects([list(map(float, polygon)) for polygon in polygons], height, width))
@@ -157,7 +160,8 @@ def _digits(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
     A digit has five bits, and a sixth, 32, where its number goes on. The lowest digit comes first, the sign is in the
     highest. From the fourth number of a mask on each is a difference to the number two before it.
     """
-    parts = [text.encode() if isinstance(text, str) else text for text in texts]
+    # Whatever a JSON file can hold; what is no digit is found later.
+    parts = [text.encode(errors="surrogatepass") if isinstance(text, str) else text for text in texts]
     digits = np.frombuffer(b"".join(parts), np.uint8) - np.uint8(48)
     return digits, np.cumsum([len(part) for part in parts]) - 1
 

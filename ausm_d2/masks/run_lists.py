@@ -30,7 +30,7 @@ def read_json_with_masks(path: str | os.PathLike[str]) -> Any:
     Raises:
         UserError: it is missing or no JSON.
     """
-    with contextlib.suppress(OSError, ValueError), open(path, "rb") as file:
+    with contextlib.suppress(OSError, ValueError, RecursionError), open(path, "rb") as file:
         return _read(file.read().removeprefix(b"\xef\xbb\xbf"))
     return read_json(path, object_hook=_with_array)  # slower, takes what there is, and explains what is wrong
 
@@ -69,7 +69,7 @@ def _read(text: bytes) -> Any:
         return entry
 
     arrays.reverse()
-    data = json.loads(b"".join(rest), object_hook=put_back)
+    data = json.loads(b"".join(rest).decode(), object_hook=put_back)
     if arrays:
         raise ValueError("a list that was taken out of something else")
     return data
