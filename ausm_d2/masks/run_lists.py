@@ -21,7 +21,6 @@ from ausm_d2.io import read_json
 
 _OPENING = re.compile(rb'"counts"\s*:\s*\[')
 _BATCH = 1 << 19  # characters read together: arrays that stay in the cache
-_IN_LISTS = np.isin(np.arange(256), np.frombuffer(b"0123456789, \t\r\n", np.uint8))
 
 
 def read_json_with_masks(path: str | os.PathLike[str]) -> Any:
@@ -56,7 +55,9 @@ def _read(text: bytes) -> Any:
         end = text.find(b"]", begin)
         if end < 0:
             raise ValueError("a list without an end")
-        lists.append(text[begin:end])
+        lists.append(text[begin:end].strip())
+    if not lists:
+        return json.loads(text.decode())
     rest.append(text[end:])
     arrays = _arrays(lists)
     places = count()
@@ -106,13 +107,17 @@ def _numbers(text: bytes) -> tuple[np.ndarray, np.ndarray]:
     is_digit = characters - np.uint8(48) < 10
     bounds = np.flatnonzero(is_digit[1:] != is_digit[:-1]) + 1
     starts, ends = bounds[::2], bounds[1::2]
-    commas = np.flatnonzero(characters == ord(","))
     widths = ends - starts
+    is_comma = characters == ord(",")
+    num_commas, num_digits = np.count_nonzero(is_comma), int(widths.sum())
+    blanks = characters == ord(" ")
+    if num_digits + num_commas + np.count_nonzero(blanks) < len(characters):
+        blanks = np.isin(characters, np.frombuffer(b" \t\r\n", np.uint8))
+    # As many commas as gaps, each gap begins with one: each has one.
     if (
-        not _IN_LISTS[characters].all()
-        or len(commas) + 1 != len(ends)
-        or (commas < ends[:-1]).any()
-        or (commas > starts[1:]).any()
+        num_digits + num_commas + np.count_nonzero(blanks) != len(characters)
+        or num_commas + 1 != len(ends)
+        or not is_comma[ends[:-1]].all()
         or widths.max() > 8
     ):
         raise ValueError("no list of whole numbers of up to eight digits")
