@@ -65,3 +65,5 @@ def read_json(path: str | os.PathLike[str], object_hook: Callable[[dict[str, Any
         raise UserError(f"{path}: not read: lists in lists in lists, too deep") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not a JSON file: {error.msg} at line {error.lineno}") from None
+    except ValueError:  # Python's limit for whole numbers
+        raise UserError(f"{path}: not read: a number of thousands of digits") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -54,7 +54,10 @@ class JSONFormat(Format):
             return
         try:
             entries = json.loads(files.read(names[0]))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except RecursionError:
+            yield f"{names[0]}: lists in lists in lists, too deep"
+            return
+        except ValueError as error:  # no text, no JSON, or a number of thousands of digits
             yield f"{names[0]}: not a JSON file: {error}"
             return
         if not isinstance(entries, list) or not entries:
@@ -113,8 +116,8 @@ def _check_entry(data: DataSet, records: dict[Any, VideoRecord], entry: Any, id_
         return f"field {id_field!r}: {video_id!r} is not in {data.name}"
     if category_id not in data.category_ids.values():
         return f"field 'category_id': {category_id!r} is no category of {data.name}"
-    if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-        return f"field 'score': {score!r} found, a finite number expected"
+    if isinstance(score, bool) or not isinstance(score, (int, float)) or not abs(score) <= sys.float_info.max:
+        return f"field 'score': {score!r:.40} found, a finite number expected"
     return None
 
 
