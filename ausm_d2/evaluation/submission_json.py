@@ -52,8 +52,9 @@ class JSONFormat(Format):
         if len(names) != 1 or "/" in names[0]:
             yield f"expected one {self.file_name} at its root"
             return
+        content = files.read(names[0])
         try:
-            entries = json.loads(files.read(names[0]))
+            entries = json.loads(content)
         except RecursionError:
             yield f"{names[0]}: lists in lists in lists, too deep"
             return
