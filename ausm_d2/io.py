@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,18 +45,25 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: str | os.PathLike[str], object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """The contents of a JSON file, which may start with a byte order mark.
+
+    Args:
+        object_hook: gives what each object is replaced with as soon as it is read.
 
     Raises:
         UserError: it is missing or no JSON.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
-            return json.load(file)
+            return json.load(file, object_hook=object_hook)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a JSON file: it is not text") from None
+    except RecursionError:
+        raise UserError(f"{path}: not read: lists in lists in lists, too deep") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not a JSON file: {error.msg} at line {error.lineno}") from None
+    except ValueError:  # Python's limit for whole numbers
+        raise UserError(f"{path}: not read: a number of thousands of digits") from None

@@ -10,149 +10,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
-from detectron2.utils import comm
+from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils.file_io import PathManager
 
-from ausm_d2.data.build import get_records
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation import vos, writers, ytvis
+from ausm_d2.evaluation.parallel import available_cores, in_parallel
 from ausm_d2.evaluation.reappearance import Reappearances, count_reappearances
 from ausm_d2.evaluation.results import ResultFolder
-from ausm_d2.io import atomic_write
+from ausm_d2.evaluation.video_evaluator import Scores, VideoEvaluator
 
 logger = logging.getLogger(__name__)
-
-Scores = dict[str, dict[str, float]]
-
-
-class VideoEvaluator(DatasetEvaluator):
-    """Keeps the model's outputs of one data set in ``output_dir/videos``; subclasses score them.
-
-    Several evaluators of one data set may share an ``output_dir``. With several processes, each hands its videos to the
-    first one, which scores them in the order of the data set: the numbers do not depend on who did which video.
-    """
-
-    def __init__(
-        self,
-        dataset_name: str,
-        output_dir: str | os.PathLike[str],
-        *,
-        records: Sequence[VideoRecord] | None = None,
-        resume: bool = False,
-        run_id: str = "",
-        workers: int = 0,
-    ) -> None:
-        """
-        Args:
-            output_dir: of this data set alone.
-            records: the videos to score, where they are not all of the data set.
-            resume: keep results that ``output_dir`` holds already.
-            run_id: text that differs where results must not be mixed (another model, other settings).
-            workers: processes that help to score.
-        """
-        self.dataset_name = dataset_name
-        self.metadata = MetadataCatalog.get(dataset_name)
-        self.output_dir = Path(output_dir)
-        self.results = ResultFolder(self.output_dir / "videos")
-        self._records = records
-        self._resume = resume
-        self._run_id = run_id
-        self._workers = workers
-        self._processed: list[VideoRecord] = []
-
-    @cached_property
-    def records(self) -> Sequence[VideoRecord]:
-        """The videos to score."""
-        return get_records(self.dataset_name) if self._records is None else self._records
-
-    @property
-    def _run_file(self) -> Path:
-        return self.output_dir / "run.txt"
-
-    def finished_video_ids(self) -> set[int | str]:
-        """Videos that need not be run again.
-
-        Raises:
-            UserError: ``resume`` was asked for, but the results are another run's.
-        """
-        if not self._resume or not self._run_file.exists():
-            return set()
-        found = self._run_file.read_text(encoding="utf-8")
-        if found != self._run_id:
-            raise UserError(
-                f"{self.output_dir}: TEST.AUSM.RESUME is on, but the results there are of other weights or settings: "
-                f"run {found!r}, expected {self._run_id!r}. Remove the folder, or evaluate what it was begun with"
-            )
-        return {record.video_id for record in self.records if self.results.path(record).exists()}
-
-    def reset(self) -> None:
-        """Begin an evaluation: without ``resume``, the results of an earlier one are removed."""
-        self._processed = []
-        if comm.get_local_rank() == 0:  # of every machine: they may share no disk
-            if not self.finished_video_ids():
-                self.results.clear()
-            with atomic_write(self._run_file) as path:
-                path.write_text(self._run_id, encoding="utf-8")
-        comm.synchronize()
-
-    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Keep the model's outputs (in evaluation mode) for some test items."""
-        for item, output in zip(inputs, outputs, strict=True):
-            record: VideoRecord = item["record"]
-            self._processed.append(record)
-            if not self.results.path(record).exists():  # another evaluator of this folder may have come first
-                self.results.write(record, json.dumps(output))
-
-    def evaluate(self) -> Scores:
-        """Score all videos, done now or before ``resume``; in all processes but the first: nothing.
-
-        Without public labels nothing is scored: a submission is written instead.
-
-        Raises:
-            UserError: videos without results.
-        """
-        self._gather()
-        if not comm.is_main_process():
-            return {}
-        self.results.require(self.records)
-        if self.has_labels():
-            return self.score()
-        self.submit()
-        return {}
-
-    def _gather(self) -> None:
-        """Bring the files of all processes together: they may run on machines that share no disk."""
-        if comm.get_world_size() == 1:
-            return
-        texts = [(record, self.results.path(record).read_text(encoding="utf-8")) for record in self._processed]
-        for others in comm.gather(texts)[1:]:
-            for record, text in others:
-                if not self.results.path(record).exists():
-                    self.results.write(record, text)
-
-    def has_labels(self) -> bool:
-        """Whether there is anything to compare with. Prompts are no labels."""
-        if self.metadata.task == "vos":
-            return any(vos.scored_frames(record) for record in self.records)
-        return any(record.masks is not None for record in self.records)
-
-    def score(self) -> Scores:
-        """The scores of all videos by measure and name, in percent; what has no ground truth is left out."""
-        raise NotImplementedError
-
-    def submit(self) -> None:
-        """Write what the data set's server scores."""
-        writers.write_submission(self.dataset_name, self.records, self.results, self.output_dir)
 
 
 class YTVISEvaluator(VideoEvaluator):
@@ -206,7 +82,7 @@ class VOSEvaluator(VideoEvaluator):
     def score_videos(self) -> list[vos.VideoScore]:
         """The scores of all objects, by video."""
         score = partial(_score_video, self.results, self.metadata.get("skip_last_frame", False))
-        return vos.in_parallel(score, self.records, workers=self._workers, label="J&F")
+        return in_parallel(score, self.records, workers=self._workers, label="J&F")
 
     def summary(self, videos: Sequence[vos.VideoScore]) -> dict[str, float]:
         """The scores of the data set."""
@@ -332,7 +208,7 @@ def build_evaluator(
                 records=records,
                 resume=cfg.TEST.AUSM.RESUME,
                 run_id=run_id(cfg),
-                workers=min(cfg.DATALOADER.NUM_WORKERS, vos.available_cores()),
+                workers=min(cfg.DATALOADER.NUM_WORKERS, available_cores()),
             )
             for evaluator in kinds
         ]

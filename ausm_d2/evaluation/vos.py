@@ -16,30 +16,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import cv2
 import numpy as np
-from tqdm import tqdm
 from vos_benchmark.evaluator import Evaluator
 
 from ausm_d2.errors import UserError, cli
+from ausm_d2.evaluation.parallel import available_cores, in_parallel
 from ausm_d2.io import atomic_write
 from ausm_d2.masks.png import read_labels, read_picture
-from ausm_d2.masks.rle import Rle, decode, to_rle
+from ausm_d2.masks.rle import Rle, StoredMask, decode, to_rle
 
 if TYPE_CHECKING:
     from ausm_d2.data.video import VideoRecord
-from ausm_d2.masks.rle import StoredMask
-
-_Job = TypeVar("_Job")
-_Result = TypeVar("_Result")
 
 
 class ObjectScore(NamedTuple):
@@ -131,10 +123,20 @@ def scored_frames(record: VideoRecord) -> list[int]:
 
     None, where all masks that there are are prompts: then labels are not public.
     """
-    prompts = set((record.prompt_frames or {}).values())
-    if not prompts or record.masks is None or prompts.issuperset(labelled_frames(record)):
+    prompts = record.prompt_frames or {}
+    if not prompts or record.masks is None:
         return []
-    return [frame for frame in labelled_frames(record) if frame > min(prompts)]
+    labelled = labelled_frames(record)
+    frames = [frame for frame in labelled if frame > min(prompts.values())]
+    if not set(prompts.values()).issuperset(labelled):
+        return frames
+    # In each of them some object is prompted. Where a server asks for others too, it has the labels; else they are
+    # labels if they show objects that were prompted before.
+    asked = record.extra.get("scored_frames", labelled)
+    if not set(asked).issubset(labelled):
+        return []
+    shown = ((frame, object_id) for frame in frames for object_id in record.masks.read(frame))
+    return frames if any(prompts.get(object_id, frame) < frame for frame, object_id in shown) else []
 
 
 def _decode(mask: StoredMask | None, height: int, width: int) -> np.ndarray:
@@ -187,38 +189,6 @@ def write_table(path: str | os.PathLike[str], videos: Iterable[VideoScore]) -> N
         ]
     with atomic_write(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def in_parallel(
-    function: Callable[[_Job], _Result], jobs: Sequence[_Job], *, workers: int, label: str, patience: float = 3.0
-) -> list[_Result]:
-    """``function`` of every job, in order, with a progress bar.
-
-    What takes longer than ``patience`` seconds is shared out to ``workers`` processes (0 or 1: none); starting them is
-    not worth it for less. They are made by a clean server process: a fork of this one, which may have threads and a
-    GPU, can hang. ``function`` must pickle.
-    """
-    begin = time.monotonic()
-    with tqdm(total=len(jobs), desc=label, unit="video", disable=None) as bar:  # no bar in a log file
-        results: list[_Result] = []
-        for job in jobs:
-            if workers > 1 and time.monotonic() - begin >= patience:
-                break
-            results.append(function(job))
-            bar.update()
-        left = jobs[len(results) :]
-        if left:
-            context = get_context("forkserver")
-            with ProcessPoolExecutor(workers, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-                for result in pool.map(function, left):
-                    results.append(result)
-                    bar.update()
-    return results
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Pair(NamedTuple):

@@ -92,7 +92,7 @@ def decode_picture(file: BinaryIO) -> np.ndarray:
         with Image.open(file) as picture:
             picture.load()
             mode, values = picture.mode, np.asarray(picture)
-    except (OSError, SyntaxError, UnidentifiedImageError):
+    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
         raise ValueError("the mask cannot be decoded: it is no picture, or broken") from None
     if mode in ("LA", "La", "PA"):  # with transparency
         return values[..., 0]

@@ -8,8 +8,9 @@ Shape shorthand:
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -48,7 +49,7 @@ def to_rle(mask: StoredMask | None, height: int, width: int) -> Rle | None:
         if mask.shape != (height, width):
             raise ValueError(f"mask of size {'x'.join(map(str, mask.shape))}, expected {height}x{width}")
         return encode(mask)
-    if not mask:
+    if mask is None or (isinstance(mask, (dict, list)) and not mask):
         return None
     if isinstance(mask, list):
         return _polygons_to_rle(mask, height, width)
@@ -58,30 +59,50 @@ def to_rle(mask: StoredMask | None, height: int, width: int) -> Rle | None:
     if not isinstance(size, (list, tuple)) or [*size] != [height, width]:
         raise ValueError(f"size {_shorten(size)}, expected [{height}, {width}] (height, width of the video)")
     counts = mask["counts"]
-    if not counts:
+    if isinstance(counts, (list, tuple, np.ndarray)):
+        return _uncompressed_to_rle(counts, height, width) if len(counts) else None
+    if counts is None or counts in ("", b""):
         return None
-    if isinstance(counts, (list, tuple)):
-        return _uncompressed_to_rle(counts, height, width)
     if not isinstance(counts, (str, bytes)):
         raise ValueError(f"counts is {type(counts).__name__}, expected text or a list of run lengths")
     return {"size": [height, width], "counts": counts}
 
 
-def _uncompressed_to_rle(counts: Sequence[Any], height: int, width: int) -> Rle:
+def _uncompressed_to_rle(counts: Sequence[Any] | np.ndarray, height: int, width: int) -> Rle:
+    runs = counts if isinstance(counts, np.ndarray) and counts.dtype == np.uint32 else _run_array(counts)
+    total = int(runs.sum())
+    if total != height * width:
+        raise ValueError(f"run lengths add up to {total} pixels, expected {height}x{width} = {height * width}")
+    return coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+
+
+def _run_array(counts: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """Run lengths as uint32."""
     try:
-        total = sum(counts)
-        if total != height * width or not isinstance(total, (int, np.integer)):
-            raise ValueError(f"run lengths add up to {total} pixels, expected {height}x{width} = {height * width}")
-        return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    except TypeError:
-        raise ValueError(f"counts holds something that is no number: {_shorten(counts)}") from None
+        try:
+            return np.frombuffer(array("I", counts), np.uint32)
+        except TypeError:
+            return np.frombuffer(array("I", map(_whole, counts)), np.uint32)
+    except (TypeError, ValueError):
+        raise ValueError(f"counts holds something that is no whole number: {_shorten(counts)}") from None
     except OverflowError:
         raise ValueError(f"counts holds a number that is no run length: {_shorten(counts)}") from None
 
 
+def _whole(number: Any) -> int:
+    """A whole number that was written as text or with a decimal point."""
+    value = float(number)
+    if not value.is_integer():
+        raise ValueError
+    return int(value)
+
+
 def _polygons_to_rle(polygons: list, height: int, width: int) -> Rle:
     for polygon in polygons:
-        numbers = isinstance(polygon, (list, tuple)) and all(isinstance(x, (int, float)) for x in polygon)
+        # So far out that no frame comes near: pycocotools would walk there, point by point.
+        numbers = isinstance(polygon, (list, tuple)) and all(
+            isinstance(x, (int, float)) and -1e6 < x < 1e6 for x in polygon
+        )
         if not numbers or len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(f"expected polygons as lists of x, y pairs, three at least, found {_shorten(polygon)}")
     return coco_mask.merge(coco_mask.frPyObjects([list(map(float, polygon)) for polygon in polygons], height, width))
@@ -94,90 +115,125 @@ def _shorten(value: Any) -> str:
 
 def first_invalid(rles: Sequence[Rle]) -> int | None:
     """Index of the first of N compressed masks whose run lengths do not fill its frame exactly; ``None``: all do."""
-    broken = measure(rles)[1]
+    broken = measure(rles).broken
     return int(np.argmax(broken)) if broken.any() else None
+
+
+class Measures(NamedTuple):
+    """What the run lengths of N masks say, in pixels, which are counted column by column."""
+
+    areas: np.ndarray  # int64 (N,)
+    starts: np.ndarray  # int64 (N,): none of a mask's pixels lies before this one,
+    stops: np.ndarray  # int64 (N,): ... and none from this one on
+    broken: np.ndarray  # bool (N,): runs are negative, do not add up to H * W, or are no run lengths at all
+
+    def part(self, which: slice) -> Measures:
+        """Those of some of the masks."""
+        return Measures(*(field[which] for field in self))
+
+
+def measure(rles: Sequence[Rle | None]) -> Measures:
+    """Measure N compressed masks; all is 0 for ``None``, and may be for what is broken."""
+    result = _nothing(np.zeros(len(rles), bool))
+    present = [index for index, rle in enumerate(rles) if rle is not None]
+    batch = 256  # masks read together: few calls, and arrays that stay in the cache
+    for first in range(0, len(present), batch):
+        places = present[first : first + batch]
+        for field, values in zip(result, _measure([rles[place] for place in places]), strict=True):  # type: ignore[misc]
+            field[places] = values
+    return result
+
+
+def _nothing(broken: np.ndarray) -> Measures:
+    areas, starts, stops = np.zeros((3, len(broken)), np.int64)
+    return Measures(areas, starts, stops, broken)
 
 
 def areas(rles: Sequence[Rle | None]) -> np.ndarray:
     """Pixels of each mask, int64 (N,); 0 for ``None``."""
-    result = np.zeros(len(rles), np.int64)
-    present = [i for i, rle in enumerate(rles) if rle is not None]
-    result[present] = measure([rle for rle in rles if rle is not None])[0]
-    return result
+    return measure(rles).areas
 
 
-def measure(rles: Sequence[Rle]) -> tuple[np.ndarray, np.ndarray]:
-    """Areas and faults of compressed masks.
+def _digits(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Compressed counts of N masks in a row: digits, uint8, and the place of each mask's last one, (N,).
 
-    Returns:
-        int64 (N,): pixels of each mask.
-        bool (N,): where run lengths are negative, do not add up to H * W, or are no run lengths at all.
+    A digit has five bits, and a sixth, 32, where its number goes on. The lowest digit comes first, the sign is in the
+    highest. From the fourth number of a mask on each is a difference to the number two before it.
     """
-    batch = 256  # masks read together: few calls, and arrays that stay in the cache
-    parts = [_measure(rles[first : first + batch]) for first in range(0, len(rles), batch)]
-    if not parts:
-        return np.zeros(0, np.int64), np.zeros(0, bool)
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+    # Whatever a JSON file can hold; what is no digit is found later.
+    parts = [text.encode(errors="surrogatepass") if isinstance(text, str) else text for text in texts]
+    digits = np.frombuffer(b"".join(parts), np.uint8) - np.uint8(48)
+    return digits, np.cumsum([len(part) for part in parts]) - 1
 
 
-def _numbers(digits: np.ndarray, ends: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """The numbers, int64, of compressed counts, given the places of their last digits and how many digits each has.
-
-    Compressed counts are in base 32, six bits a character, the lowest digit first, the sign in the highest; from
-    the fourth number of a mask on each is a difference to the number two before it.
-    """
-    numbers = (digits[ends] & 31).astype(np.int64)
-    numbers -= (numbers & 16) << 1
-    back, wider = 1, np.flatnonzero(widths > 1)
-    while len(wider):
-        numbers[wider] = (numbers[wider] << 5) | (digits[ends[wider] - back] & 31)
-        back += 1
-        wider = wider[widths[wider] > back]
+def _numbers(digits: np.ndarray) -> np.ndarray:
+    """The numbers that the digits make; int32 where no sum of them can leave it, else int64."""
+    is_last = digits < 32
+    highest = ((digits[is_last] & 31) ^ 16).view(np.int8) - np.int8(16)
+    # Nearly all numbers have one digit. The others are put together digit by digit.
+    lower = np.flatnonzero(~is_last)
+    numbers_before = lower - np.arange(len(lower))
+    firsts = np.flatnonzero(np.diff(numbers_before, prepend=-1))
+    wide, widths = numbers_before[firsts], np.diff(firsts, append=len(lower))  # which numbers; how many lower digits
+    values = highest[wide].astype(np.int64) << 5 * widths
+    for place in range(int(widths.max(initial=0))):
+        has = np.flatnonzero(widths > place)
+        values[has] |= (digits[lower[firsts[has] + place]] & 31).astype(np.int64) << 5 * place
+    fits = np.abs(values).sum() + 16 * len(highest) < 2**31
+    numbers = highest.astype(np.int32 if fits else np.int64)
+    numbers[wide] = values
     return numbers
 
 
-def _measure(rles: Sequence[Rle]) -> tuple[np.ndarray, np.ndarray]:
+def _measure(rles: Sequence[Rle]) -> Measures:
     """``measure`` of one batch; a few array operations read all N masks at once."""
-    texts = [rle["counts"].encode() if isinstance(rle["counts"], str) else rle["counts"] for rle in rles]
-    text_ends = np.cumsum([len(text) for text in texts]) - 1
-    digits = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(48)
-    is_end = digits < 32  # the last, highest digit of a number
-    ends = np.flatnonzero(is_end)
-    widths = np.diff(ends, prepend=-1)  # digits of each number
+    digits, text_ends = _digits([rle["counts"] for rle in rles])
+    lower = np.flatnonzero(digits >= 32)  # digits after which a number goes on
     unreadable = np.maximum.reduceat(digits, np.concatenate([[0], text_ends[:-1] + 1])) >= 64
-    unreadable |= ~is_end[text_ends]
-    unreadable[np.searchsorted(text_ends, ends[widths > 7])] = True  # 34 bits: more than any frame has pixels
+    unreadable |= digits[text_ends] >= 32
+    # More than 7 digits, 34 bits with the sign: more than any frame has pixels
+    unreadable[np.searchsorted(text_ends, lower[6:][lower[6:] - lower[:-6] == 6])] = True
     if unreadable.any():
-        return np.zeros(len(rles), np.int64), unreadable
+        return _nothing(unreadable)
 
-    numbers = _numbers(digits, ends, widths)
-    stops = np.searchsorted(ends, text_ends) + 1  # one past the numbers of each mask
-    starts = np.concatenate([[0], stops[:-1]])
-    totals = numbers[starts]
-    negative = totals < 0
-    numbers[starts] = 0  # no other number refers to a mask's first, which is of background
-    foreground = np.zeros(len(rles), np.int64)
+    numbers = _numbers(digits)
+    ends = text_ends + 1 - np.searchsorted(lower, text_ends)  # one past the numbers of each mask
+    begins = np.concatenate([[0], ends[:-1]])
+    starts = numbers[begins].astype(np.int64)
+    totals, negative = starts.copy(), starts < 0
+    numbers[begins] = 0  # no other number refers to a mask's first, which is of background
+    pixels = np.array([rle["size"][0] * rle["size"][1] for rle in rles])
+    areas, stops = np.zeros((2, len(rles)), np.int64)
     for parity in (0, 1):
         # Every second number, of all masks in a row: run lengths are sums from the mask's first number on.
-        sums = np.concatenate([[0], np.cumsum(numbers[parity::2])])
-        first, last = (starts + 1 - parity) // 2, (stops + 1 - parity) // 2
-        bounds = np.append(first + 1, len(sums))  # the one too many keeps the last mask from the padding
-        padded = np.append(sums, 0)
-        above, any_here = sums[first], last > first
-        of_runs = np.where(any_here, np.add.reduceat(padded, bounds)[:-1] - (last - first) * above, 0)
+        of_parity = numbers[parity::2]
+        sums = np.zeros(len(of_parity) + 2, numbers.dtype)  # one too many, to end the last mask with
+        np.cumsum(of_parity, out=sums[1:-1])
+        first, last = (begins + 1 - parity) // 2, (ends + 1 - parity) // 2
+        bounds = np.append(first + 1, len(sums) - 1)
+        above, any_here = sums[first].astype(np.int64), last > first
+        of_runs = np.add.reduceat(sums, bounds, dtype=np.int64)[:-1] - (last - first) * above
+        of_runs[~any_here] = 0
         totals += of_runs
-        foreground += np.where(starts % 2 == parity, 0, of_runs)
-        negative |= any_here & (np.minimum.reduceat(padded, bounds)[:-1] < above)
-    return foreground, negative | (totals != [rle["size"][0] * rle["size"][1] for rle in rles])
+        negative |= any_here & (np.minimum.reduceat(sums, bounds)[:-1] < above)
+        background = begins % 2 == parity
+        areas[~background] = of_runs[~background]
+        ends_so = background & (ends % 2 != parity)  # the mask's last run is of background
+        stops[background] = pixels[background]
+        stops[ends_so] -= (sums[last] - above)[ends_so]
+    return Measures(areas, starts, stops, negative | (totals != pixels))
 
 
-def intersections(rows: Sequence[Rle], row_areas: np.ndarray, columns: Sequence[Rle]) -> np.ndarray:
+_NOTHING: Rle = {"size": [1, 1], "counts": "1"}  # a mask without pixels; its size is never compared
+
+
+def intersections(rows: Sequence[Rle | None], row_areas: np.ndarray, columns: Sequence[Rle | None]) -> np.ndarray:
     """Pixels that every mask of ``rows`` (N, with their areas) shares with every one of ``columns`` (M): int64 (N, M).
 
-    Neither may be empty.
+    N and M are 1 at least.
     """
     # Against a "crowd" pycocotools divides by the area of the row alone, so that the count comes back exactly.
-    shares = coco_mask.iou(rows, columns, [1] * len(columns))
+    shares = coco_mask.iou([rle or _NOTHING for rle in rows], [rle or _NOTHING for rle in columns], [1] * len(columns))
     return np.rint(shares * row_areas[:, None]).astype(np.int64)
 
 
@@ -218,9 +274,7 @@ def cut_out(mask: StoredMask, size: tuple[int, int]) -> tuple[np.ndarray, int, i
 
 def _run_lengths(counts: str | bytes) -> np.ndarray:
     """Run lengths, int64, background first, of compressed counts."""
-    digits = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8) - np.uint8(48)
-    ends = np.flatnonzero(digits < 32)
-    numbers = _numbers(digits, ends, np.diff(ends, prepend=-1))
+    numbers = _numbers(_digits([counts])[0]).astype(np.int64)
     numbers[1::2] = np.cumsum(numbers[1::2])
     numbers[2::2] = np.cumsum(numbers[2::2])
     return numbers

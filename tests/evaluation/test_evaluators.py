@@ -9,7 +9,7 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -322,7 +322,10 @@ def test_without_public_labels_there_is_a_submission(
         if name == VIS:
             record.instances, record.masks = [], None
         else:
-            record.labelled = [frame < 2 for frame in range(5)]  # the prompts
+            record.labelled = [frame < 2 for frame in range(5)]  # the prompts, and nothing but them
+            for object_id, prompt in record.prompt_frames.items():
+                masks = record.masks.masks[object_id]
+                masks[:] = [mask if frame == prompt else None for frame, mask in enumerate(masks)]
     MetadataCatalog.get(name).homepage = "https://example.org/benchmark"
     caplog.set_level(logging.INFO)
     assert run(build_evaluator(name, cfg_for(tmp_path)), name, outputs) == {}
@@ -398,49 +401,24 @@ def test_an_unknown_evaluator_type(tmp_path: Path) -> None:
     MetadataCatalog.remove("eval_other")
 
 
-class OtherProcess:
-    """Stands for a second process with an output folder of its own, as on another machine."""
-
-    def __init__(self, evaluator: VideoEvaluators) -> None:
-        self.sent: list[list[Any]] = []
-        self.evaluator = evaluator
-
-    def gather(self, data: list[Any]) -> list[list[Any]]:
-        self.sent.append(data)
-        return []
-
-
-@pytest.mark.parametrize("name", [VIS, VOS])
-def test_what_another_machine_did_is_gathered(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    outputs = vis_data(0)[1] if name == VIS else vos_data()[1]
-    expected = run(build_evaluator(name, cfg_for(tmp_path / "one")), name, outputs)
-    records: Sequence[VideoRecord] = DatasetCatalog.get(name)
-    first = build_evaluator(name, cfg_for(tmp_path / "first"))
-    other = OtherProcess(build_evaluator(name, cfg_for(tmp_path / "second")))
-    for evaluator, part in ((first, records[::2]), (other.evaluator, records[1::2])):
-        evaluator.reset()
-        for record in part:
-            evaluator.process([{"record": record}], [outputs[record.video_id]])
-    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    with monkeypatch.context() as patch:
-        patch.setattr(comm, "gather", other.gather)
-        patch.setattr(comm, "is_main_process", lambda: False)
-        assert not other.evaluator.evaluate()
-    sent = iter(other.sent)
-    monkeypatch.setattr(comm, "gather", lambda data: [data, next(sent)])
-    assert first.evaluate() == expected
-
-
-def _in_a_process(rank: int, folder: Path) -> None:
+def _in_a_process(rank: int, folder: Path, machines: int, stop_after: int | None) -> None:
+    """One of two, which share a disk or not; a first run is stopped if ``stop_after`` is given, and resumed."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    comm.create_local_process_group(2)
+    comm.create_local_process_group(2 // machines)
     data_sets = _data_sets.__wrapped__()  # type: ignore[attr-defined]
     next(data_sets)
+    disk = folder / str(rank if machines == 2 else 0)
     for name, outputs in ((VIS, vis_data(0)[1]), (VOS, vos_data()[1])):
-        evaluator = build_evaluator(name, cfg_for(folder))
-        evaluator.reset()
-        for record in DatasetCatalog.get(name)[rank::2]:
-            evaluator.process([{"record": record}], [outputs[record.video_id]])
+        for last in (False, True) if stop_after is not None else (True,):
+            evaluator = build_evaluator(name, cfg_for(disk, "TEST.AUSM.RESUME", stop_after is not None))
+            finished = evaluator.finished_video_ids()
+            evaluator.reset()
+            left = [record for record in DatasetCatalog.get(name) if record.video_id not in finished]
+            for record in left[1 - rank :: 2][: None if last else stop_after]:
+                evaluator.process([{"record": record}], [outputs[record.video_id]])
+                with (folder / f"{name}.{rank}.done").open("a") as file:
+                    file.write(f"{record.video_id}\n")
+            comm.synchronize()
         scores = evaluator.evaluate()
         if rank == 0:
             (folder / f"{name}.json").write_text(json.dumps(scores))
@@ -448,11 +426,23 @@ def _in_a_process(rank: int, folder: Path) -> None:
             assert not scores
 
 
-def test_two_processes_score_as_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_in_a_process, (tmp_path,), nprocs=2)
+@pytest.mark.parametrize(("machines", "stop_after"), [(1, None), (2, 1)])
+def test_two_processes_score_as_one(tmp_path: Path, machines: int, stop_after: int | None) -> None:
+    torch.multiprocessing.spawn(_in_a_process, (tmp_path, machines, stop_after), nprocs=2)
     for name, outputs in ((VIS, vis_data(0)[1]), (VOS, vos_data()[1])):
         expected = run(build_evaluator(name, cfg_for(tmp_path / "one")), name, outputs)
         assert json.loads((tmp_path / f"{name}.json").read_text()) == expected
+        done = [line for rank in (0, 1) for line in (tmp_path / f"{name}.{rank}.done").read_text().split()]
+        assert sorted(done) == sorted(str(video_id) for video_id in outputs), "each video once"
+
+
+def test_another_run_on_one_machine_stops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = build_evaluator(VOS, cfg_for(tmp_path, "TEST.AUSM.RESUME", True))
+    monkeypatch.setattr(comm, "all_gather", lambda data: [data, ({0, 1}, None)])
+    assert evaluator.finished_video_ids() == {0, 1}
+    monkeypatch.setattr(comm, "all_gather", lambda data: [data, (set(), "there: other weights")])
+    with pytest.raises(UserError, match="there: other weights"):
+        evaluator.finished_video_ids()
 
 
 def test_results_of_other_shipped_weights_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

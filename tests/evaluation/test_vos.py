@@ -15,7 +15,7 @@ from vos_benchmark.evaluator import Evaluator
 
 from ausm_d2.data.video import Instance, VideoRecord
 from ausm_d2.errors import UserError
-from ausm_d2.evaluation import vos
+from ausm_d2.evaluation import parallel, vos
 from ausm_d2.masks import rle
 from ausm_d2.masks.png import read_labels, write_mask_png
 from ausm_d2.masks.rle import encode
@@ -158,6 +158,31 @@ def test_frames_that_are_scored() -> None:
     assert vos.scored_frames(record) == []
 
 
+def test_sparse_labels_all_of_which_are_prompts() -> None:
+    """Object 2 is prompted in the last frame that has labels; what these say of object 1 is scored."""
+    one, two = square(2) == 1, square(6) == 1
+    masks = {1: [one, None, None, one, None], 2: [None, None, None, two, None]}
+    record = VideoRecord(
+        video_id=0,
+        name="video",
+        height=10,
+        width=10,
+        frames=ArrayFrames([np.zeros((10, 10, 3), np.uint8)] * 5),
+        masks=ListedMasks(masks),
+        labelled=[True, False, False, True, False],
+        prompt_frames={1: 0, 2: 3},
+    )
+    assert vos.scored_frames(record) == [3]
+    results = {1: [None] * 3 + [encode(square(3) == 1), None], 2: [None] * 5}
+    assert vos.score_record(record, results).objects == {1: pytest.approx((60, 100))}
+    # As YouTube-VOS has it without public labels: others are asked for, or the late prompt shows its object alone.
+    record.extra["scored_frames"] = [0, 1, 3]
+    assert vos.scored_frames(record) == []
+    del record.extra["scored_frames"]
+    masks[1][3] = None
+    assert vos.scored_frames(record) == []
+
+
 def test_folders_of_objects_that_overlap(tmp_path: Path) -> None:
     """SA-V: object 0 is an object, and a frame without its file does not count for it."""
     for side, left in (("truth", 2), ("predicted", 3)):
@@ -196,8 +221,8 @@ def test_seen_and_unseen() -> None:
 
 def test_processes_change_nothing() -> None:
     jobs = list(range(7))
-    assert vos.in_parallel(operator.neg, jobs, workers=2, label="", patience=0) == [-job for job in jobs]
-    assert vos.in_parallel(operator.neg, jobs, workers=0, label="") == [-job for job in jobs]
+    assert parallel.in_parallel(operator.neg, jobs, workers=2, label="", patience=0) == [-job for job in jobs]
+    assert parallel.in_parallel(operator.neg, jobs, workers=0, label="") == [-job for job in jobs]
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:

@@ -200,6 +200,14 @@ VIS_ENTRY = {"video_id": 10, "category_id": 4, "score": 0.5, "segmentations": [N
         ({"category_id": 0}, "field 'category_id': 0 is no category of write_ytvis"),
         ({"score": "0.5"}, "field 'score': '0.5' found, a finite number expected"),
         ({"score": float("inf")}, "field 'score': inf found, a finite number expected"),
+        ({"score": 10**400}, f"field 'score': 1{'0' * 39} found, a finite number expected"),
+        ({"video_id": [10]}, "field 'video_id': [10] is not in write_ytvis"),
+        ({"category_id": [4]}, "field 'category_id': [4] is no category of write_ytvis"),
+        ({"segmentations": None}, "field 'segmentations': NoneType found, a list of 4 expected, one for each frame"),
+        (
+            {"segmentations": [{"size": [6, 8], "counts": "\ud800"}, None, None, None]},
+            "mask of frame 0: counts do not describe 6x8 pixels",
+        ),
         ({"segmentations": [None] * 3}, "field 'segmentations': 3 found, a list of 4 expected, one for each frame"),
         (
             {"segmentations": [None, None, {"size": [6, 8], "counts": [40, 8]}, None]},
@@ -227,6 +235,10 @@ def test_entries_that_a_server_refuses(tmp_path: Path, change: dict[str, Any], p
     [
         ({"sub/results.json": b"[]"}, ["sub/results.json: a file too many", "expected one results.json at its root"]),
         ({"results.json": b"[1,"}, ["results.json: not a JSON file: Expecting value: line 1 column 4 (char 3)"]),
+        (
+            {"results.json": b"[" * 100000},
+            ["results.json: lists in lists in lists, too deep"],
+        ),
         ({"results.json": b"[]"}, ["results.json: expected a list of results that is not empty"]),
         ({"results.json": b"[1]"}, ["results.json: entry 0: int found, an object with fields expected"]),
     ],

@@ -238,6 +238,21 @@ def test_a_strangers_file(tmp_path: Path) -> None:
     assert score(tmp_path, truth, results) == expected
 
 
+def test_a_strangers_ground_truth(tmp_path: Path) -> None:
+    """Ids and flags as text; no ``iscrowd``; masks compressed or not."""
+    truth, results = random_case(np.random.default_rng(5))
+    expected = score(tmp_path, truth, results)
+    for video in truth["videos"]:
+        video["id"] = str(video["id"])
+        video["height"] = str(video["height"])
+    for place, annotation in enumerate(truth["annotations"]):
+        annotation["iscrowd"] = str(annotation["iscrowd"])
+        if annotation["iscrowd"] == "0" and place % 2:
+            del annotation["iscrowd"]
+    assert any(annotation.get("iscrowd") == "1" for annotation in truth["annotations"])
+    assert score(tmp_path, truth, results) == expected
+
+
 def test_categories_and_labels_that_are_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     truth, results = hand_made()
     expected = score(tmp_path, truth, results)
@@ -255,7 +270,19 @@ BAD_RESULTS = [
     ({"score": "high"}, "field 'score' is 'high', expected a finite number"),
     ({"score": None}, "field 'score' is None, expected a finite number"),
     ({"score": float("nan")}, "field 'score' is nan, expected a finite number"),
+    ({"score": True}, "field 'score' is True, expected a finite number"),
+    ({"score": 10**400}, f"field 'score' is 1{'0' * 39}, expected a finite number"),
     ({"video_id": 9}, "the ground truth has no video 9"),
+    ({"video_id": 1.5}, r"the ground truth has no video 1\.5"),
+    ({"video_id": True}, "field 'video_id' is True, expected a number or text"),
+    ({"segmentations": [None, 0]}, r"field 'segmentations'\[1\]: expected null, run lengths"),
+    (
+        {"segmentations": [None, {"size": [10, 10], "counts": {}}]},
+        r"'segmentations'\[1\]: counts is dict, expected text",
+    ),
+    ({"segmentations": [None, {"size": [10, 10], "counts": "\ud800"}]}, r"\[1\]: counts do not describe 10x10"),
+    ({"segmentations": [None, [[float("nan")] * 6]]}, r"field 'segmentations'\[1\]: expected polygons"),
+    ({"segmentations": [None, [[1e300] * 6]]}, r"field 'segmentations'\[1\]: expected polygons"),
     ({"video_id": [1]}, r"field 'video_id' is \[1\], expected a number or text"),
     ({"category_id": None}, "field 'category_id' is None, expected a number or text"),
     ({"segmentations": None}, "field 'segmentations' is NoneType, expected one for each of 2 frames"),
@@ -297,7 +324,7 @@ def test_malformed_files(tmp_path: Path) -> None:
         first = {"id": 1, "height": 10, "width": 10, **change}
         with pytest.raises(UserError, match="truth.json: " + message):
             score(tmp_path, {**truth, "videos": [first, truth["videos"][1]]}, results)
-    for areas in (5, ["many", None], [float("nan"), 1]):
+    for areas in (5, "123", ["many", None], [float("nan"), 1]):
         changed = [{**truth["annotations"][0], "areas": areas}, truth["annotations"][1]]
         with pytest.raises(UserError, match=r"annotations\[0\] \(video_id 1\): field .areas. is .*, expected a list"):
             score(tmp_path, {**truth, "annotations": changed}, results)
@@ -309,6 +336,12 @@ def test_malformed_files(tmp_path: Path) -> None:
         UserError, match=r"truth.json: annotations\[1\] \(video_id 2\): field 'segmentations' is 0 entries"
     ):
         score(tmp_path, truth, results)
+    (tmp_path / "long.json").write_text("[" + "9" * 5000 + "]")
+    with pytest.raises(UserError, match=r"long\.json: not read: a number of thousands of digits"):
+        ytvis.read_truth(tmp_path / "long.json")
+    (tmp_path / "deep.json").write_text("[" * 100000)
+    with pytest.raises(UserError, match=r"deep\.json: not read: lists in lists"):
+        ytvis.read_truth(tmp_path / "deep.json")
     with pytest.raises(UserError, match=r"none\.json: cannot be read"):
         ytvis.read_truth(tmp_path / "none.json")
 

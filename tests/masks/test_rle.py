@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from ausm_d2.errors import UserError
-from ausm_d2.masks.rle import areas, cut_out, decode, encode, first_invalid, intersections, to_rle
+from ausm_d2.masks.rle import areas, cut_out, decode, encode, first_invalid, intersections, measure, to_rle
 from tests.data.disk import SIZE
 from tests.evaluation.cases import rectangle, uncompressed
 
@@ -37,6 +37,67 @@ def test_areas_of_more_than_255_masks() -> None:
     # pycocotools.mask.area takes no more in one call.
     masks = [np.arange(12).reshape(3, 4) < i % 13 for i in range(600)]
     assert areas([encode(mask) for mask in masks]).tolist() == [i % 13 for i in range(600)]
+
+
+def test_measures_are_those_of_pixels() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(120):
+        height, width = rng.integers(1, 60, 2)
+        masks = [random_mask(rng, height, width) for _ in range(6)]
+        measured = measure([None, *map(encode, masks)])
+        for index, mask in enumerate(masks, start=1):
+            pixels = np.flatnonzero(mask.ravel(order="F"))
+            assert measured.areas[index] == len(pixels) and not measured.broken[index]
+            if len(pixels):
+                assert (measured.starts[index], measured.stops[index]) == (pixels[0], pixels[-1] + 1)
+            else:
+                assert measured.starts[index] >= measured.stops[index]
+        assert [field[0] for field in measured] == [0, 0, 0, False]
+
+
+def test_sums_that_leave_32_bits() -> None:
+    height, width = 8000, 16000
+    rng = np.random.default_rng(4)
+    bounds = np.sort(rng.integers(1, height * width, (300, 4)))
+    runs = np.diff(bounds, prepend=0, append=height * width)
+    rles = [to_rle({"size": [height, width], "counts": of_one.tolist()}, height, width) for of_one in runs]
+    measured = measure(rles)
+    assert not measured.broken.any()
+    assert measured.areas.tolist() == runs[:, 1::2].sum(axis=1).tolist()
+    assert measured.starts.tolist() == bounds[:, 0].tolist() and measured.stops.tolist() == bounds[:, 3].tolist()
+
+
+def read_plainly(text: bytes) -> list[int] | None:
+    """Run lengths of compressed counts, character by character; ``None``: they are no such text."""
+    runs: list[int] = []
+    number = digits = 0
+    for character in text:
+        if not 48 <= character < 112:
+            return None
+        number |= (character - 48 & 31) << 5 * digits
+        digits += 1
+        if character - 48 < 32:
+            number -= (number >> 5 * digits - 1 & 1) << 5 * digits
+            runs.append(number + (runs[-2] if len(runs) > 2 else 0))
+            number = digits = 0
+    return None if digits else runs
+
+
+def test_random_texts_are_read_as_they_are() -> None:
+    rng = np.random.default_rng(3)
+    broken = 0
+    for case in range(3000):
+        size = [int(side) for side in rng.integers(1, 9, 2)]
+        text = bytes(rng.integers(47, rng.choice([56, 64, 112, 114]), rng.integers(1, 12)).tolist()).decode()
+        if case % 2:
+            text = encode(rng.random(size) < 0.4)["counts"] + (text[:1] if case % 4 == 1 else "")
+        runs = read_plainly(text.encode())
+        expected = runs is None or min(runs) < 0 or sum(runs) != size[0] * size[1]
+        measured = measure([{"size": size, "counts": text}, encode(np.ones((2, 2), bool))])
+        assert measured.broken.tolist() == [expected, False], (text, size)
+        assert expected or measured.areas[0] == sum(runs[1::2])
+        broken += expected
+    assert 1000 < broken < 2900
 
 
 def test_valid_counts_pass_and_broken_ones_are_found() -> None:
@@ -76,6 +137,8 @@ def test_every_form_of_mask() -> None:
         encode(mask),
         uncompressed(mask),
         {**uncompressed(mask), "counts": tuple(uncompressed(mask)["counts"])},
+        {**uncompressed(mask), "counts": [float(run) for run in uncompressed(mask)["counts"]]},
+        {**uncompressed(mask), "counts": [str(run) for run in uncompressed(mask)["counts"]]},
     ]
     for form in forms:
         rle = to_rle(form, 6, 8)
@@ -93,8 +156,11 @@ def test_every_form_of_mask() -> None:
         ({"counts": "abc"}, r"size None, expected \[6, 8\]"),
         ({"size": [6, 8], "counts": [40, 2]}, "add up to 42 pixels, expected 6x8 = 48"),
         ({"size": [6, 8], "counts": [50, -2]}, "a number that is no run length"),
-        ({"size": [6, 8], "counts": [24.5, 23.5]}, "add up to 48.0 pixels"),
-        ({"size": [6, 8], "counts": [1, "x"]}, "something that is no number"),
+        ({"size": [6, 8], "counts": [24.5, 23.5]}, "something that is no whole number"),
+        ({"size": [6, 8], "counts": [float("nan"), 48]}, "something that is no whole number"),
+        ({"size": [6, 8], "counts": [1, "x"]}, "something that is no whole number"),
+        ({"size": [6, 8], "counts": [1, None]}, "something that is no whole number"),
+        ({"size": [6, 8], "counts": [47, 2**40]}, "a number that is no run length"),
         ({"size": [6, 8], "counts": 5}, "counts is int"),
         ([[1, 2, 3, 4]], "three at least"),
         ("text", "expected null, run lengths"),

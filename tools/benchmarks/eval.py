@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -26,20 +27,23 @@ from pycocotools import mask as coco_mask
 from vos_benchmark.evaluator import Evaluator
 
 from ausm_d2.evaluation import vos, ytvis
+from ausm_d2.evaluation.parallel import available_cores
 from ausm_d2.masks.png import read_labels, write_mask_png
 
 _CATEGORIES = 40
+_OURS = "this project"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--videos", type=int, default=302, help="for AP; 302: as YouTube-VIS 2019 val")
     parser.add_argument("--vos-videos", type=int, default=30, help="for J&F, of 70 frames at 854x480")
-    parser.add_argument("--workers", type=int, default=vos.available_cores(), help="processes for J&F")
+    parser.add_argument("--workers", type=int, default=available_cores(), help="processes for J&F")
+    parser.add_argument("--repeats", type=int, default=3, help="of each, in turns; the figures are medians")
     parser.add_argument("--no-reference", action="store_true", help="measure this project only")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of computing ("cpu") and, for J&F over several processes, of waiting ("wall"); scores agree to 1e-6."""
+    """Medians of seconds of computing ("cpu", all processes together) and of waiting ("wall"); scores agree to 1e-6."""
     with tempfile.TemporaryDirectory() as folder:
         return {
             "AP": _measure_ap(Path(folder, "ap"), args),
@@ -48,10 +52,33 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         }
 
 
-def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
-    begin = time.process_time()
-    result = function()
-    return result, round(time.process_time() - begin, 2)
+def _in_turns(functions: dict[str, Callable[[], float]], repeats: int) -> dict[str, Any]:
+    """The score of each and medians of its seconds; in turns, as what else the machine does then falls on all alike."""
+    scores: dict[str, float] = {}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            begin = _processor_seconds(), time.perf_counter()
+            scores[name] = function()
+            times[name].append((_processor_seconds() - begin[0], time.perf_counter() - begin[1]))
+    medians = {name: np.median(of_one, axis=0) for name, of_one in times.items()}
+    return {
+        name: {"score": scores[name], "cpu": round(float(cpu), 2), "wall": round(float(wall), 2)}
+        for name, (cpu, wall) in medians.items()
+    }
+
+
+def _processor_seconds() -> float:
+    """Of this process, of those that it started, and of theirs that have ended (Linux)."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if os.getpid() in (int(path.parent.name), int(fields[1])):
+            ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 # AP
@@ -61,13 +88,11 @@ def _measure_ap(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     truth, results = folder / "gt" / "youtube_vis_x", folder / "trackers" / "youtube_vis_x" / "us" / "data"
     _write_ytvis(truth / "truth.json", results / "results.json", args.videos)
 
-    ours, seconds = _timed(lambda: ytvis.score_files(truth / "truth.json", results / "results.json"))
     sizes = [round(path.stat().st_size / 2**20) for path in (truth / "truth.json", results / "results.json")]
-    measured = {"videos": args.videos, "AP": ours["AP"], "cpu": seconds, "MiB of truth, results": sizes}
-    if args.no_reference:
-        return measured
-    theirs, reference = _timed(lambda: _trackeval(folder))
-    return {**measured, "AP of trackeval": theirs, "cpu of trackeval": reference, "times faster": reference / seconds}
+    functions = {_OURS: lambda: ytvis.score_files(truth / "truth.json", results / "results.json")["AP"]}
+    if not args.no_reference:
+        functions["trackeval"] = lambda: _trackeval(folder)
+    return {"videos": args.videos, "MiB of truth, results": sizes, **_in_turns(functions, args.repeats)}
 
 
 def _trackeval(folder: Path) -> float:
@@ -165,25 +190,18 @@ class _Blob:
 def _measure_vos(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     _write_davis(folder, args.vos_videos)
     cv2.setNumThreads(1)
-    videos, seconds = _timed(lambda: vos.score_folders(folder / "truth", folder / "predicted", workers=0))
-    ours = vos.summary(videos)["J&F"]
-    begin = time.monotonic()
-    vos.score_folders(folder / "truth", folder / "predicted", workers=0)
-    alone = time.monotonic() - begin
-    begin = time.monotonic()
-    vos.score_folders(folder / "truth", folder / "predicted", workers=args.workers)
-    together = time.monotonic() - begin
-    measured = {
-        "videos": args.vos_videos,
-        "J&F": ours,
-        "cpu": seconds,
-        "wall, 1 process": round(alone, 2),
-        f"wall, {args.workers} processes": round(together, 2),
-    }
-    if args.no_reference:
-        return measured
-    theirs, reference = _timed(lambda: _vos_benchmark(folder))
-    return {**measured, "J&F of vos-benchmark": theirs, "cpu of vos-benchmark": reference}
+    functions = {f"{_OURS}, 1 process": lambda: _j_and_f(folder, 0)}
+    if args.workers > 1:
+        functions[f"{_OURS}, {args.workers} processes"] = lambda: _j_and_f(folder, args.workers)
+    if not args.no_reference:
+        functions["vos-benchmark"] = lambda: _vos_benchmark(folder)
+    return {"videos": args.vos_videos, **_in_turns(functions, args.repeats)}
+
+
+def _j_and_f(folder: Path, workers: int) -> float:
+    score = vos.summary(vos.score_folders(folder / "truth", folder / "predicted", workers=workers))["J&F"]
+    assert score is not None
+    return score
 
 
 def _vos_benchmark(folder: Path) -> float:

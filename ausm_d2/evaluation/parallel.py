@@ -1,0 +1,49 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Work shared out over the cores, with a progress bar."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import TypeVar
+
+import cv2
+from tqdm import tqdm
+
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
+
+
+def in_parallel(
+    function: Callable[[_Job], _Result], jobs: Sequence[_Job], *, workers: int, label: str, patience: float = 3.0
+) -> list[_Result]:
+    """``function`` of every job, in order, with a progress bar.
+
+    What takes longer than ``patience`` seconds is shared out to ``workers`` processes (0 or 1: none); starting them is
+    not worth it for less. They are made by a clean server process: a fork of this one, which may have threads and a
+    GPU, can hang. ``function`` must pickle.
+    """
+    begin = time.monotonic()
+    with tqdm(total=len(jobs), desc=label, unit="video", disable=None) as bar:  # no bar in a log file
+        results: list[_Result] = []
+        for job in jobs:
+            if workers > 1 and time.monotonic() - begin >= patience:
+                break
+            results.append(function(job))
+            bar.update()
+        left = jobs[len(results) :]
+        if left:
+            context = get_context("forkserver")
+            with ProcessPoolExecutor(workers, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+                for result in pool.map(function, left):
+                    results.append(result)
+                    bar.update()
+    return results
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,80 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""What every form of submission has in common: the data set it is for, its files, and what a form can do."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectron2.data import MetadataCatalog
+
+from ausm_d2.data.video import VideoRecord
+from ausm_d2.errors import UserError
+from ausm_d2.evaluation.results import ResultFolder
+
+# A file of a submission: its path inside, and its content in pieces.
+Member = tuple[str, Iterable[bytes]]
+
+
+@dataclass
+class DataSet:
+    """What a submission has to fit."""
+
+    name: str
+    records: Sequence[VideoRecord]
+    category_ids: dict[int, int]  # the data set's own, by contiguous id
+
+    @classmethod
+    def of(cls, name: str, records: Sequence[VideoRecord]) -> DataSet:
+        """From the metadata of a registered data set. Where it has no category ids of its own they count from 1."""
+        metadata = MetadataCatalog.get(name)
+        own = metadata.get("thing_dataset_id_to_contiguous_id")
+        if own is None:
+            return cls(name, records, {index: index + 1 for index in range(len(metadata.thing_classes))})
+        return cls(name, records, {contiguous: category for category, contiguous in own.items()})
+
+
+class Files:
+    """The files of a submission, in a zip, in a folder, or one on its own."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.zip: zipfile.ZipFile | None = None
+        if self.path.is_dir():
+            self.names = sorted(file.relative_to(path).as_posix() for file in self.path.rglob("*") if file.is_file())
+        elif not self.path.is_file():
+            raise UserError(f"{path}: no such file or folder")
+        elif zipfile.is_zipfile(path):
+            self.zip = zipfile.ZipFile(path)
+            self.names = sorted(entry.filename for entry in self.zip.infolist() if not entry.is_dir())
+        else:
+            self.names = [self.path.name]
+
+    def read(self, name: str) -> bytes:
+        """The contents of a file.
+
+        Raises:
+            UserError: the zip is damaged or asks for a password.
+        """
+        if self.zip is not None:
+            try:
+                return self.zip.read(name)
+            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+                raise UserError(f"{self.path}: {name} in it cannot be read: {error}") from None
+        return (self.path / name if self.path.is_dir() else self.path).read_bytes()
+
+
+class Format:
+    """A form of submission."""
+
+    def members(self, data: DataSet, results: ResultFolder) -> Iterator[Member]:
+        """The files that the results make."""
+        raise NotImplementedError
+
+    def problems(self, data: DataSet, files: Files) -> Iterator[str]:
+        """What a server would refuse, or score in a way that is not meant; one line each."""
+        raise NotImplementedError

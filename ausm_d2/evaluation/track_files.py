@@ -1,0 +1,233 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Annotations and results in the YouTube-VIS form, whoever wrote them; what cannot be right is refused in one line.
+
+Shape shorthand:
+    T: frames of a video
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ausm_d2.errors import UserError
+from ausm_d2.evaluation.tracks import Track, VideoId, mean_area
+from ausm_d2.masks.rle import Rle, measure, to_rle
+from ausm_d2.masks.run_lists import read_json_with_masks
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Video:
+    """What scoring needs to know of a video: masks are (height, width) pixels, tracks have ``length`` frames."""
+
+    height: int
+    width: int
+    length: int
+
+
+@dataclass
+class GroundTruth:
+    """The annotations of a data set."""
+
+    videos: dict[VideoId, Video]
+    categories: dict[int, str]  # name by id
+    tracks: list[Track] | None  # None: without public labels
+
+
+def _shorten(value: Any) -> str:
+    return f"{value!r:.40}"
+
+
+class _Reader:
+    """Reads the fields of one entry of a list in a JSON file; its errors name file and entry."""
+
+    def __init__(self, path: str | os.PathLike[str], entry: Any, where: str) -> None:
+        self.where = f"{path}: {where}"
+        if not isinstance(entry, dict):
+            raise UserError(f"{self.where}: expected an object with fields, found {type(entry).__name__}")
+        self.entry = entry
+        if "video_id" in entry:
+            self.where += f" (video_id {_shorten(entry['video_id'])})"
+
+    def error(self, text: str) -> UserError:
+        return UserError(f"{self.where}: {text}")
+
+    def field(self, name: str) -> Any:
+        if name not in self.entry:
+            raise self.error(f"field {name!r} is missing")
+        return self.entry[name]
+
+    def integer(self, name: str) -> int:
+        value = self.number(name)
+        if not value.is_integer():
+            raise self.error(f"field {name!r} is {_shorten(self.entry[name])}, expected a whole number")
+        return int(value)
+
+    def number(self, name: str) -> float:
+        value = self.field(name)
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise self.error(f"field {name!r} is {_shorten(value)}, expected a finite number")
+        return number
+
+    def key(self, name: str, known: dict) -> Any:
+        """An id as ``known`` has it: numbers may have been written as text, and text as numbers."""
+        value = self.field(name)
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise self.error(f"field {name!r} is {_shorten(value)}, expected a number or text")
+        if value in known:
+            return value
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(value)
+            if number.is_integer() and int(number) in known:
+                return int(number)
+        return str(value) if str(value) in known else value
+
+    def flag(self, name: str) -> bool:
+        """0 or 1; false where there is none."""
+        value = self.entry.get(name)
+        return value if isinstance(value, bool) else value is not None and self.number(name) != 0
+
+    def area(self) -> float | None:
+        """Mean of the field ``areas``, pixels; ``None`` where there is none."""
+        areas = self.entry.get("areas")
+        if areas is None:
+            return None
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            area = mean_area(None if value is None else float(value) for value in areas)
+            if math.isfinite(area) and isinstance(areas, list):
+                return area
+        raise self.error(f"field 'areas' is {areas!r:.99}, expected a list of numbers or null")
+
+    def masks(self, video: Video) -> list[Rle | None]:
+        """Field ``segmentations``, (T,); ``_tracks`` is still to check them."""
+        segmentations = self.field("segmentations")
+        if not isinstance(segmentations, list) or len(segmentations) != video.length:
+            found = f"{len(segmentations)} entries" if isinstance(segmentations, list) else type(segmentations).__name__
+            raise self.error(f"field 'segmentations' is {found}, expected one for each of {video.length} frames")
+        masks: list[Rle | None] = []
+        for frame, mask in enumerate(segmentations):
+            try:
+                masks.append(to_rle(mask, video.height, video.width))
+            except ValueError as error:
+                raise self.error(f"field 'segmentations'[{frame}]: {error}") from None
+        return masks
+
+
+def _tracks(readers: Sequence[_Reader], fields: Sequence[dict[str, Any]]) -> list[Track]:
+    """The tracks that were read, their masks checked and measured all at once."""
+    measures = measure([mask for track in fields for mask in track["masks"]])
+    tracks, end = [], 0
+    for reader, track in zip(readers, fields, strict=True):
+        begin, end = end, end + len(track["masks"])
+        of_track = measures.part(slice(begin, end))
+        if of_track.broken.any():
+            frame = int(of_track.broken.argmax())
+            height, width = track["masks"][frame]["size"]
+            raise reader.error(f"field 'segmentations'[{frame}]: counts do not describe {height}x{width} pixels")
+        tracks.append(Track(**track, measures=of_track))
+    return tracks
+
+
+def _entries(path: str | os.PathLike[str], data: dict, name: str) -> list[_Reader]:
+    value = data.get(name)
+    if not isinstance(value, list):
+        raise UserError(f"{path}: field {name!r} is {type(value).__name__}, expected a list")
+    return [_Reader(path, entry, f"{name}[{index}]") for index, entry in enumerate(value)]
+
+
+def read_truth(path: str | os.PathLike[str]) -> GroundTruth:
+    """Read annotations in the YouTube-VIS form. ``areas`` may be missing, ``annotations`` null (no public labels).
+
+    Raises:
+        UserError: file, entry and field that are not as expected.
+    """
+    data = read_json_with_masks(path)
+    if not isinstance(data, dict):
+        raise UserError(
+            f"{path}: expected an object with videos, categories and annotations, found a {type(data).__name__}"
+        )
+    videos: dict[VideoId, Video] = {}
+    for video in _entries(path, data, "videos"):
+        if "length" not in video.entry and not isinstance(video.field("file_names"), list):
+            raise video.error(f"field 'file_names' is {video.entry['file_names']!r}, expected a list")
+        length = video.integer("length") if "length" in video.entry else len(video.entry["file_names"])
+        video_id = video.field("id")
+        if not isinstance(video_id, (int, str)):
+            raise video.error(f"field 'id' is {video_id!r}, expected a number or text")
+        height, width = video.integer("height"), video.integer("width")
+        if min(height, width) < 1:
+            raise video.error(f"height and width are {height} and {width}, expected pixels from 1 on")
+        videos[video_id] = Video(height, width, length)
+    categories = {
+        category.integer("id"): str(category.entry.get("name", category.entry["id"]))
+        for category in _entries(path, data, "categories")
+    }
+    if data.get("annotations") is None:
+        return GroundTruth(videos, categories, None)
+    tracks: list[dict[str, Any]] = []
+    readers: list[_Reader] = []
+    unknown = 0
+    for annotation in _entries(path, data, "annotations"):
+        video_id, category_id = annotation.key("video_id", videos), annotation.key("category_id", categories)
+        if video_id not in videos or category_id not in categories:
+            unknown += 1
+            continue
+        masks = annotation.masks(videos[video_id])
+        tracks.append(
+            {
+                "video_id": video_id,
+                "category_id": category_id,
+                "masks": masks,
+                "is_crowd": annotation.flag("iscrowd"),
+                "area": annotation.area(),
+            }
+        )
+        readers.append(annotation)
+    if unknown:
+        logger.warning("%s: left out %d annotations of videos or categories that it does not list", path, unknown)
+    return GroundTruth(videos, categories, _tracks(readers, tracks))
+
+
+def read_results(path: str | os.PathLike[str], truth: GroundTruth) -> list[Track]:
+    """Read tracks in the YouTube-VIS result form, whoever wrote them: numbers may be text, masks null or uncompressed,
+    fields more than needed.
+
+    Raises:
+        UserError: file, entry and field that are not as expected.
+    """
+    data = read_json_with_masks(path)
+    if not isinstance(data, list):
+        raise UserError(f"{path}: expected a list of tracks, found a {type(data).__name__}")
+    tracks: list[dict[str, Any]] = []
+    readers: list[_Reader] = []
+    unknown: set[Any] = set()
+    for index, entry in enumerate(data):
+        result = _Reader(path, entry, f"entry {index}")
+        data[index] = None  # a large file need not stay in memory twice
+        video_id, category_id = result.key("video_id", truth.videos), result.key("category_id", truth.categories)
+        if video_id not in truth.videos:
+            found = f"the ground truth has no video {_shorten(video_id)}"
+            raise result.error(f"{found} (it has {len(truth.videos)} videos)")
+        if category_id not in truth.categories:
+            unknown.add(category_id)
+            continue
+        masks = result.masks(truth.videos[video_id])
+        number = result.number("score")
+        tracks.append({"video_id": video_id, "category_id": category_id, "masks": masks, "score": number})
+        readers.append(result)
+    if unknown:
+        logger.warning(
+            "%s: left out tracks of categories that the ground truth does not list: %s", path, sorted(unknown, key=str)
+        )
+    return _tracks(readers, tracks)

@@ -1,0 +1,160 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""What the evaluators of all data sets have in common: every video's output is kept as it is made, then scored."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from ausm_d2.data.build import get_records
+from ausm_d2.data.video import VideoRecord
+from ausm_d2.errors import UserError
+from ausm_d2.evaluation import vos, writers
+from ausm_d2.evaluation.results import ResultFolder
+from ausm_d2.io import atomic_write
+
+Scores = dict[str, dict[str, float]]
+
+
+class VideoEvaluator(DatasetEvaluator):
+    """Keeps the model's outputs of one data set in ``output_dir/videos``; subclasses score them.
+
+    Several evaluators of one data set may share an ``output_dir``. With several processes, each hands its videos to the
+    first one, which scores them in the order of the data set: the numbers do not depend on who did which video.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | os.PathLike[str],
+        *,
+        records: Sequence[VideoRecord] | None = None,
+        resume: bool = False,
+        run_id: str = "",
+        workers: int = 0,
+    ) -> None:
+        """
+        Args:
+            output_dir: of this data set alone.
+            records: the videos to score, where they are not all of the data set.
+            resume: keep results that ``output_dir`` holds already.
+            run_id: text that differs where results must not be mixed (another model, other settings).
+            workers: processes that help to score.
+        """
+        self.dataset_name = dataset_name
+        self.metadata = MetadataCatalog.get(dataset_name)
+        self.output_dir = Path(output_dir)
+        self.results = ResultFolder(self.output_dir / "videos")
+        self._records = records
+        self._resume = resume
+        self._run_id = run_id
+        self._workers = workers
+
+    @cached_property
+    def records(self) -> Sequence[VideoRecord]:
+        """The videos to score."""
+        return get_records(self.dataset_name) if self._records is None else self._records
+
+    @property
+    def _run_file(self) -> Path:
+        return self.output_dir / "run.txt"
+
+    def finished_video_ids(self) -> set[int | str]:
+        """Videos that need not be run again, whichever process has their results; all processes must ask.
+
+        Raises:
+            UserError: ``resume`` was asked for, but the results are another run's.
+        """
+        if not self._resume:
+            return set()
+        problem = self._other_run()
+        finished = set() if problem else self._finished_here()
+        for other_finished, other_problem in comm.all_gather((finished, problem)):  # they may share no disk
+            finished |= other_finished
+            problem = problem or other_problem
+        if problem:  # in all processes, or the others would wait for this one
+            raise UserError(problem)
+        return finished
+
+    def _other_run(self) -> str | None:
+        """What is wrong, if the results on this machine's disk are of another run."""
+        if not self._run_file.exists() or (found := self._run_file.read_text(encoding="utf-8")) == self._run_id:
+            return None
+        return (
+            f"{self.output_dir}: TEST.AUSM.RESUME is on, but the results there are of other weights or settings: "
+            f"run {found!r}, expected {self._run_id!r}. Remove the folder, or evaluate what it was begun with"
+        )
+
+    def _finished_here(self) -> set[int | str]:
+        """Videos whose results are on this machine's disk."""
+        if not self._run_file.exists():
+            return set()
+        return {record.video_id for record in self.records if self.results.path(record).exists()}
+
+    def reset(self) -> None:
+        """Begin an evaluation: without ``resume``, the results of an earlier one are removed."""
+        if comm.get_local_rank() == 0:  # of every machine: they may share no disk
+            if not self._resume or not self._finished_here():
+                self.results.clear()
+            with atomic_write(self._run_file) as path:
+                path.write_text(self._run_id, encoding="utf-8")
+        comm.synchronize()
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        """Keep the model's outputs (in evaluation mode) for some test items."""
+        for item, output in zip(inputs, outputs, strict=True):
+            record: VideoRecord = item["record"]
+            if not self.results.path(record).exists():  # another evaluator of this folder may have come first
+                self.results.write(record, json.dumps(output))
+
+    def evaluate(self) -> Scores:
+        """Score all videos, done now or before ``resume``; in all processes but the first: nothing.
+
+        Without public labels nothing is scored: a submission is written instead.
+
+        Raises:
+            UserError: videos without results.
+        """
+        self._gather()
+        if not comm.is_main_process():
+            return {}
+        self.results.require(self.records)
+        if self.has_labels():
+            return self.score()
+        self.submit()
+        return {}
+
+    def _gather(self) -> None:
+        """Bring the files of all processes together: they may run on machines that share no disk."""
+        if comm.get_world_size() == 1:
+            return
+        held = comm.all_gather(self._finished_here())  # by process
+        here = comm.get_rank()
+        missing = [record for record in self.records if record.video_id not in held[0]]  # in the first one
+        mine = [r for r in missing if next((i for i, ids in enumerate(held) if r.video_id in ids), None) == here]
+        texts = [(record, self.results.path(record).read_text(encoding="utf-8")) for record in mine]
+        for others in comm.gather(texts)[1:]:
+            for record, text in others:
+                self.results.write(record, text)
+
+    def has_labels(self) -> bool:
+        """Whether there is anything to compare with. Prompts are no labels."""
+        if self.metadata.task == "vos":
+            return any(vos.scored_frames(record) for record in self.records)
+        return any(record.masks is not None for record in self.records)
+
+    def score(self) -> Scores:
+        """The scores of all videos by measure and name, in percent; what has no ground truth is left out."""
+        raise NotImplementedError
+
+    def submit(self) -> None:
+        """Write what the data set's server scores."""
+        writers.write_submission(self.dataset_name, self.records, self.results, self.output_dir)

@@ -1,0 +1,106 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ausm_d2.errors import UserError
+from ausm_d2.masks import run_lists
+
+
+def plain(data: Any) -> Any:
+    """Arrays as lists again."""
+    if isinstance(data, dict):
+        return {key: plain(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [plain(value) for value in data]
+    return data.tolist() if isinstance(data, np.ndarray) else data
+
+
+def random_data(rng: np.random.Generator) -> Any:
+    entries: list[Any] = []
+    for _ in range(rng.integers(1, 9)):
+        largest = 10 ** int(rng.integers(1, 9))
+        counts: Any = rng.integers(0, largest, int(rng.integers(1, 40))).tolist()
+        masks = [{"size": [4, 5], "counts": counts}, None, {"counts": "PPYo[1", "size": [1, 2]}]
+        entries.append({"note": 'a "counts": [1, 2] of \\ kinds', "segmentations": masks, "score": rng.random()})
+    return {"annotations": entries, "counts": 5}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_reads_what_json_reads(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(seed)
+    data = random_data(rng)
+    path = tmp_path / "data.json"
+    text = json.dumps(data, indent=[None, 1][seed % 2], separators=[(",", ":"), (", ", ": "), None][seed % 3])
+    path.write_text(text, encoding="utf-8-sig" if seed % 4 == 0 else "utf-8")
+    monkeypatch.setattr(run_lists, "_BATCH", int(rng.integers(1, 400)))
+    monkeypatch.setattr(run_lists, "read_json", None)  # it is not needed
+    read = run_lists.read_json_with_masks(path)
+    assert plain(read) == data
+    assert read["annotations"][0]["segmentations"][0]["counts"].dtype == np.uint32
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"counts": []}',
+        '{"counts": [ ]}',
+        '{"counts": [1.5, 2]}',
+        '{"counts": [-1, 2]}',
+        '{"counts": ["1", 2]}',
+        '{"counts": [[1, 2], [3]]}',
+        '{"counts": [1, 123456789]}',
+        '{"counts": [1, 99999999999999999999]}',
+        '{"counts": [null]}',
+        '{"counts": [{"counts": [1, 2]}]}',
+        '{"c\\u006funts": [1, 2]}',
+        '{"a\\"counts": [1, 2], "counts": [3]}',
+        '["\\"counts", {"counts": [3]}]',
+        '{"counts": [1, 2], "counts": [3]}',
+        '{"counts": NaN, "score": Infinity}',
+        '[{"counts": [1]}, {"counts": 7}, {"counts": {}}]',
+        "[]",
+        "3",
+    ],
+)
+def test_what_is_unusual_is_read_all_the_same(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(text)
+    assert repr(plain(run_lists.read_json_with_masks(path))) == repr(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"counts": [1 2]}',
+        '{"counts": [1,, 2]}',
+        '{"counts": [1 2,, 3]}',
+        '{"counts": [,1, 2]}',
+        '{"counts": [1, 2,]}',
+        '{"counts": [1], "a": {"counts": [1 2], "b": {"counts": [3,, 4]}}}',
+        '{"counts": [1, 2',
+        '{"counts": [1, 2]',
+        '{"counts": [1, 2]} x',
+        "",
+    ],
+)
+def test_what_is_no_json_is_none(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(text)
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(text)
+    with pytest.raises(UserError, match=r"data\.json: not a JSON file: .* at line 1"):
+        run_lists.read_json_with_masks(path)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.json: cannot be read: No such file"):
+        run_lists.read_json_with_masks(tmp_path / "none.json")
+    (tmp_path / "binary.json").write_bytes(b'{"counts": [1, 2], "a": "\xff\xfe"}')
+    with pytest.raises(UserError, match=r"binary\.json: not a JSON file: it is not text"):
+        run_lists.read_json_with_masks(tmp_path / "binary.json")
