@@ -55,8 +55,9 @@ def read_json(path: str | os.PathLike[str], object_hook: Callable[[dict[str, Any
         UserError: it is missing or no JSON.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            return json.load(file, object_hook=object_hook)
+        with open(path, "rb") as file:  # whole: text that is read by lines takes twice as long
+            text = file.read().decode("utf-8-sig")
+        return json.loads(text, object_hook=object_hook)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -17,8 +17,7 @@ from typing import Any
 
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation.tracks import Track, VideoId, mean_area
-from ausm_d2.masks.rle import Rle, measure, to_rle
-from ausm_d2.masks.run_lists import read_json_with_masks
+from ausm_d2.masks.rle import Rle, measure, read_json_with_masks, to_rle
 
 logger = logging.getLogger(__name__)
 

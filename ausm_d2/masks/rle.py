@@ -8,6 +8,8 @@ Shape shorthand:
 
 from __future__ import annotations
 
+import contextlib
+import os
 from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,6 +19,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ausm_d2.errors import UserError
+from ausm_d2.io import read_json
 
 # A mask as it is stored: COCO RLE ({"size": [H, W], "counts": bytes | str | list}), COCO polygons
 # (list of flat x, y lists) or a decoded bool array (H, W).
@@ -33,6 +36,23 @@ def encode(mask: np.ndarray) -> Rle:
 def decode(rle: Rle) -> np.ndarray:
     """bool (H, W) of compressed run lengths."""
     return coco_mask.decode(rle).astype(bool)
+
+
+def read_json_with_masks(path: str | os.PathLike[str]) -> Any:
+    """``read_json``; a list of whole numbers in a field ``counts`` becomes a ``uint32`` array, a tenth of its size.
+
+    Raises:
+        UserError: it is missing or no JSON.
+    """
+    return read_json(path, object_hook=_with_array)
+
+
+def _with_array(entry: dict[str, Any]) -> dict[str, Any]:
+    counts = entry.get("counts")
+    if isinstance(counts, list) and counts:
+        with contextlib.suppress(TypeError, OverflowError):
+            entry["counts"] = np.frombuffer(array("I", counts), np.uint32)
+    return entry
 
 
 def to_rle(mask: StoredMask | None, height: int, width: int) -> Rle | None:
