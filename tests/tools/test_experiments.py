@@ -193,15 +193,19 @@ def test_an_interrupted_training_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("command", "key", "settings"),
+    ("command", "differ", "settings"),
     [
-        ("marker", "MODEL.AUSM.HISTORY_MARKER", ("History_Marker", "object_vectors_only")),
-        ("noise", "MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED", ("with_history_noise", "without")),
+        ("marker", {"MODEL.AUSM.PROPAGATE": ("marker", "vectors")}, ("History_Marker", "object_vectors")),
+        (
+            "noise",
+            {"MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED": (True, False)},
+            ("with_history_noise", "without"),
+        ),
     ],
 )
 def test_ablations_differ_in_one_key_and_start_from_random_weights(
     command: str,
-    key: str,
+    differ: dict[str, tuple[Any, Any]],
     settings: tuple[str, str],
     run: Callable[..., list[dict[str, Any]]],
     tmp_path: Path,
@@ -214,9 +218,7 @@ def test_ablations_differ_in_one_key_and_start_from_random_weights(
         experiment.variants._learning(load_config(str(tmp_path / "out" / f"{setting}_seed1" / "config.yaml")))
         for setting in settings
     )
-    assert {name: (value, without[name]) for name, value in with_it.items() if without[name] != value} == {
-        key: (True, False)
-    }
+    assert {name: (value, without[name]) for name, value in with_it.items() if without[name] != value} == differ
     assert with_it["MODEL.WEIGHTS"] == ""
 
 

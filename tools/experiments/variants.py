@@ -71,10 +71,10 @@ def clip_length(args: argparse.Namespace) -> Report:
 
 
 def marker(args: argparse.Namespace) -> Report:
-    """The masks of the frame before marked on its features, or only the object vectors handed on."""
+    """Objects handed on as marks on the features, or as one vector each."""
     variants = {
-        "History Marker": {"MODEL.AUSM.HISTORY_MARKER": True},
-        "object vectors only": {"MODEL.AUSM.HISTORY_MARKER": False},
+        "History Marker": {"MODEL.AUSM.PROPAGATE": "marker"},
+        "object vectors": {"MODEL.AUSM.PROPAGATE": "vectors"},
     }
     return _compare(args, variants, Report("History Marker", "what is handed on", ordered=False))
 
