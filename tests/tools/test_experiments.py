@@ -173,6 +173,28 @@ def test_clip_length_trains_alike_but_for_the_clips_and_only_once(
         run(experiment.main, *arguments, "--opts", "SOLVER.MAX_ITER", 3)
 
 
+def test_clips_that_do_not_divide_the_frames_of_an_iteration_come_close(
+    run: Callable[..., list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment.variants, "_train", lambda cfg: None)
+    monkeypatch.setattr(experiment.variants, "_evaluate", lambda cfg, videos: {VIS: {"segm": {"AP": cfg.SEED}}})
+    with monkeypatch.context() as patch:
+        sizes = []
+        patch.setattr(
+            experiment.variants,
+            "_check_folder",
+            lambda cfg: sizes.append((cfg.SOLVER.IMS_PER_BATCH, cfg.INPUT.SAMPLING_FRAME_NUM)),
+        )
+        run(experiment.main, "clip-length", "--frames-per-iteration", 16, "--seeds", 1, 4)
+    assert sizes == [(3, 5), (3, 5), (1, 16), (1, 16)]
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "iterations of 15 or 16 frames" in table
+    assert [line.split("|")[2].strip() for line in table.splitlines() if line.startswith(f"| {VIS}")] == [
+        f"{frames}, {which}" for frames in (5, 16) for which in ("seed 1", "seed 4", "2 seeds")
+    ]
+    assert " 2.5 " in table  # the mean of APs 1 and 4
+
+
 def test_an_interrupted_training_goes_on(
     run: Callable[..., list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,7 +247,8 @@ def test_ablations_differ_in_one_key_and_start_from_random_weights(
 @pytest.mark.parametrize(
     ("main", "arguments", "message"),
     [
-        (experiment.main, ["clip-length", "--frames", 3], "3 does not divide the 2 frames of an iteration"),
+        (experiment.main, ["clip-length", "--frames", 3], "no number of clips of 3 has about the 2 frames of an it"),
+        (experiment.main, ["clip-length", "--frames", 0], "no number of clips of 0 has about the 2 frames of an it"),
         (experiment.main, ["repeat", "--videos", 0], "--videos: 0, expected 1 or more"),
         (sweep_threshold.main, ["--thresholds", 1.5], "expected probabilities"),
         (sweep_threshold.main, ["--opts", "DATASETS.TEST", [VOS]], "only unprompted data sets have a threshold"),
