@@ -267,7 +267,8 @@ def _add_test_keys(cfg: CfgNode) -> None:
     test.AMP = False  # bfloat16 autocast in streaming
     test.CUDA_GRAPH = False  # capture the step of a stream in a CUDA graph, from its second frame on; CUDA only
     test.RESUME = False  # keep the videos that OUTPUT_DIR already holds results of
-    # Times the input is repeated (Table 3): images as a still video, videos forward, backward, forward. Odd for videos.
+    # Times the input is repeated (Table 3): images as a still video, videos forward, backward, forward ..; the
+    # last time counts.
     test.REPEAT = 1
     test.SPATIAL_TRAVERSAL = False  # images: the image, four 90 % crops around it, the image again (Appendix A)
     test.SEED = 0  # of the Sampler of ID vectors

@@ -127,6 +127,27 @@ def test_sweep_command(run: Callable[..., list[dict[str, Any]]], config: Path, t
     assert "for 8 frames (one pass per threshold: 16)" in note
 
 
+def test_an_interrupted_sweep_goes_on(
+    run: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--thresholds", 0.5, "--videos", 2, "--opts", "TEST.AUSM.RESUME", True]
+    segment, seen = sweep_threshold.ThresholdSweep.segment, []
+
+    def interrupted(self: sweep_threshold.ThresholdSweep, record: Any, head: str) -> Any:
+        seen.append(record.video_id)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return segment(self, record, head)
+
+    monkeypatch.setattr(sweep_threshold.ThresholdSweep, "segment", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(sweep_threshold.main, *arguments)
+    rows = run(sweep_threshold.main, *arguments)
+    assert len(seen) == 3 and seen[1] == seen[2] != seen[0]  # what is done is not done again
+    assert [row["setting"] for row in rows] == ["0.5"]
+    assert run(sweep_threshold.main, *arguments) == rows and len(seen) == 3
+
+
 def test_repeat_command(run: Callable[..., list[dict[str, Any]]], config: Path, tmp_path: Path) -> None:
     arguments = ["--repeats", 1, 3, "--stills", "--image-threshold", 0.5, "--videos", 1]
     scores = {(row["dataset"], row["setting"]): row["scores"] for row in run(experiment.main, "repeat", *arguments)}
@@ -250,6 +271,7 @@ def test_ablations_differ_in_one_key_and_start_from_random_weights(
         (experiment.main, ["clip-length", "--frames", 3], "no number of clips of 3 has about the 2 frames of an it"),
         (experiment.main, ["clip-length", "--frames", 0], "no number of clips of 0 has about the 2 frames of an it"),
         (experiment.main, ["repeat", "--videos", 0], "--videos: 0, expected 1 or more"),
+        (experiment.main, ["repeat", "--repeats", 1, 0], "--repeats: 0, expected 1 or more"),
         (sweep_threshold.main, ["--thresholds", 1.5], "expected probabilities"),
         (sweep_threshold.main, ["--opts", "DATASETS.TEST", [VOS]], "only unprompted data sets have a threshold"),
         (sweep_threshold.main, ["--opts", "MODEL.WEIGHTS", ""], "MODEL.WEIGHTS: empty"),
