@@ -233,6 +233,9 @@ def test_an_interrupted_training_goes_on(
         run(experiment.main, *arguments)
     assert len(run(experiment.main, *arguments)) == 4
     assert iterations == [0, 1, 1, 0, 1]
+    curves = json.loads((tmp_path / "out" / "table.json").read_text())["notes"][1].splitlines()
+    assert [line.split(" | ")[0] for line in curves[2:]] == ["| with history noise, seed 1", "| without, seed 1"]
+    assert all(float(line.split(" | ")[3]) >= 0 for line in curves[2:])  # of the last of two iterations
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,34 @@ def _compare(args: argparse.Namespace, variants: Mapping[str, Keys], report: Rep
         f"{runs[0][2].MODEL.WEIGHTS or 'random weights'}; seed{'s' * (len(args.seeds) > 1)} "
         f"{', '.join(map(str, args.seeds))}."
     )
+    report.notes += _learning_curves(runs)
     return report
+
+
+def _learning_curves(runs: Sequence[tuple[str, int, CfgNode]]) -> list[str]:
+    """How the tracking rows learned: Markdown, the mean loss (dice, last layer) of each quarter of every training.
+
+    A run of train_net.py that was copied without its ``metrics.json`` has no line.
+    """
+    lines = []
+    for setting, seed, cfg in runs:
+        file = Path(cfg.OUTPUT_DIR, "metrics.json")
+        if not file.is_file():
+            continue
+        entries = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        losses = {each["iteration"]: each["loss_trk_dice"] for each in entries if "loss_trk_dice" in each}
+        quarters: list[list[float]] = [[], [], [], []]
+        for iteration, loss in losses.items():
+            quarters[min(4 * iteration // cfg.SOLVER.MAX_ITER, 3)].append(loss)
+        cells = [f"{sum(of) / len(of):.2f}" if of else "" for of in quarters]
+        lines.append(f"| {' | '.join([f'{setting}, seed {seed}', *cells])} |")
+    if not lines:
+        return []
+    header = [
+        "| Dice loss of tracking, mean of the | 1st | 2nd | 3rd | 4th quarter |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    return ["\n".join([*header, *lines])]
 
 
 def _folder(args: argparse.Namespace, setting: str, seed: int) -> Path:
