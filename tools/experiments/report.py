@@ -118,7 +118,7 @@ class Report:
             means = [values[np.equal(places, place)].mean() for place in present]
             axes.plot(present, means, "o-" if self.ordered else "o", color=f"C{i}", label=dataset)
         axes.set_xticks(range(len(settings)), settings)
-        axes.set_xmargin(0.15)
+        axes.set_xmargin(0.15 if self.ordered else 0.4)  # names are wider than numbers
         axes.set_xlabel(self.axis)
         axes.margins(y=0.2)
         low, high = axes.get_ylim()
