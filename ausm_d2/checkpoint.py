@@ -39,6 +39,7 @@ from .io import atomic_write
 _BACKBONE = "frame_encoder.backbone."
 _CLASS_EMBED = "pixel_decoder.class_embed."
 _TRAINING_ONLY = "frame_classifier."
+_OBJECT_VECTORS = "object_vectors."
 _COCO_HEAD = "coco"  # label set of Mask2Former's COCO checkpoints
 _COMPUTED = ("relative_position_index", "attn_mask")  # buffers that Swin makes itself
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a file of torch.save before 1.6 begins
@@ -368,6 +369,8 @@ def _missing(kind: Origin, target: str, heads: set[str]) -> tuple[Status, str]:
     """What to say of a tensor of the model that the file does not have."""
     if target.startswith(_TRAINING_ONLY):
         return Status.RANDOM, "of a loss that the file was not trained with"
+    if target.startswith(_OBJECT_VECTORS):
+        return Status.RANDOM, "of MODEL.AUSM.PROPAGATE: vectors, which the file was not trained with"
     if target.startswith(_CLASS_EMBED) and target.split(".")[2] not in heads:
         return Status.RANDOM, "a head that the file does not have"
     if kind is Origin.MASK2FORMER and target.startswith("pixel_decoder.track_embed."):

@@ -75,6 +75,7 @@ def check_model_config(cfg: CfgNode) -> None:
             )
     choices = {
         "PROMPT_INDEX": (ausm.PROMPT_INDEX, ("frame", "zero")),
+        "PROPAGATE": (ausm.PROPAGATE, ("marker", "vectors")),
         "TRAIN.MODE": (ausm.TRAIN.MODE, ("parallel", "iterative", "rollout")),
     }
     for key, (value, known) in choices.items():
@@ -152,8 +153,9 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # the first frame is M_0, marked on X_0, and the first frame itself is predicted (docs/deviations.md, 2).
     ausm.PROMPT_INDEX = "frame"
     ausm.MARKER_EPS = 1e-6  # eps of the History Marker (Sec. 3)
-    # False: the masks are not marked on the features, only the object vectors A are propagated (an ablation).
-    ausm.HISTORY_MARKER = True
+    # What of the objects reaches the next frame. "marker": their masks, marked on its features (the paper). "vectors":
+    # nothing but one vector of each object, as its row's content (an ablation; docs/deviations.md, 19).
+    ausm.PROPAGATE = "marker"
     # Keys and values of the spatial attentions of Compressor and Decoder are pooled r x r; 1 = the paper.
     ausm.SPATIAL_REDUCTION = 1
 
@@ -273,7 +275,8 @@ def _add_test_keys(cfg: CfgNode) -> None:
     test.AMP = False  # bfloat16 autocast in streaming
     test.CUDA_GRAPH = False  # capture the step of a stream in a CUDA graph, from its second frame on; CUDA only
     test.RESUME = False  # keep the videos that OUTPUT_DIR already holds results of
-    # Times the input is repeated (Table 3): images as a still video, videos forward, backward, forward. Odd for videos.
+    # Times the input is repeated (Table 3): images as a still video, videos forward, backward, forward ..; the
+    # last time counts.
     test.REPEAT = 1
     test.SPATIAL_TRAVERSAL = False  # images: the image, four 90 % crops around it, the image again (Appendix A)
     test.SEED = 0  # of the Sampler of ID vectors

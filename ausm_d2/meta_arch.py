@@ -24,10 +24,9 @@ from torch import Tensor, nn
 from .config import check_model_config
 from .errors import UserError
 from .modeling.frame_encoder import FrameEncoder, FrameFeatures
-from .modeling.history import HistoryCompressor, HistoryDecoder, HistoryMarker
+from .modeling.history import HistoryCompressor, HistoryDecoder, HistoryMarker, Memory, ObjectVectors
 from .modeling.id_pool import IDPool
 from .modeling.pixel_decoder import PixelDecoder, Predictions, memory_levels
-from .modeling.ssm import SSMState
 from .streaming.video import VideoSettings, segment_video
 from .training.criterion import SetCriterion
 from .training.frame_class import FrameClassifier
@@ -72,7 +71,7 @@ class AUSM(nn.Module):
         heads: dict[str, int],
         memory_strides: Sequence[int],
         marker_eps: float,
-        use_marker: bool,
+        object_vectors: ObjectVectors | None,
         prompt_index: str,
         prompt_prob: float,
         train_mode: str,
@@ -92,7 +91,7 @@ class AUSM(nn.Module):
             heads: number of classes by label set.
             memory_strides: strides G_t is pooled to for the Pixel Decoder.
             marker_eps: eps of the History Marker.
-            use_marker: False propagates only the object vectors, not where they were (an ablation).
+            object_vectors: what is handed on in place of marks (an ablation; docs/deviations.md, 19).
             prompt_index: "frame" or "zero" (docs/deviations.md, 2).
             prompt_prob: probability that a clip's objects switch at their first visible frame.
             train_mode: "parallel", "iterative" or "rollout".
@@ -104,6 +103,7 @@ class AUSM(nn.Module):
         super().__init__()
         self.frame_encoder = frame_encoder
         self.marker = HistoryMarker(eps=marker_eps)
+        self.object_vectors = object_vectors
         self.compressor = compressor
         self.decoder = decoder
         self.pixel_decoder = pixel_decoder
@@ -113,7 +113,6 @@ class AUSM(nn.Module):
         self.frame_classifier = frame_classifier
         self.heads = heads
         self.memory_strides = tuple(memory_strides)
-        self.use_marker = use_marker
         self.prompt_index = prompt_index
         self.prompt_prob = prompt_prob
         self.train_mode = train_mode
@@ -142,7 +141,7 @@ class AUSM(nn.Module):
             "heads": dict(ausm.HEADS),
             "memory_strides": ausm.PIXEL_DECODER.MEMORY_STRIDES,
             "marker_eps": ausm.MARKER_EPS,
-            "use_marker": ausm.HISTORY_MARKER,
+            "object_vectors": ObjectVectors(cfg) if ausm.PROPAGATE == "vectors" else None,
             "prompt_index": ausm.PROMPT_INDEX,
             "prompt_prob": ausm.TRAIN.PROMPT_PROB,
             "train_mode": ausm.TRAIN.MODE,
@@ -186,9 +185,9 @@ class AUSM(nn.Module):
         in_use: Tensor,
         history: Tensor,
         heads: Sequence[str],
-        states: list[SSMState] | None = None,
+        memory: Memory | None = None,
         intermediate: bool = True,
-    ) -> tuple[list[Predictions], list[SSMState] | None]:
+    ) -> tuple[list[Predictions], Memory | None]:
         """The body of Alg. 1 and Alg. 2: X_t, X_{t-1}, A_{t-1}, M_{t-1} -> y_trk, y_det, for T frames at once.
 
         Args:
@@ -199,29 +198,31 @@ class AUSM(nn.Module):
             in_use: bool (B, T, N): row i is in A_{t-1}.
             history: (B, T, N, H4, W4) masks M_{t-1}, zero for rows that are not in use.
             heads: label set of each of the B clips.
-            states: memory of the frames before; None: the clip starts here and no memory is kept.
+            memory: of the frames before; None: the clip starts here and no memory is kept.
             intermediate: also the predictions of the Pixel Decoder's earlier layers.
 
         Returns:
             Predictions by layer, over BT frames, and the memory after the last frame.
         """
-        e = x_prev
-        if self.use_marker:
+        frames = x.shape[1]
+        e, rows, vectors = x_prev, ids[:, None].expand(-1, frames, -1, -1), None
+        if self.object_vectors is None:
             e = e + self.marker(ids[:, None], history).to(x.dtype)
-        f, states = self.compressor(e, states)
+        else:
+            rows, vectors = self.object_vectors(ids, x_prev, history, memory.vectors if memory else None)
+        f, ssm = self.compressor(e, memory.ssm if memory else None)
         g = self.decoder(x.flatten(0, 1), f.flatten(0, 1))
         masks = mask_features.flatten(0, 1)
         masks = masks + F.interpolate(g, size=masks.shape[-2:], mode="bilinear", align_corners=False)
-        frames = x.shape[1]
         layers = self.pixel_decoder(
             memory_levels(g, self.memory_strides),
             masks,
-            ids.repeat_interleave(frames, dim=0).to(g.dtype),
+            rows.flatten(0, 1).to(g.dtype),
             in_use.flatten(0, 1),
             [head for head in heads for _ in range(frames)],
             intermediate=intermediate,
         )
-        return layers, states
+        return layers, Memory(ssm, vectors) if memory else None
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Training items -> losses by name; in evaluation mode, test items (whole videos) -> one result each."""
@@ -325,7 +326,8 @@ class AUSM(nn.Module):
         """
         batch, frames = images.shape[:2]
         xs: list[Tensor] = []
-        states, steps = None, []
+        memory: Memory | None = None
+        steps = []
         history = forcing.history[:, 0]
         for t in range(frames):
             features = self.encode(images[:, t])
@@ -333,8 +335,8 @@ class AUSM(nn.Module):
             if not xs:
                 x_prev = self.x_start.to(x.dtype)[:, None, None].expand_as(x)
                 pixels = batch * x.shape[-2] * x.shape[-1]
-                states = self.compressor.init_states(pixels, device=x.device, dtype=x.dtype)
-            layers, states = self.predict(
+                memory = Memory(self.compressor.init_states(pixels, device=x.device, dtype=x.dtype))
+            layers, memory = self.predict(
                 x=x[:, None],
                 mask_features=features.mask_features[:, None],
                 x_prev=x_prev[:, None],
@@ -342,7 +344,7 @@ class AUSM(nn.Module):
                 in_use=forcing.in_use[:, t, None],
                 history=history[:, None],
                 heads=heads,
-                states=states,
+                memory=memory,
             )
             steps.append(layers)
             x_prev = x

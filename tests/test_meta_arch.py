@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +15,14 @@ from ausm_d2.modeling.pixel_decoder import Predictions
 from ausm_d2.streaming.stream import Stream
 from ausm_d2.training.teacher_forcing import TeacherForcing, draw_switch_times, preprocess
 from tests.tiny import clip, tiny_model
+
+
+def propagating(propagate: str, *opts: Any) -> AUSM:
+    """A model whose ID vectors count, as after training, also where they are not marked."""
+    model = tiny_model("MODEL.AUSM.PROPAGATE", propagate, *opts)
+    if model.object_vectors is not None:
+        torch.nn.init.ones_(model.object_vectors.id_scale)
+    return model
 
 
 def teacher_forced(model: AUSM, items: list[dict], seed: int = 0) -> tuple[Tensor, Tensor, TeacherForcing, list[str]]:
@@ -38,18 +48,20 @@ def assert_same(one: list[Predictions], other: list[Predictions], forcing: Teach
             assert (x - y).norm() <= 1e-4 * x.norm()
 
 
-@pytest.mark.parametrize("frames", range(1, 9))
-def test_parallel_equals_iterative(frames: int) -> None:
-    model = tiny_model()
+@pytest.mark.parametrize(
+    ("frames", "propagate"), [*((frames, "marker") for frames in range(1, 9)), (1, "vectors"), (6, "vectors")]
+)
+def test_parallel_equals_iterative(frames: int, propagate: str) -> None:
+    model = propagating(propagate)
     items = [clip(frames, 1 + frames % 3, seed=1), clip(frames, 3, seed=2), clip(frames, 2, head="object", seed=3)]
     prepared = teacher_forced(model, items)
     with torch.no_grad():
         assert_same(model.forward_parallel(*prepared).layers, model.forward_iterative(*prepared).layers, prepared[2])
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_of_parallel_equal_those_of_the_frame_loop(checkpointing: bool) -> None:
-    model = tiny_model("MODEL.AUSM.TRAIN.CHECKPOINTING", checkpointing)
+@pytest.mark.parametrize(("checkpointing", "propagate"), [(False, "marker"), (True, "marker"), (False, "vectors")])
+def test_gradients_of_parallel_equal_those_of_the_frame_loop(checkpointing: bool, propagate: str) -> None:
+    model = propagating(propagate, "MODEL.AUSM.TRAIN.CHECKPOINTING", checkpointing)
     prepared = teacher_forced(model, [clip(5, 3, seed=1), clip(5, 2, seed=2)])
     weights = None
     gradients = []
@@ -74,8 +86,9 @@ def test_gradients_of_parallel_equal_those_of_the_frame_loop(checkpointing: bool
         assert (gradient - other).norm() <= 1e-4 * gradient.norm() + 1e-6 * total, name
 
 
-def test_no_frame_sees_the_future() -> None:
-    model = tiny_model().eval()
+@pytest.mark.parametrize("propagate", ["marker", "vectors"])
+def test_no_frame_sees_the_future(propagate: str) -> None:
+    model = propagating(propagate).eval()
     images, ids, forcing, heads = teacher_forced(model, [clip(5, 3)])
     with torch.no_grad():
         before = model.forward_parallel(images, ids, forcing, heads).layers
@@ -92,8 +105,9 @@ def test_no_frame_sees_the_future() -> None:
         assert not torch.equal(x[4], y[4])
 
 
-def test_rows_not_in_use_influence_nothing() -> None:
-    model = tiny_model().eval()
+@pytest.mark.parametrize("propagate", ["marker", "vectors"])
+def test_rows_not_in_use_influence_nothing(propagate: str) -> None:
+    model = propagating(propagate).eval()
     images, ids, forcing, heads = teacher_forced(model, [clip(4, 2)])
     padded_ids = torch.cat([ids, torch.randn_like(ids)], dim=1)
     padded = TeacherForcing(
@@ -110,9 +124,10 @@ def test_rows_not_in_use_influence_nothing() -> None:
     torch.testing.assert_close(beside.class_logits[:, 4:], alone.class_logits[:, 2:], rtol=1e-4, atol=1e-4)
 
 
-def test_stream_equals_parallel() -> None:
+@pytest.mark.parametrize("propagate", ["marker", "vectors"])
+def test_stream_equals_parallel(propagate: str) -> None:
     """Prompted at the first frame: the stream's own history is teacher forced and compared frame by frame."""
-    model = tiny_model().eval()
+    model = propagating(propagate).eval()
     item = clip(6, 2, head="object")
     stream = Stream(model, head="object", detect=False, fg_threshold=0.5)
     prompts = {7: item["masks"][0, 0], 9: item["masks"][1, 0]}
@@ -185,17 +200,33 @@ def test_training_lowers_the_loss_by_half() -> None:
     assert sum(history[-5:]) < 0.5 * sum(history[:5])
 
 
+def test_object_vectors_say_which_object_a_row_follows_and_marks_are_not_made() -> None:
+    model = tiny_model("MODEL.AUSM.PROPAGATE", "vectors").eval()
+    images, ids, forcing, heads = teacher_forced(model, [clip(3, 2, seed=5)])
+    assert forcing.in_use[0, 2].all()
+    with torch.no_grad():
+        before = model.forward_parallel(images, ids, forcing, heads).layers[-1].mask_logits[2]
+        # Whatever vectors of the pool they wear, rows whose masks are exchanged are exchanged, and V sees no marks.
+        forcing.history = forcing.history.flip(2)
+        forcing.in_use = forcing.in_use.flip(2)
+        after = model.forward_parallel(images, ids.roll(1, dims=-1), forcing, heads).layers[-1].mask_logits[2]
+    torch.testing.assert_close(after[:2], before[:2].flip(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(after[2:], before[2:], rtol=1e-4, atol=1e-4)
+
+
 def test_unknown_choices_and_heads_are_named() -> None:
     with pytest.raises(UserError, match=r"MODEL\.AUSM\.TRAIN\.MODE: 'both' is not one of parallel"):
         tiny_model("MODEL.AUSM.TRAIN.MODE", "both")
+    with pytest.raises(UserError, match=r"MODEL\.AUSM\.PROPAGATE: 'marks' is not one of marker, vectors"):
+        tiny_model("MODEL.AUSM.PROPAGATE", "marks")
     with pytest.raises(UserError, match="no head 'coco'"):
         tiny_model()([clip(2, 1, head="coco")])
 
 
-@pytest.mark.parametrize("head", ["synthvis", "object"])
-def test_every_parameter_has_a_gradient_whatever_the_label_sets_of_the_batch(head: str) -> None:
+@pytest.mark.parametrize(("head", "propagate"), [("synthvis", "marker"), ("object", "marker"), ("object", "vectors")])
+def test_every_parameter_has_a_gradient_whatever_the_label_sets_of_the_batch(head: str, propagate: str) -> None:
     """Distributed training waits for all of them."""
-    model = tiny_model("MODEL.AUSM.TRAIN.FRAME_CLASS_WEIGHT", 1.0)
+    model = tiny_model("MODEL.AUSM.TRAIN.FRAME_CLASS_WEIGHT", 1.0, "MODEL.AUSM.PROPAGATE", propagate)
     sum(model([clip(3, 2, head=head, seed=1)]).values()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 

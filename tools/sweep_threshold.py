@@ -11,7 +11,6 @@ for all of them. The results are those of one evaluation per threshold.
 Shape shorthand:
     H, W: frame size in pixels
     T: frames of a video
-    K: classes
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import dataclasses
 import itertools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +40,10 @@ from ausm_d2.data.video import VideoRecord
 from ausm_d2.data.views import first_videos
 from ausm_d2.engine import Trainer
 from ausm_d2.errors import UserError, cli
-from ausm_d2.masks.rle import Rle, encode
 from ausm_d2.meta_arch import AUSM
 from ausm_d2.streaming.refine import crop, visits
 from ausm_d2.streaming.stream import FrameOutput
-from ausm_d2.streaming.video import FrameStream, VideoSettings, best_tracks, shown_rows
+from ausm_d2.streaming.video import FrameStream, VideoSettings, VideoTracks, best_tracks
 
 PAPER = Paper(
     source="Table 2, Swin-B",
@@ -85,19 +83,7 @@ class _Branch:
 
     thresholds: list[float]
     stream: FrameStream
-    masks: dict[int, list[Rle | None]] = field(default_factory=dict)  # T by track
-    scores: dict[int, Tensor] = field(default_factory=dict)  # (K) by track
-
-    def keep(self, output: FrameOutput, frame: int | None, settings: VideoSettings, length: int) -> None:
-        """Take over the scores of a step and, unless ``frame`` is None, its masks as those of that frame of T."""
-        for row, track_id in enumerate(output.track_ids):
-            self.scores[track_id] = output.mean_probabilities[row]
-        if frame is None:
-            return
-        shown = shown_rows(output, settings.topk if settings.topk_scope == "frame" else None)
-        for track_id, mask in zip(shown.track_ids, (self.stream.logits(shown) > 0).cpu().numpy(), strict=True):
-            if mask.any():
-                self.masks.setdefault(track_id, [None] * length)[frame] = encode(mask)
+    tracks: VideoTracks
 
 
 class ThresholdSweep:
@@ -119,7 +105,7 @@ class ThresholdSweep:
     def segment(self, record: VideoRecord, head: str) -> dict[float, dict[str, Any]]:
         """What ``segment_video`` gives for each threshold."""
         settings = self._settings
-        branches = [_Branch(self._thresholds, self._stream(self._thresholds[0], head))]
+        branches = [_Branch(self._thresholds, self._stream(self._thresholds[0], head), VideoTracks(record.length))]
         for visit in visits(record.length, repeat=settings.repeat, spatial_traversal=settings.spatial_traversal):
             frame = record.frames[visit.frame]
             if visit.corner is not None:
@@ -128,12 +114,12 @@ class ThresholdSweep:
             self.frames += 1
             stepped = [pair for branch in branches for pair in self._step(branch, frame, head)]
             for branch, output in stepped:
-                branch.keep(output, visit.frame if visit.counts else None, settings, record.length)
+                branch.tracks.keep(output, branch.stream, visit)
             branches = [branch for branch, _ in stepped]
         return {
             threshold: {
                 "video_id": record.video_id,
-                "tracks": best_tracks(branch.masks, branch.scores, settings),
+                "tracks": best_tracks(branch.tracks.masks, branch.tracks.scores, settings),
             }
             for branch in branches
             for threshold in branch.thresholds
@@ -161,8 +147,7 @@ class ThresholdSweep:
         ]
         done = [(branch, output)]
         for thresholds in groups[1:]:
-            masks = {track_id: list(of) for track_id, of in branch.masks.items()}
-            other = _Branch(thresholds, self._stream(thresholds[0], head), masks, dict(branch.scores))
+            other = _Branch(thresholds, self._stream(thresholds[0], head), branch.tracks.copy())
             other.stream.size, other.stream.stream.size = sizes
             other.stream.stream.state = copy.deepcopy(before)
             done.append((other, other.stream.step(frame)))

@@ -1,5 +1,6 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """History Marker, History Compressor and History Decoder (paper, Sec. 3): how the past reaches the present frame.
+Object Vectors are what the marker is compared with.
 
 Shape shorthand:
     B: clips
@@ -13,7 +14,7 @@ Shape shorthand:
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,13 @@ from torch.utils.checkpoint import checkpoint
 from .attention import Attention, FeedForward
 from .position import sine_position
 from .ssm import Mamba, SSMState
+
+
+class Memory(NamedTuple):
+    """What the model remembers of the frames before, besides X_{t-1}, A_{t-1} and M_{t-1}."""
+
+    ssm: list[SSMState]  # by layer of the History Compressor
+    vectors: Tensor | None = None  # (B, N, D) of the Object Vectors; None: there are none, or none yet
 
 
 def masks_at_stride4(masks: Tensor) -> Tensor:
@@ -62,6 +70,58 @@ class HistoryMarker(nn.Module):
         ids = ids.expand(*lead, *ids.shape[-2:]).flatten(0, -3)
         marked = torch.einsum("bnd,bnhw->bdhw", ids, weight)
         return marked.unflatten(0, lead)
+
+
+class ObjectVectors(nn.Module):
+    """In place of the marker: all that is handed on of an object is one vector (docs/deviations.md, 19).
+
+    ``A^i = s b_i + W o_i``, where ``o_i`` is the object as the last frame showed it in which its mask was not empty:
+    the average over the mask of the features and of the sine positions, ``o_i = LN(mean X) + mean position``. It is to
+    the Pixel Decoder's memory, G plus position, as the object's own pixels are.
+    """
+
+    @configurable
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.proj = nn.Linear(dim, dim)  # W
+        self.id_scale = nn.Parameter(torch.zeros(1))  # s: b_i, which is marked nowhere, would only hide o_i
+        # A row starts by looking for what its object looked like, and is as long as the ID vector that a mark is.
+        self.proj.weight.data.copy_(2.0 * torch.eye(dim))
+        nn.init.zeros_(self.proj.bias)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {"dim": cfg.MODEL.AUSM.HIDDEN_DIM}
+
+    def forward(self, ids: Tensor, x: Tensor, masks: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            ids: (B, N, D) ID vectors b.
+            x: (B, T, D, h, w) features X_{t-1} of T consecutive frames.
+            masks: (B, T, N, 2h, 2w) masks M_{t-1} at stride 4, in [0, 1]; all zero where an object is hidden.
+            before: (B, N, D) the vectors o before these frames, zero for an object that was never seen. They are
+                overwritten where no gradients are recorded. None: no object was seen.
+
+        Returns:
+            (B, T, N, D) contents A of the rows, and (B, N, D) the vectors o after the last frame.
+        """
+        frames, dim, height, width = x.shape[1:]
+        coverage = F.avg_pool2d(masks.flatten(0, 1).to(x.dtype), 2).flatten(2).unflatten(0, masks.shape[:2])
+        area = coverage.sum(dim=-1, keepdim=True)  # (B, T, N, 1)
+        weight = coverage / area.clamp(min=0.25)  # no mask that is not empty has less
+        position = sine_position(height, width, dim, device=x.device, dtype=x.dtype).flatten(1)
+        looks = self.norm(torch.einsum("btnp,btdp->btnd", weight, x.flatten(3)))
+        seen = looks + torch.einsum("btnp,dp->btnd", weight, position)
+        # Of every frame the last one up to it that shows the object; 0 stands for the time before.
+        start = torch.zeros_like(seen[:, :1]) if before is None else before[:, None].to(seen.dtype)
+        time = torch.arange(1, frames + 1, device=x.device)[:, None, None]
+        last = torch.where(area > 0, time, 0).cummax(dim=1).values
+        vectors = torch.cat([start, seen], dim=1).gather(1, last.expand(-1, -1, -1, dim))
+        after = vectors[:, -1]
+        if before is not None and not torch.is_grad_enabled():
+            after = before.copy_(after)
+        return self.id_scale * ids[:, None] + self.proj(vectors), after
 
 
 def _reduce(x: Tensor, size: tuple[int, int], reduction: int) -> Tensor:

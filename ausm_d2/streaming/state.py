@@ -30,6 +30,7 @@ class StreamState:
     ssm: list[SSMState]  # Mamba caches by compressor layer, h * w sequences
     x_prev: Tensor  # (D, h, w): X_{t-1}; before the first frame anything (X_0 is no memory)
     masks: Tensor  # bool (N_id, H4, W4): M_{t-1}
+    vectors: Tensor | None  # (N_id, D): what the objects looked like when last seen (MODEL.AUSM.PROPAGATE: vectors)
 
     ids: Tensor  # int64 (N_id): index into B of the vector a slot wears, or FREE
     track_ids: Tensor  # int64 (N_id): the id the user sees; meaningless for free slots
@@ -57,6 +58,8 @@ class StreamState:
 
     def occupy(self, slot: int, *, id_index: int, track_id: int, prompted: bool) -> None:
         """Take a free slot for an object that enters at the latest frame. Its mask is the caller's to write."""
+        if self.vectors is not None:
+            self.vectors[slot] = 0
         self.ids[slot] = id_index
         self.track_ids[slot] = track_id
         self.prompted[slot] = prompted
@@ -68,8 +71,8 @@ class StreamState:
         """The same state with the model's part on ``device``; as with ``Tensor.to``, what need not move is shared."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["ssm"] = [SSMState(*(each.to(device) for each in state)) for state in self.ssm]
-        for name in ("x_prev", "masks"):
-            values[name] = values[name].to(device)
+        for name in ("x_prev", "masks", "vectors"):
+            values[name] = values[name].to(device) if values[name] is not None else None
         return StreamState(**values)
 
     def detach(self) -> StreamState:
@@ -77,6 +80,7 @@ class StreamState:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["ssm"] = [SSMState(*(each.detach() for each in state)) for state in self.ssm]
         values["x_prev"] = self.x_prev.detach()
+        values["vectors"] = self.vectors.detach() if self.vectors is not None else None
         return StreamState(**values)
 
     def reset(self) -> None:
@@ -87,6 +91,8 @@ class StreamState:
         self.ids.fill_(FREE)
         for each in (self.masks, self.prompted):
             each.zero_()
+        if self.vectors is not None:
+            self.vectors.zero_()
         self.frame_index, self.next_track_id, self.recycled, self.dropped = -1, 1, 0, 0
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ..modeling.history import Memory
 from .state import FREE, StreamState
 
 if TYPE_CHECKING:  # the model imports this package
@@ -59,8 +60,8 @@ class FrameStep:
         """
         Args:
             image: uint8 (3, H, W), RGB.
-            state: overwritten where it lies are the Mamba caches, X_{t-1} by X_t, and M_{t-1} by the masks of the same
-                rows in this frame.
+            state: overwritten where it lies are the memory, X_{t-1} by X_t, and M_{t-1} by the masks of the same rows
+                in this frame.
         """
         if self._seen is not state:
             self._seen, self._graph = state, None
@@ -81,7 +82,7 @@ class FrameStep:
             in_use=in_use[None, None],
             history=state.masks[None, None],
             heads=[self._head],
-            states=state.ssm,
+            memory=Memory(state.ssm, None if state.vectors is None else state.vectors[None]),
             intermediate=False,
         )
         class_logits, mask_logits = predictions[-1].class_logits[0], predictions[-1].mask_logits[0]

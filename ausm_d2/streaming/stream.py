@@ -109,6 +109,7 @@ class Stream:
             x_prev=torch.zeros(len(model.x_start), *size, dtype=dtype, device=device),
             ids=torch.full((num_id,), FREE),
             masks=torch.zeros(num_id, height, width, dtype=torch.bool, device=device),
+            vectors=None if model.object_vectors is None else torch.zeros(num_id, len(model.x_start), device=device),
             track_ids=torch.zeros(num_id, dtype=torch.int64),
             prompted=torch.zeros(num_id, dtype=torch.bool),
             last_seen=torch.zeros(num_id, dtype=torch.int64),

@@ -11,7 +11,7 @@ Shape shorthand:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -25,7 +25,7 @@ from torch import Tensor
 from ..data.video import VideoRecord
 from ..errors import UserError
 from ..masks.rle import Rle, decode, encode, to_rle
-from .refine import crop, visits
+from .refine import Visit, crop, visits
 from .stream import FrameOutput, Stream
 
 if TYPE_CHECKING:  # the model imports this module
@@ -213,22 +213,38 @@ def segment_video(model: AUSM, item: dict[str, Any], settings: VideoSettings) ->
 
 def _segment_unprompted(model: AUSM, record: VideoRecord, settings: VideoSettings, *, head: str) -> dict[str, Any]:
     stream = FrameStream(model, settings, head=head, detect=True)
-    masks: dict[int, list[Rle | None]] = {}
-    scores: dict[int, Tensor] = {}
+    tracks = VideoTracks(record.length)
     for visit in visits(record.length, repeat=settings.repeat, spatial_traversal=settings.spatial_traversal):
         frame = record.frames[visit.frame]
         if visit.corner is not None:
             frame = crop(frame, visit.corner)
-        output = stream.step(frame)
+        tracks.keep(stream.step(frame), stream, visit)
+    return {"video_id": record.video_id, "tracks": best_tracks(tracks.masks, tracks.scores, settings)}
+
+
+@dataclass
+class VideoTracks:
+    """What a stream has found in a video so far, masks as RLE of the stored size."""
+
+    length: int  # T
+    masks: dict[int, list[Rle | None]] = field(default_factory=dict)  # T by track
+    scores: dict[int, Tensor] = field(default_factory=dict)  # (K) by track
+
+    def keep(self, output: FrameOutput, stream: FrameStream, visit: Visit) -> None:
+        """Take over the scores of the latest step of ``stream`` and, if the visit counts, the masks it shows."""
         for row, track_id in enumerate(output.track_ids):
-            scores[track_id] = output.mean_probabilities[row]
+            self.scores[track_id] = output.mean_probabilities[row]
         if not visit.counts:
-            continue
-        shown = shown_rows(output, settings.topk if settings.topk_scope == "frame" else None)
+            return
+        shown = shown_rows(output, stream.settings.topk if stream.settings.topk_scope == "frame" else None)
         for track_id, mask in zip(shown.track_ids, (stream.logits(shown) > 0).cpu().numpy(), strict=True):
             if mask.any():
-                masks.setdefault(track_id, [None] * record.length)[visit.frame] = encode(mask)
-    return {"video_id": record.video_id, "tracks": best_tracks(masks, scores, settings)}
+                self.masks.setdefault(track_id, [None] * self.length)[visit.frame] = encode(mask)
+
+    def copy(self) -> VideoTracks:
+        """The same tracks, to go on by themselves."""
+        masks = {track_id: list(of) for track_id, of in self.masks.items()}
+        return VideoTracks(self.length, masks, dict(self.scores))
 
 
 def shown_rows(output: FrameOutput, topk: int | None = None) -> FrameOutput:

@@ -55,6 +55,7 @@ class ScriptedModel:
         self.x_start = torch.ones(8)
         self.device = torch.device("cpu")
         self.compressor = self
+        self.object_vectors = None
         self.seen: list[dict[str, Any]] = []  # arguments of each prediction
 
     def check_head(self, head: str) -> None:

@@ -42,10 +42,11 @@ class _Crossings(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("layers", [0, 1])
-def test_nothing_waits_for_the_device_or_depends_on_what_is_found(layers: int) -> None:
+@pytest.mark.parametrize(("layers", "propagate"), [(0, "marker"), (1, "marker"), (0, "vectors")])
+def test_nothing_waits_for_the_device_or_depends_on_what_is_found(layers: int, propagate: str) -> None:
     # The device "meta" has no values: whatever would read one (item, nonzero, a mask as an index) raises on it.
-    model = tiny_model("MODEL.AUSM.FRAME_ENCODER.ENC_LAYERS", layers, "MODEL.AUSM.SPATIAL_REDUCTION", 2).eval()
+    model = tiny_model("MODEL.AUSM.FRAME_ENCODER.ENC_LAYERS", layers, "MODEL.AUSM.SPATIAL_REDUCTION", 2,
+                       "MODEL.AUSM.PROPAGATE", propagate).eval()  # fmt: skip
     step, state = (
         FrameStep(model, "synthvis", cuda_graph=False),
         Stream(model, head="synthvis", detect=True, fg_threshold=0.5)._start(16, 24),
@@ -61,8 +62,10 @@ def test_nothing_waits_for_the_device_or_depends_on_what_is_found(layers: int) -
     assert crossings.names == []
 
 
-def test_a_step_overwrites_the_state_where_it_lies() -> None:
-    stream = Stream(tiny_model().eval(), head="synthvis", detect=True, fg_threshold=0.0)
+@pytest.mark.parametrize("propagate", ["marker", "vectors"])
+def test_a_step_overwrites_the_state_where_it_lies(propagate: str) -> None:
+    model = tiny_model("MODEL.AUSM.PROPAGATE", propagate).eval()
+    stream = Stream(model, head="synthvis", detect=True, fg_threshold=0.0)
     places = []
     for image in frames(4):
         stream.step(image)

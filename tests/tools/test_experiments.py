@@ -127,6 +127,27 @@ def test_sweep_command(run: Callable[..., list[dict[str, Any]]], config: Path, t
     assert "for 8 frames (one pass per threshold: 16)" in note
 
 
+def test_an_interrupted_sweep_goes_on(
+    run: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--thresholds", 0.5, "--videos", 2, "--opts", "TEST.AUSM.RESUME", True]
+    segment, seen = sweep_threshold.ThresholdSweep.segment, []
+
+    def interrupted(self: sweep_threshold.ThresholdSweep, record: Any, head: str) -> Any:
+        seen.append(record.video_id)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return segment(self, record, head)
+
+    monkeypatch.setattr(sweep_threshold.ThresholdSweep, "segment", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(sweep_threshold.main, *arguments)
+    rows = run(sweep_threshold.main, *arguments)
+    assert len(seen) == 3 and seen[1] == seen[2] != seen[0]  # what is done is not done again
+    assert [row["setting"] for row in rows] == ["0.5"]
+    assert run(sweep_threshold.main, *arguments) == rows and len(seen) == 3
+
+
 def test_repeat_command(run: Callable[..., list[dict[str, Any]]], config: Path, tmp_path: Path) -> None:
     arguments = ["--repeats", 1, 3, "--stills", "--image-threshold", 0.5, "--videos", 1]
     scores = {(row["dataset"], row["setting"]): row["scores"] for row in run(experiment.main, "repeat", *arguments)}
@@ -173,6 +194,28 @@ def test_clip_length_trains_alike_but_for_the_clips_and_only_once(
         run(experiment.main, *arguments, "--opts", "SOLVER.MAX_ITER", 3)
 
 
+def test_clips_that_do_not_divide_the_frames_of_an_iteration_come_close(
+    run: Callable[..., list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment.variants, "_train", lambda cfg: None)
+    monkeypatch.setattr(experiment.variants, "_evaluate", lambda cfg, videos: {VIS: {"segm": {"AP": cfg.SEED}}})
+    with monkeypatch.context() as patch:
+        sizes = []
+        patch.setattr(
+            experiment.variants,
+            "_check_folder",
+            lambda cfg: sizes.append((cfg.SOLVER.IMS_PER_BATCH, cfg.INPUT.SAMPLING_FRAME_NUM)),
+        )
+        run(experiment.main, "clip-length", "--frames-per-iteration", 16, "--seeds", 1, 4)
+    assert sizes == [(3, 5), (3, 5), (1, 16), (1, 16)]
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "iterations of 15 or 16 frames" in table
+    assert [line.split("|")[2].strip() for line in table.splitlines() if line.startswith(f"| {VIS}")] == [
+        f"{frames}, {which}" for frames in (5, 16) for which in ("seed 1", "seed 4", "2 seeds")
+    ]
+    assert " 2.5 " in table  # the mean of APs 1 and 4
+
+
 def test_an_interrupted_training_goes_on(
     run: Callable[..., list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,18 +233,25 @@ def test_an_interrupted_training_goes_on(
         run(experiment.main, *arguments)
     assert len(run(experiment.main, *arguments)) == 4
     assert iterations == [0, 1, 1, 0, 1]
+    curves = json.loads((tmp_path / "out" / "table.json").read_text())["notes"][1].splitlines()
+    assert [line.split(" | ")[0] for line in curves[2:]] == ["| with history noise, seed 1", "| without, seed 1"]
+    assert all(float(line.split(" | ")[3]) >= 0 for line in curves[2:])  # of the last of two iterations
 
 
 @pytest.mark.parametrize(
-    ("command", "key", "settings"),
+    ("command", "differ", "settings"),
     [
-        ("marker", "MODEL.AUSM.HISTORY_MARKER", ("History_Marker", "object_vectors_only")),
-        ("noise", "MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED", ("with_history_noise", "without")),
+        ("marker", {"MODEL.AUSM.PROPAGATE": ("marker", "vectors")}, ("History_Marker", "object_vectors")),
+        (
+            "noise",
+            {"MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED": (True, False)},
+            ("with_history_noise", "without"),
+        ),
     ],
 )
 def test_ablations_differ_in_one_key_and_start_from_random_weights(
     command: str,
-    key: str,
+    differ: dict[str, tuple[Any, Any]],
     settings: tuple[str, str],
     run: Callable[..., list[dict[str, Any]]],
     tmp_path: Path,
@@ -214,17 +264,17 @@ def test_ablations_differ_in_one_key_and_start_from_random_weights(
         experiment.variants._learning(load_config(str(tmp_path / "out" / f"{setting}_seed1" / "config.yaml")))
         for setting in settings
     )
-    assert {name: (value, without[name]) for name, value in with_it.items() if without[name] != value} == {
-        key: (True, False)
-    }
+    assert {name: (value, without[name]) for name, value in with_it.items() if without[name] != value} == differ
     assert with_it["MODEL.WEIGHTS"] == ""
 
 
 @pytest.mark.parametrize(
     ("main", "arguments", "message"),
     [
-        (experiment.main, ["clip-length", "--frames", 3], "3 does not divide the 2 frames of an iteration"),
+        (experiment.main, ["clip-length", "--frames", 3], "no number of clips of 3 has about the 2 frames of an it"),
+        (experiment.main, ["clip-length", "--frames", 0], "no number of clips of 0 has about the 2 frames of an it"),
         (experiment.main, ["repeat", "--videos", 0], "--videos: 0, expected 1 or more"),
+        (experiment.main, ["repeat", "--repeats", 1, 0], "--repeats: 0, expected 1 or more"),
         (sweep_threshold.main, ["--thresholds", 1.5], "expected probabilities"),
         (sweep_threshold.main, ["--opts", "DATASETS.TEST", [VOS]], "only unprompted data sets have a threshold"),
         (sweep_threshold.main, ["--opts", "MODEL.WEIGHTS", ""], "MODEL.WEIGHTS: empty"),

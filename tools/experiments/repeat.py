@@ -11,6 +11,7 @@ from detectron2.data import MetadataCatalog
 
 from ausm_d2.data.views import first_videos, stills
 from ausm_d2.engine import Trainer
+from ausm_d2.errors import UserError
 from ausm_d2.meta_arch import AUSM
 from ausm_d2.streaming.video import VideoSettings
 
@@ -40,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     """Evaluate every data set with the input shown once, twice, ..."""
+    if min(args.repeats) < 1:
+        raise UserError(f"--repeats: {min(args.repeats)}, expected 1 or more")
     cfg = common_config(args)
     names = [first_videos(name, args.videos) for name in cfg.DATASETS.TEST]
     if args.stills:

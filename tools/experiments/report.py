@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -117,7 +118,7 @@ class Report:
             means = [values[np.equal(places, place)].mean() for place in present]
             axes.plot(present, means, "o-" if self.ordered else "o", color=f"C{i}", label=dataset)
         axes.set_xticks(range(len(settings)), settings)
-        axes.set_xmargin(0.15)
+        axes.set_xmargin(0.15 if self.ordered else 0.4)  # names are wider than numbers
         axes.set_xlabel(self.axis)
         axes.margins(y=0.2)
         low, high = axes.get_ylim()
@@ -128,9 +129,24 @@ class Report:
 
 
 def measured_table(rows: Sequence[Row]) -> str:
-    """Markdown; a line per evaluation."""
-    seeds = ["" if row.seed is None else f", seed {row.seed}" for row in rows]
-    return results_table([(row.dataset, row.setting + seed, row.scores) for row, seed in zip(rows, seeds, strict=True)])
+    """Markdown; a line per evaluation, and where there are several seeds one for all of them."""
+    lines: list[tuple[str, str, Scores]] = []
+    for (dataset, setting), group in itertools.groupby(rows, lambda row: (row.dataset, row.setting)):
+        of_one = list(group)
+        for row in of_one:
+            lines.append((dataset, setting if row.seed is None else f"{setting}, seed {row.seed}", row.scores))
+        if len(of_one) > 1:
+            lines.append((dataset, f"{setting}, {len(of_one)} seeds", _together([row.scores for row in of_one])))
+    return results_table(lines)
+
+
+def _together(of_seeds: Sequence[Scores]) -> Scores:
+    """Means by measure and name; objects that are counted add up."""
+    together: Scores = {}
+    for measure, names in of_seeds[0].items():
+        share = 1 if measure == "reappearance" else len(of_seeds)
+        together[measure] = {name: sum(scores[measure][name] for scores in of_seeds) / share for name in names}
+    return together
 
 
 def _value(row: Row, name: str) -> float | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ PAPER = Paper(
         "OVIS": {"5": 0.0, "16": 5.2},
     },
 )
+_TOLERANCE = 0.1  # of the frames of an iteration: 5 and 16 have no common multiple below 80
 Keys = dict[str, Any]  # config keys and their values
 
 
@@ -53,28 +54,32 @@ def add_clip_length_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frames-per-iteration",
         type=int,
-        help="of all clips of an iteration together (default: as the config has it)",
+        help="of all clips of an iteration together, to a tenth (default: as the config has it)",
     )
 
 
 def clip_length(args: argparse.Namespace) -> Report:
-    """Short and long training clips, as many frames in each iteration (Fig. 5)."""
+    """Short and long training clips, with as many frames in an iteration, to a tenth (Fig. 5)."""
     cfg = common_config(args)
     total = args.frames_per_iteration or cfg.SOLVER.IMS_PER_BATCH * cfg.INPUT.SAMPLING_FRAME_NUM
     variants: dict[str, Keys] = {}
     for frames in args.frames:
-        if frames < 1 or total % frames:
-            raise UserError(f"--frames: {frames} does not divide the {total} frames of an iteration")
-        variants[str(frames)] = {"INPUT.SAMPLING_FRAME_NUM": frames, "SOLVER.IMS_PER_BATCH": total // frames}
+        clips = max(1, round(total / frames)) if frames > 0 else 0
+        if abs(clips * frames - total) > _TOLERANCE * total:
+            raise UserError(
+                f"--frames: no number of clips of {frames} has about the {total} frames of an iteration "
+                "(--frames-per-iteration)"
+            )
+        variants[str(frames)] = {"INPUT.SAMPLING_FRAME_NUM": frames, "SOLVER.IMS_PER_BATCH": clips}
     report = Report("Frames of a training clip", "frames of a training clip", paper=PAPER)
     return _compare(args, variants, report)
 
 
 def marker(args: argparse.Namespace) -> Report:
-    """The masks of the frame before marked on its features, or only the object vectors handed on."""
+    """Objects handed on as marks on the features, or as one vector each."""
     variants = {
-        "History Marker": {"MODEL.AUSM.HISTORY_MARKER": True},
-        "object vectors only": {"MODEL.AUSM.HISTORY_MARKER": False},
+        "History Marker": {"MODEL.AUSM.PROPAGATE": "marker"},
+        "object vectors": {"MODEL.AUSM.PROPAGATE": "vectors"},
     }
     return _compare(args, variants, Report("History Marker", "what is handed on", ordered=False))
 
@@ -110,7 +115,34 @@ def _compare(args: argparse.Namespace, variants: Mapping[str, Keys], report: Rep
         f"{runs[0][2].MODEL.WEIGHTS or 'random weights'}; seed{'s' * (len(args.seeds) > 1)} "
         f"{', '.join(map(str, args.seeds))}."
     )
+    report.notes += _learning_curves(runs)
     return report
+
+
+def _learning_curves(runs: Sequence[tuple[str, int, CfgNode]]) -> list[str]:
+    """How the tracking rows learned: Markdown, the mean loss (dice, last layer) of each quarter of every training.
+
+    A run of train_net.py that was copied without its ``metrics.json`` has no line.
+    """
+    lines = []
+    for setting, seed, cfg in runs:
+        file = Path(cfg.OUTPUT_DIR, "metrics.json")
+        if not file.is_file():
+            continue
+        entries = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        losses = {each["iteration"]: each["loss_trk_dice"] for each in entries if "loss_trk_dice" in each}
+        quarters: list[list[float]] = [[], [], [], []]
+        for iteration, loss in losses.items():
+            quarters[min(4 * iteration // cfg.SOLVER.MAX_ITER, 3)].append(loss)
+        cells = [f"{sum(of) / len(of):.2f}" if of else "" for of in quarters]
+        lines.append(f"| {' | '.join([f'{setting}, seed {seed}', *cells])} |")
+    if not lines:
+        return []
+    header = [
+        "| Dice loss of tracking, mean of the | 1st | 2nd | 3rd | 4th quarter |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    return ["\n".join([*header, *lines])]
 
 
 def _folder(args: argparse.Namespace, setting: str, seed: int) -> Path:
