@@ -25,7 +25,7 @@ from ausm_d2.errors import UserError
 
 from .convnet import build_convnet_backbone as build_convnet_backbone  # registers it
 from .deformable_attention import MSDeformAttn
-from .position import sine_position
+from .position import sine_tokens
 from .swin import build_swin_backbone
 from .timm_backbone import build_timm_backbone as build_timm_backbone  # registers it
 
@@ -54,7 +54,7 @@ class DeformableEncoderLayer(nn.Module):
     def forward(self, x: Tensor, position: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
         """(B, S, D) pixels of all levels and their (S, D) positions -> (B, S, D)."""
         x = self.norm1(x + self.self_attn(x + position, x, sizes))
-        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+        return self.norm2(x + self.linear2(F.relu(self.linear1(x), inplace=True)))
 
 
 class DeformableEncoder(nn.Module):
@@ -82,14 +82,17 @@ class DeformableTransformer(nn.Module):
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
         """Levels (B, D, h, w), coarsest first, of any sizes -> the same shapes."""
         sizes = [(level.shape[2], level.shape[3]) for level in levels]
-        x = torch.cat([level.flatten(2) for level in levels], dim=2).transpose(1, 2)
+        x = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
         positions = [
-            sine_position(*size, level.shape[1], device=level.device, dtype=level.dtype).flatten(1).T + embed
+            sine_tokens(*size, level.shape[1], device=level.device, dtype=level.dtype) + embed
             for size, level, embed in zip(sizes, levels, self.level_embed, strict=True)
         ]
         x = self.encoder(x, torch.cat(positions), sizes)
-        split = x.transpose(1, 2).split([h * w for h, w in sizes], dim=2)
-        return [level.unflatten(2, size).contiguous() for level, size in zip(split, sizes, strict=True)]
+        split = x.split([h * w for h, w in sizes], dim=1)
+        # Channels stay last in memory: what comes next, convolutions and tokens, takes them so.
+        return [
+            level.contiguous().transpose(1, 2).unflatten(2, size) for level, size in zip(split, sizes, strict=True)
+        ]
 
 
 class TopDownSum(nn.Module):

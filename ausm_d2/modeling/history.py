@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention, FeedForward
-from .position import sine_position
+from .position import sine_tokens
 from .ssm import Mamba, SSMState
 
 
@@ -197,8 +197,8 @@ class HistoryCompressor(nn.Module):
             (B, T, D, h, w) compressed history F, and the memory after the last frame.
         """
         dim, height, width = e.shape[2:]
-        position = sine_position(height, width, dim, device=e.device, dtype=e.dtype).flatten(1).T
-        x = e.flatten(3).permute(0, 3, 1, 2)  # (B, P, T, D)
+        position = sine_tokens(height, width, dim, device=e.device, dtype=e.dtype)
+        x = e.flatten(3).permute(0, 3, 1, 2).contiguous()  # (B, P, T, D); all that is added to it will lie so too
         new_states = []
         for i, layer in enumerate(self.layers):
             args = (x, position, (height, width), states[i] if states is not None else None)
@@ -311,9 +311,8 @@ class HistoryDecoder(nn.Module):
         """
         _, dim, height, width = x.shape
         size = (height, width)
-        position = sine_position(height, width, dim, device=x.device, dtype=x.dtype).flatten(1).T
-        tokens = x.flatten(2).transpose(1, 2)
-        memory = f.flatten(2).transpose(1, 2)
+        position = sine_tokens(height, width, dim, device=x.device, dtype=x.dtype)
+        tokens, memory = (each.flatten(2).transpose(1, 2).contiguous() for each in (x, f))
         key = _reduce(memory + position, size, self.spatial_reduction)
         value = _reduce(memory, size, self.spatial_reduction)
         for layer in self.layers:
