@@ -89,7 +89,7 @@ class DeformableTransformer(nn.Module):
         ]
         x = self.encoder(x, torch.cat(positions), sizes)
         split = x.split([h * w for h, w in sizes], dim=1)
-        # Channels stay last in memory: what comes next, convolutions and tokens, takes them so.
+        # Channels stay last in memory: those who take these levels as tokens find whole rows.
         return [
             level.contiguous().transpose(1, 2).unflatten(2, size) for level, size in zip(split, sizes, strict=True)
         ]
@@ -162,7 +162,8 @@ class DeformablePixelDecoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> FrameFeatures:
         """Backbone levels (B, C_i, H/4, W/4), (B, C_i, H/8, W/8), .. in the order of ``in_channels``."""
-        finest, *coarse = features
+        # Channels first: a group norm of PyTorch's takes the variance less exactly where they are last.
+        finest, *coarse = (feature.contiguous() for feature in features)
         levels = self.transformer(
             [projection(level) for projection, level in zip(self.input_proj, reversed(coarse), strict=True)]
         )
