@@ -34,6 +34,7 @@ typedef float Vec __attribute__((vector_size(4 * L)));
 typedef int32_t Int __attribute__((vector_size(4 * L)));
 typedef uint32_t Word __attribute__((vector_size(4 * L)));
 typedef uint16_t Half __attribute__((vector_size(2 * L)));
+typedef uint64_t Quad __attribute__((vector_size(8 * L)));
 
 struct BFloat16 {
   uint16_t bits;
@@ -50,9 +51,12 @@ inline Vec load(const BFloat16* p) {
   return (Vec)(__builtin_convertvector(h, Word) << 16);
 }
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
-inline void store(BFloat16* p, Vec v) {
+inline Word bfloat16_bits(Vec v) {  // in the lower halves; to nearest, ties to even
   const Word w = (Word)v;
-  const Half h = __builtin_convertvector((w + 0x7fff + ((w >> 16) & 1)) >> 16, Half);  // to nearest, ties to even
+  return (w + 0x7fff + ((w >> 16) & 1)) >> 16;
+}
+inline void store(BFloat16* p, Vec v) {
+  const Half h = __builtin_convertvector(bfloat16_bits(v), Half);
   std::memcpy(p, &h, sizeof h);
 }
 
@@ -162,6 +166,19 @@ inline void store_transposed(T* p, const Vec* v, int64_t columns, int count) {
     store(lane, v[i]);
     for (int j = 0; j < count; ++j) from_float(p + j * columns + i, lane[j]);
   }
+}
+// Rows of four bfloat16 are whole numbers of 64 bits.
+inline void load_transposed(const BFloat16* p, Vec* v, int64_t columns, int count) {
+  if (count < L || columns != 4) return load_transposed<BFloat16>(p, v, columns, count);
+  Quad rows;
+  std::memcpy(&rows, p, sizeof rows);
+  for (int i = 0; i < 4; ++i) v[i] = (Vec)(__builtin_convertvector(rows >> (16 * i), Word) << 16);
+}
+inline void store_transposed(BFloat16* p, const Vec* v, int64_t columns, int count) {
+  if (count < L || columns != 4) return store_transposed<BFloat16>(p, v, columns, count);
+  Quad rows = {};
+  for (int i = 0; i < 4; ++i) rows |= __builtin_convertvector(bfloat16_bits(v[i]), Quad) << (16 * i);
+  std::memcpy(p, &rows, sizeof rows);
 }
 #if defined(__AVX512F__)
 inline void load_transposed(const float* p, Vec* v, int64_t columns, int count) {
@@ -574,8 +591,27 @@ inline Vec convolve(const Conv& a, const Vec* weight, Vec bias, const Vec* in, i
   return bias;
 }
 
+// One further frame, with a width that the compiler knows: nothing leaves the registers.
+template <typename T, int kWidth>
+void conv_step(const Conv& a) {
+  parallel(a, [&a](int, int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n)
+      for (int64_t e = 0; e < a.E; e += L) {
+        const int count = a.E - e < L ? int(a.E - e) : L;
+        const int64_t offset = (n * a.E + e) * kWidth;
+        Vec in[kWidth + 1], y = load(a.bias + e, count);
+        load_transposed(static_cast<const T*>(a.initial) + offset, in, kWidth, count);
+        in[kWidth] = load(a.x.at<const T>(n, 0) + e, count);
+        for (int k = 0; k < kWidth; ++k) y += load(a.weight + k * a.E + e, count) * in[k + 1];
+        store(a.y.at<T>(n, 0) + e, y * sigmoid(y), count);
+        store_transposed(static_cast<T*>(a.last) + offset, in + 1, kWidth, count);
+      }
+  });
+}
+
 template <typename T>
 void conv_forward(const Conv& a) {
+  if (a.T == 1 && a.K == 4 && a.initial) return conv_step<T, 4>(a);
   parallel(a, [&a](int, int64_t begin, int64_t end) {
     Scratch scratch(2 * a.K + a.T);
     Vec *weight = scratch.take(a.K), *in = scratch.take(a.K + a.T);
