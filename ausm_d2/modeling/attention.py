@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_SCORES = 1 << 22
+_SCORES = 1 << 20
 """Scores that exist at a time where attention is made of two products."""
 
 

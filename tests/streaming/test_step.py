@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from ausm_d2.config import load_config
 from ausm_d2.data.synthvis import SPLITS, SynthVis
+from ausm_d2.modeling.precision import keep_weights_in
 from ausm_d2.streaming.predictor import VideoPredictor
 from ausm_d2.streaming.state import FREE, StreamState
 from ausm_d2.streaming.step import FrameStep, rows_in_use
@@ -133,6 +134,20 @@ def test_half_precision_keeps_the_convolutions_inputs_in_it() -> None:
     for caches in stream.state.ssm:
         assert (caches.conv.dtype, caches.ssm.dtype) == (torch.bfloat16, torch.float32)
     assert output.mask_logits.isfinite().all()
+
+
+def test_weights_converted_beforehand_change_nothing() -> None:
+    outputs = []
+    for converted in (False, True):
+        model = tiny_model().eval()
+        if converted:
+            keep_weights_in(model, torch.bfloat16)
+        stream = Stream(model, head="synthvis", detect=True, fg_threshold=0.0)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs.append([stream.step(image) for image in frames(3)])
+    for one, other in zip(*outputs, strict=True):
+        assert torch.equal(one.mask_logits, other.mask_logits)
+        assert torch.equal(one.probabilities, other.probabilities)
 
 
 def follow(*opts: Any) -> list[Tensor]:
