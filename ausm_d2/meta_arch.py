@@ -126,11 +126,8 @@ class AUSM(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         check_model_config(cfg)
         ausm = cfg.MODEL.AUSM
-        frame_encoder = FrameEncoder(cfg)
-        if ausm.FRAME_ENCODER.FREEZE:
-            frame_encoder.requires_grad_(False)
         return {
-            "frame_encoder": frame_encoder,
+            "frame_encoder": FrameEncoder(cfg),
             "compressor": HistoryCompressor(cfg),
             "decoder": HistoryDecoder(cfg),
             "pixel_decoder": PixelDecoder(cfg),
@@ -261,13 +258,6 @@ class AUSM(nn.Module):
             tables.append(self.frame_classifier.class_embed)
         idle = [module for table in tables for name, module in table.items() if name not in heads]
         return 0.0 * sum((p.sum() for module in idle for p in module.parameters()), self.x_start.new_zeros(()))
-
-    def train(self, mode: bool = True) -> AUSM:
-        """As usual; but a frame encoder that is frozen stays as it is at inference, without stochastic depth."""
-        super().train(mode)
-        if not any(p.requires_grad for p in self.frame_encoder.parameters()):
-            self.frame_encoder.eval()
-        return self
 
     def _collate(self, items: list[dict[str, Any]]) -> tuple[Tensor, ClipTargets]:
         """Items -> normalised images (B, T, 3, H, W) and their targets, padded to the largest of the batch."""

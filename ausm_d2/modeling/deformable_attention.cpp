@@ -5,54 +5,79 @@
 //
 // B: images; S: pixels of all levels, which are the queries too; H: heads; L: levels; P: points; C: channels of a head.
 
-#include <cmath>
 #include <cstdint>
 
 namespace {
 
-inline void add(float* __restrict out, const float* __restrict row, float weight, int64_t channels) {
-  for (int64_t c = 0; c < channels; ++c) out[c] += weight * row[c];
+struct Sizes {
+  const int64_t* sizes;  // (L, 2), height and width
+  int64_t B, S, H, L, P, C;
+};
+
+// One head of one query: the sum of its samples. With kChannels the channels are known to the compiler, and stay in
+// registers; 0: any number.
+template <int kChannels>
+inline void gather(const Sizes& n, const float* plane, const float* offsets, const float* weights, float x_centre,
+                   float y_centre, float* out) {
+  const int64_t C = kChannels ? kChannels : n.C, stride = n.H * C;
+  float kept[kChannels ? kChannels : 1];
+  float* sums = kChannels ? kept : out;
+  for (int64_t c = 0; c < C; ++c) sums[c] = 0;
+  for (int64_t l = 0; l < n.L; ++l) {
+    const int64_t height = n.sizes[2 * l], width = n.sizes[2 * l + 1];
+    for (int64_t p = 0; p < n.P; ++p, offsets += 2, ++weights) {
+      const float x = x_centre * width - 0.5f + offsets[0];
+      const float y = y_centre * height - 0.5f + offsets[1];
+      if (!(x > -1 && y > -1 && x < width && y < height)) continue;  // nothing but padding, or not a number
+      const int64_t left = int64_t(x + 1) - 1, top = int64_t(y + 1) - 1;  // rounded down: both are above -1
+      const float right_part = x - left, bottom_part = y - top;
+      const bool in_left = left >= 0, in_right = left + 1 < width, in_top = top >= 0, in_bottom = top + 1 < height;
+      const float* corner = plane + (top * width + left) * stride;
+      const auto add = [&](const float* row, float weight) {
+        for (int64_t c = 0; c < C; ++c) sums[c] += weight * row[c];
+      };
+      const float above = *weights * (1 - bottom_part), below = *weights * bottom_part;
+      if (in_top && in_left) add(corner, above * (1 - right_part));
+      if (in_top && in_right) add(corner + stride, above * right_part);
+      if (in_bottom && in_left) add(corner + width * stride, below * (1 - right_part));
+      if (in_bottom && in_right) add(corner + (width + 1) * stride, below * right_part);
+    }
+    plane += height * width * stride;
+  }
+  if (kChannels)
+    for (int64_t c = 0; c < C; ++c) out[c] = sums[c];
+}
+
+template <int kChannels>
+void attend(const Sizes& n, const float* values, const float* offsets, const float* weights, float* out,
+            int32_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 64)
+  for (int64_t query = 0; query < n.B * n.S; ++query) {
+    const float* image = values + query / n.S * n.S * n.H * n.C;
+    int64_t level = 0, pixel = query % n.S;  // the query's own level and place in it
+    for (; pixel >= n.sizes[2 * level] * n.sizes[2 * level + 1]; ++level)
+      pixel -= n.sizes[2 * level] * n.sizes[2 * level + 1];
+    const int64_t width = n.sizes[2 * level + 1];
+    const float y_centre = (pixel / width + 0.5f) / n.sizes[2 * level];
+    const float x_centre = (pixel % width + 0.5f) / width;
+    for (int64_t head = 0; head < n.H; ++head) {
+      const int64_t row = query * n.H + head, first_sample = row * n.L * n.P;
+      gather<kChannels>(n, image + head * n.C, offsets + 2 * first_sample, weights + first_sample, x_centre, y_centre,
+                        out + row * n.C);
+    }
+  }
 }
 
 }  // namespace
 
 extern "C" {
-// values, out: (B, S, H, C); offsets: (B, S, H, L, P, 2), x and y in pixels; weights: (B, S, H, L, P); sizes: (L, 2),
-// height and width.
+// values, out: (B, S, H, C); offsets: (B, S, H, L, P, 2), x and y in pixels; weights: (B, S, H, L, P).
 void ausm_deformable_attention(const float* values, const float* offsets, const float* weights, const int64_t* sizes,
                                float* out, int64_t B, int64_t S, int64_t H, int64_t L, int64_t P, int64_t C,
                                int32_t threads) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 64)
-  for (int64_t query = 0; query < B * S; ++query) {
-    const float* image = values + query / S * S * H * C;
-    int64_t level = 0, pixel = query % S;  // the query's own level and place in it
-    for (; pixel >= sizes[2 * level] * sizes[2 * level + 1]; ++level) pixel -= sizes[2 * level] * sizes[2 * level + 1];
-    const float y_centre = (pixel / sizes[2 * level + 1] + 0.5f) / sizes[2 * level];
-    const float x_centre = (pixel % sizes[2 * level + 1] + 0.5f) / sizes[2 * level + 1];
-    for (int64_t head = 0; head < H; ++head) {
-      const int64_t first_sample = (query * H + head) * L * P;
-      float* row = out + (query * H + head) * C;
-      for (int64_t c = 0; c < C; ++c) row[c] = 0;
-      const float* plane = image + head * C;
-      for (int64_t l = 0; l < L; ++l) {
-        const int64_t height = sizes[2 * l], width = sizes[2 * l + 1];
-        for (int64_t p = 0; p < P; ++p) {
-          const int64_t sample = first_sample + l * P + p;
-          const float x = x_centre * width - 0.5f + offsets[2 * sample];
-          const float y = y_centre * height - 0.5f + offsets[2 * sample + 1];
-          if (!(x > -1 && y > -1 && x < width && y < height)) continue;  // nothing but padding, or not a number
-          const float left = std::floor(x), top = std::floor(y);
-          const float x_part[2] = {1 - (x - left), x - left}, y_part[2] = {1 - (y - top), y - top};
-          for (int64_t i = 0; i < 2; ++i)
-            for (int64_t j = 0; j < 2; ++j) {
-              const int64_t at_y = int64_t(top) + i, at_x = int64_t(left) + j;
-              if (at_y < 0 || at_y >= height || at_x < 0 || at_x >= width) continue;
-              add(row, plane + (at_y * width + at_x) * H * C, weights[sample] * y_part[i] * x_part[j], C);
-            }
-        }
-        plane += height * width * H * C;
-      }
-    }
-  }
+  const Sizes n = {sizes, B, S, H, L, P, C};
+  if (C == 32) return attend<32>(n, values, offsets, weights, out, threads);
+  if (C == 16) return attend<16>(n, values, offsets, weights, out, threads);
+  attend<0>(n, values, offsets, weights, out, threads);
 }
 }

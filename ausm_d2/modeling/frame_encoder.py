@@ -25,7 +25,7 @@ from ausm_d2.errors import UserError
 
 from .convnet import build_convnet_backbone as build_convnet_backbone  # registers it
 from .deformable_attention import MSDeformAttn
-from .position import sine_position
+from .position import sine_tokens
 from .swin import build_swin_backbone
 from .timm_backbone import build_timm_backbone as build_timm_backbone  # registers it
 
@@ -54,7 +54,7 @@ class DeformableEncoderLayer(nn.Module):
     def forward(self, x: Tensor, position: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
         """(B, S, D) pixels of all levels and their (S, D) positions -> (B, S, D)."""
         x = self.norm1(x + self.self_attn(x + position, x, sizes))
-        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+        return self.norm2(x + self.linear2(F.relu(self.linear1(x), inplace=True)))
 
 
 class DeformableEncoder(nn.Module):
@@ -82,14 +82,17 @@ class DeformableTransformer(nn.Module):
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
         """Levels (B, D, h, w), coarsest first, of any sizes -> the same shapes."""
         sizes = [(level.shape[2], level.shape[3]) for level in levels]
-        x = torch.cat([level.flatten(2) for level in levels], dim=2).transpose(1, 2)
+        x = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
         positions = [
-            sine_position(*size, level.shape[1], device=level.device, dtype=level.dtype).flatten(1).T + embed
+            sine_tokens(*size, level.shape[1], device=level.device, dtype=level.dtype) + embed
             for size, level, embed in zip(sizes, levels, self.level_embed, strict=True)
         ]
         x = self.encoder(x, torch.cat(positions), sizes)
-        split = x.transpose(1, 2).split([h * w for h, w in sizes], dim=2)
-        return [level.unflatten(2, size).contiguous() for level, size in zip(split, sizes, strict=True)]
+        split = x.split([h * w for h, w in sizes], dim=1)
+        # Channels stay last in memory: those who take these levels as tokens find whole rows.
+        return [
+            level.contiguous().transpose(1, 2).unflatten(2, size) for level, size in zip(split, sizes, strict=True)
+        ]
 
 
 class TopDownSum(nn.Module):
@@ -159,7 +162,8 @@ class DeformablePixelDecoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> FrameFeatures:
         """Backbone levels (B, C_i, H/4, W/4), (B, C_i, H/8, W/8), .. in the order of ``in_channels``."""
-        finest, *coarse = features
+        # Channels first: a group norm of PyTorch's takes the variance less exactly where they are last.
+        finest, *coarse = (feature.contiguous() for feature in features)
         levels = self.transformer(
             [projection(level) for projection, level in zip(self.input_proj, reversed(coarse), strict=True)]
         )
@@ -183,6 +187,7 @@ class FrameEncoder(nn.Module):
         num_heads: int = 8,
         num_points: int = 4,
         dim_feedforward: int = 1024,
+        freeze: bool = False,
     ) -> None:
         """
         Args:
@@ -195,6 +200,7 @@ class FrameEncoder(nn.Module):
             num_heads: heads of a layer.
             num_points: sampling points per head and level.
             dim_feedforward: hidden channels of the feed-forward blocks.
+            freeze: nothing of it is trained (stage 3 of the paper's recipe).
 
         Raises:
             UserError: if the backbone has no such outputs, or not at these strides.
@@ -223,6 +229,8 @@ class FrameEncoder(nn.Module):
             num_points=num_points,
             dim_feedforward=dim_feedforward,
         )
+        if freeze:
+            self.requires_grad_(False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -236,7 +244,12 @@ class FrameEncoder(nn.Module):
             "num_heads": encoder.NUM_HEADS,
             "num_points": encoder.NUM_POINTS,
             "dim_feedforward": encoder.DIM_FEEDFORWARD,
+            "freeze": encoder.FREEZE,
         }
+
+    def train(self, mode: bool = True) -> FrameEncoder:
+        """As usual; but one that is frozen stays as it is at inference, without stochastic depth."""
+        return super().train(mode and any(p.requires_grad for p in self.parameters()))
 
     def forward(self, images: Tensor) -> FrameFeatures:
         """

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention, FeedForward
-from .position import sine_position
+from .position import sine_tokens
 from .ssm import Mamba, SSMState
 
 
@@ -110,9 +110,9 @@ class ObjectVectors(nn.Module):
         coverage = F.avg_pool2d(masks.flatten(0, 1).to(x.dtype), 2).flatten(2).unflatten(0, masks.shape[:2])
         area = coverage.sum(dim=-1, keepdim=True)  # (B, T, N, 1)
         weight = coverage / area.clamp(min=0.25)  # no mask that is not empty has less
-        position = sine_position(height, width, dim, device=x.device, dtype=x.dtype).flatten(1)
+        position = sine_tokens(height, width, dim, device=x.device, dtype=x.dtype)
         looks = self.norm(torch.einsum("btnp,btdp->btnd", weight, x.flatten(3)))
-        seen = looks + torch.einsum("btnp,dp->btnd", weight, position)
+        seen = looks + torch.einsum("btnp,pd->btnd", weight, position)
         # Of every frame the last one up to it that shows the object; 0 stands for the time before.
         start = torch.zeros_like(seen[:, :1]) if before is None else before[:, None].to(seen.dtype)
         time = torch.arange(1, frames + 1, device=x.device)[:, None, None]
@@ -257,8 +257,8 @@ class HistoryCompressor(nn.Module):
             (B, T, D, h, w) compressed history F, and the memory after the last frame.
         """
         dim, height, width = e.shape[2:]
-        position = sine_position(height, width, dim, device=e.device, dtype=e.dtype).flatten(1).T
-        x = e.flatten(3).permute(0, 3, 1, 2)  # (B, P, T, D)
+        position = sine_tokens(height, width, dim, device=e.device, dtype=e.dtype)
+        x = e.flatten(3).permute(0, 3, 1, 2).contiguous()  # (B, P, T, D); all that is added to it will lie so too
         new_states = []
         for i, layer in enumerate(self.layers):
             args = (x, position, (height, width), states[i] if states is not None else None)
@@ -371,9 +371,8 @@ class HistoryDecoder(nn.Module):
         """
         _, dim, height, width = x.shape
         size = (height, width)
-        position = sine_position(height, width, dim, device=x.device, dtype=x.dtype).flatten(1).T
-        tokens = x.flatten(2).transpose(1, 2)
-        memory = f.flatten(2).transpose(1, 2)
+        position = sine_tokens(height, width, dim, device=x.device, dtype=x.dtype)
+        tokens, memory = (each.flatten(2).transpose(1, 2).contiguous() for each in (x, f))
         key = _reduce(memory + position, size, self.spatial_reduction)
         value = _reduce(memory, size, self.spatial_reduction)
         for layer in self.layers:

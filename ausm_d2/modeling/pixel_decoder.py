@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention, FeedForward
-from .position import sine_position
+from .position import sine_tokens
 
 
 class Predictions(NamedTuple):
@@ -207,9 +207,8 @@ class PixelDecoder(nn.Module):
         for level, features in enumerate(memory):
             tokens = features.flatten(2).transpose(1, 2) + self.level_embed.weight[level]
             _, dim, height, width = features.shape
-            where = sine_position(height, width, dim, device=features.device, dtype=features.dtype)
             values.append(tokens)
-            keys.append(tokens + where.flatten(1).T)
+            keys.append(tokens + sine_tokens(height, width, dim, device=features.device, dtype=features.dtype))
 
         out = [self._predict(x, mask_features, heads)] if intermediate else []
         # Logits of resized features are resized logits: where no loss needs the large ones, the small ones will do.

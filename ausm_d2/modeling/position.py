@@ -46,6 +46,16 @@ def sine_position(
         return torch.cat([y, x]).to(device=device, dtype=dtype)
 
 
+@lru_cache(maxsize=16)
+def sine_tokens(
+    height: int, width: int, channels: int, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """:func:`sine_position` as (H * W, D) tokens, rows without gaps; kept and shared likewise."""
+    position = sine_position(height, width, channels, device=device, dtype=dtype)
+    with torch.inference_mode(False), torch.no_grad():
+        return position.flatten(1).T.contiguous()
+
+
 def _sines(length: int, channels: int) -> Tensor:
     """(channels, length) interleaved sines and cosines of the coordinates 1..length."""
     coordinate = torch.arange(1, length + 1, dtype=torch.float64) * (2 * math.pi / (length + 1e-6))

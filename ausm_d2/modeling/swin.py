@@ -1,26 +1,108 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Swin Transformer as a registered Detectron2 backbone: Detectron2's own network under Mask2Former's config keys.
+"""Swin Transformer as a registered Detectron2 backbone: Detectron2's own modules under Mask2Former's config keys.
 
 Shape shorthand:
     B: images
     H, W: image size
-    C: EMBED_DIM
+    h, w: size of a stage's grid; P: h * w
+    C: channels of a stage
+    M: tokens of a window; N: windows of the padded grid
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.swin import SwinTransformer
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ausm_d2.errors import UserError
 
+from .attention import attend
+
 _STAGES = ("res2", "res3", "res4", "res5")
+
+
+class Windows(NamedTuple):
+    """Where the tokens of a grid are in its (shifted) windows."""
+
+    tokens: Tensor  # int64 (N * M): the token at every place; P where there is only padding
+    places: Tensor  # int64 (P): the place of every token
+    apart: Tensor | None  # bool (N, M, M): pairs that the shift alone has brought together; None without a shift
+    padded: bool
+
+
+@lru_cache(maxsize=64)
+def _windows(size: tuple[int, int], window: int, shift: int, device: torch.device) -> Windows:
+    """The windows of a (h, w) grid that is padded at its ends to whole windows and rolled by ``-shift``."""
+
+    def cut(grid: Tensor) -> Tensor:
+        """(rows, columns) -> (N, M)."""
+        rows, columns = (side // window for side in grid.shape)
+        return grid.view(rows, window, columns, window).transpose(1, 2).reshape(-1, window**2)
+
+    with torch.inference_mode(False), torch.no_grad():
+        (height, width), (bottom, right) = size, (-side % window for side in size)
+        grid = torch.arange(height * width).view(size)
+        grid = F.pad(grid, (0, right, 0, bottom), value=height * width)
+        tokens = cut(grid.roll((-shift, -shift), (0, 1))).flatten()
+        places = tokens.argsort()[: height * width]
+        apart = None
+        if shift:
+            # Three bands a side: whole windows, and what a window at the end has of the end and of the start.
+            bands = [torch.arange(side) for side in grid.shape]
+            bands = [(band >= len(band) - window).long() + (band >= len(band) - shift) for band in bands]
+            regions = cut(3 * bands[0][:, None] + bands[1])
+            apart = (regions[:, :, None] != regions[:, None]).to(device)
+        return Windows(tokens.to(device), places.to(device), apart, bool(bottom or right))
+
+
+def _attend_in_windows(block: nn.Module, x: Tensor, size: tuple[int, int]) -> Tensor:
+    """The attention of a block of Detectron2's: the same function of the same parameters.
+
+    What only pads the grid takes no part in the linear layers: zeros become the bias there.
+
+    Args:
+        block: a SwinTransformerBlock.
+        x: (B, P, C) normalised tokens.
+        size: (h, w).
+
+    Returns:
+        (B, P, C).
+    """
+    attn: Any = block.attn
+    batch, _, channels = x.shape
+    windows = _windows(size, int(block.window_size), int(block.shift_size), x.device)  # type: ignore[arg-type]
+    qkv = attn.qkv(x)
+    if windows.padded:
+        padding = qkv.new_zeros(3 * channels) if attn.qkv.bias is None else attn.qkv.bias.to(qkv.dtype)
+        qkv = torch.cat([qkv, padding.expand(batch, 1, -1)], dim=1)
+    area = attn.window_size[0] * attn.window_size[1]
+    # (3, B * N, heads, M, C / heads)
+    qkv = qkv.index_select(1, windows.tokens).view(-1, area, 3, attn.num_heads, channels // attn.num_heads)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    bias = attn.relative_position_bias_table[attn.relative_position_index.flatten()]
+    bias = bias.view(1, area, area, -1).permute(0, 3, 1, 2).to(q.dtype)  # (1, heads, M, M)
+    if windows.apart is not None:
+        bias = torch.where(windows.apart[:, None], bias - 100.0, bias).repeat(batch, 1, 1, 1)
+    dropout = attn.attn_drop.p if block.training else 0.0
+    x = attend(q, k, v, mask=bias, scale=attn.scale, dropout=dropout)
+    x = x.transpose(1, 2).reshape(batch, -1, channels).index_select(1, windows.places)
+    return attn.proj_drop(attn.proj(x))
+
+
+def _run_block(block: Any, x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, P, C) -> (B, P, C)."""
+    x = x + block.drop_path(_attend_in_windows(block, block.norm1(x), size))
+    return x + block.drop_path(block.mlp(block.norm2(x)))
 
 
 class Swin(SwinTransformer):
@@ -46,7 +128,24 @@ class Swin(SwinTransformer):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) -> ``{"res2": (B, C, H/4, W/4), .., "res5": (B, 8C, H/32, W/32)}``."""
-        return {_STAGES[int(name.removeprefix("p"))]: feature for name, feature in super().forward(x).items()}
+        x = self.patch_embed(x)
+        size = (x.shape[-2], x.shape[-1])
+        if self.ape:
+            x = x + F.interpolate(self.absolute_pos_embed, size=size, mode="bicubic")
+        x = self.pos_drop(x.flatten(2).transpose(1, 2))
+        out = {}
+        for i, layer in enumerate(self.layers):
+            for block in layer.blocks:
+                if layer.use_checkpoint:
+                    x = checkpoint(_run_block, block, x, size, use_reentrant=False)
+                else:
+                    x = _run_block(block, x, size)
+            if i in self.out_indices:
+                out[_STAGES[i]] = getattr(self, f"norm{i}")(x).transpose(1, 2).unflatten(2, size)
+            if layer.downsample is not None:
+                x = layer.downsample(x, *size)
+                size = ((size[0] + 1) // 2, (size[1] + 1) // 2)
+        return out
 
 
 @BACKBONE_REGISTRY.register()

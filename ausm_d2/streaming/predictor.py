@@ -37,6 +37,7 @@ from ..checkpoint import AUSMCheckpointer
 from ..data.catalog import register_from_config
 from ..errors import UserError
 from ..io import atomic_write
+from ..modeling.precision import keep_weights_in
 from .state import StreamState
 from .stream import FrameOutput
 from .video import FrameStream, VideoSettings, shown_rows, winners
@@ -80,6 +81,8 @@ class VideoPredictor:
         self.settings = VideoSettings.from_config(cfg)
         self.model = build_model(cfg).eval()
         AUSMCheckpointer(self.model, complete=True).load(cfg.MODEL.WEIGHTS)
+        if self.settings.amp:
+            keep_weights_in(self.model, torch.bfloat16)
         self.head: str = cfg.TEST.AUSM.HEAD or cfg.MODEL.AUSM.HEADS[0][0]  # label set of detections
 
     def stream(self, frames: Iterable[np.ndarray]) -> Iterator[FrameResult]:

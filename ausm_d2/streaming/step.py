@@ -6,7 +6,8 @@ is what a CUDA graph needs.
 
 Shape shorthand:
     N_id: slots (rows of A)
-    Q: N_id + detection queries
+    N: the first slots, all that are in use among them; N_id where the step is captured
+    Q: N + detection queries
     K: classes of the stream's label set
     H, W: size of the frame in pixels, before it is padded
     H4, W4: size of its masks, stride 4
@@ -31,11 +32,22 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+_ROWS = 16  # slots that come and go together: the time of a frame does not follow single objects
+
+
+def rows_in_use(ids: Tensor) -> int:
+    """N for the ids (N_id) of a state: rows that are not in use influence nothing, so those at the end are left out."""
+    used = (ids != FREE).nonzero()
+    last = int(used[-1]) + 1 if len(used) else 1
+    return min(last + -last % _ROWS, len(ids))
+
+
 class StepOutput(NamedTuple):
     """Of all rows of Q. The next step may overwrite it."""
 
     report: Tensor  # float32 (Q, K + 1): class probabilities; then 1 where some mask logit is above 0
     mask_logits: Tensor  # (Q, H4, W4)
+    rows: int  # N
 
 
 class FrameStep:
@@ -68,10 +80,12 @@ class FrameStep:
         elif self._capturing:
             self._graph = self._graph or _Graph(self, image, state)
             return self._graph.replay(image, state.ids)
-        return self.run(upload(image, self._model.device), upload(state.ids, self._model.device), state)
+        ids = state.ids if self._capturing else state.ids[: rows_in_use(state.ids)]
+        return self.run(upload(image, self._model.device), upload(ids, self._model.device), state)
 
     def run(self, image: Tensor, ids: Tensor, state: StreamState) -> StepOutput:
-        """The step, with the image and ``state.ids`` on the model's device."""
+        """The step, with the image and the first N of ``state.ids`` on the model's device."""
+        rows = len(ids)
         features = self._model.encode(self._model.normalise(image[None]))
         in_use = ids != FREE
         predictions, _ = self._model.predict(
@@ -80,17 +94,17 @@ class FrameStep:
             x_prev=state.x_prev[None, None],
             ids=self._model.id_pool(ids.clamp(min=0))[None],
             in_use=in_use[None, None],
-            history=state.masks[None, None],
+            history=state.masks[None, None, :rows],
             heads=[self._head],
-            memory=Memory(state.ssm, None if state.vectors is None else state.vectors[None]),
+            memory=Memory(state.ssm, None if state.vectors is None else state.vectors[None, :rows]),
             intermediate=False,
         )
         class_logits, mask_logits = predictions[-1].class_logits[0], predictions[-1].mask_logits[0]
         masks = mask_logits > 0
         state.x_prev.copy_(features.x[0])
-        torch.logical_and(masks[: len(ids)], in_use[:, None, None], out=state.masks)  # free slots stay empty
+        torch.logical_and(masks[:rows], in_use[:, None, None], out=state.masks[:rows])  # free slots stay empty
         visible = masks.flatten(1).any(dim=1, keepdim=True)
-        return StepOutput(torch.cat([class_logits.float().softmax(-1)[:, :-1], visible], dim=1), mask_logits)
+        return StepOutput(torch.cat([class_logits.float().softmax(-1)[:, :-1], visible], dim=1), mask_logits, rows)
 
 
 class _Graph:

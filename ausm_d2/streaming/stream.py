@@ -4,7 +4,8 @@
 Shape shorthand:
     N_id: slots (rows of A)
     V: detection queries
-    Q: N_id + V
+    N: the first slots, all that were in use before the frame among them
+    Q: N + V
     K: classes of the stream's label set
     H, W: size of the frame in pixels, padded to multiples of 32
     H4, W4: size of its masks, stride 4
@@ -149,18 +150,18 @@ class Stream:
                 self._add(prompts, mask_size)
                 prompts = {}
         state.frame_index += 1
-        report, mask_logits = self._frame_step(image, state)
+        report, mask_logits, tracked = self._frame_step(image, state)
         report = report.cpu().double()  # the one time that a frame waits for the device
         probabilities, visible = report[:, :-1], report[:, -1] > 0
 
         # A_t = concat(A_{t-1}, A'), M_t = concat(m_trk, m_D)
-        num_id = len(state.ids)
-        state.class_sums += probabilities[:num_id]
+        state.class_sums[:tracked] += probabilities[:tracked]
         state.predicted += 1
-        state.last_seen[state.in_use & visible[:num_id]] = state.frame_index
-        source = torch.arange(num_id)  # row of Q that a slot's output is read from
+        state.last_seen[:tracked][state.in_use[:tracked] & visible[:tracked]] = state.frame_index
+        # Row of Q that a slot's output is read from; a slot beyond the first N is taken in this frame or not at all.
+        source = torch.arange(len(state.ids)).clamp(max=tracked)
         if self.detect:
-            self._allocate(probabilities, visible, mask_logits, source)
+            self._allocate(probabilities, visible, mask_logits, tracked, source)
         given = self._add(prompts, mask_size)
 
         slots = state.in_use.nonzero()[:, 0]
@@ -234,15 +235,16 @@ class Stream:
         taken[state.ids[state.in_use]] = True
         return int(self.model.id_pool.sample(1, in_use=taken, generator=state.generator))
 
-    def _allocate(self, probabilities: Tensor, visible: Tensor, mask_logits: Tensor, source: Tensor) -> None:
+    def _allocate(
+        self, probabilities: Tensor, visible: Tensor, mask_logits: Tensor, tracked: int, source: Tensor
+    ) -> None:
         """D = the confident foreground detections; A' = Sampler(B_{t-1}, |D|). Writes rows of Q into ``source``."""
         state = self._state()
-        num_id = len(state.ids)
-        foreground = probabilities[num_id:].sum(-1)
-        found = ((foreground >= self.fg_threshold) & visible[num_id:]).nonzero()[:, 0]
+        foreground = probabilities[tracked:].sum(-1)
+        found = ((foreground >= self.fg_threshold) & visible[tracked:]).nonzero()[:, 0]
         found = found[foreground[found].argsort(descending=True)]  # the surest first, should slots run out
         taken = []
-        for row in (found + num_id).tolist():
+        for row in (found + tracked).tolist():
             slot = self._take_slot()
             if slot is None:
                 state.dropped += 1

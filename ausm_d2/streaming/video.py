@@ -206,9 +206,10 @@ def segment_video(model: AUSM, item: dict[str, Any], settings: VideoSettings) ->
         None where there is no mask.
     """
     record: VideoRecord = item["record"]
-    if item["task"] == "vos":
-        return _segment_prompted(model, record, settings, overlap=item["overlap"])
-    return _segment_unprompted(model, record, settings, head=item["head"])
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.amp):  # converts weights once a video
+        if item["task"] == "vos":
+            return _segment_prompted(model, record, settings, overlap=item["overlap"])
+        return _segment_unprompted(model, record, settings, head=item["head"])
 
 
 def _segment_unprompted(model: AUSM, record: VideoRecord, settings: VideoSettings, *, head: str) -> dict[str, Any]:

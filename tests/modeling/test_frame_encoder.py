@@ -45,7 +45,7 @@ def test_shapes(layers: int) -> None:
 @pytest.mark.parametrize("layers", [0, 2])
 def test_frames_do_not_see_each_other(layers: int) -> None:
     encoder = FrameEncoder(config("MODEL.AUSM.FRAME_ENCODER.ENC_LAYERS", layers)).eval()
-    frames = torch.randn(3, 3, 32, 64)
+    frames = torch.randn(3, 3, 64, 96)  # with fewer cells a group norm makes much of rounding
     with torch.no_grad():
         together = encoder(frames)
         alone = [encoder(frame[None]) for frame in frames]

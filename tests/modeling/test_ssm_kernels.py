@@ -17,8 +17,10 @@ from ausm_d2.errors import UserError
 from ausm_d2.modeling import ssm_kernels
 from ausm_d2.modeling.ssm_kernels import build, causal_conv, cpu, selective_scan, use_backend
 
-# N, T, E, S: one frame, sizes that fill no vector, sizes that fill vectors exactly, the smallest of all.
+# N, T, E, S: one frame, sizes that fill no vector, sizes that fill vectors exactly, the smallest of all; then one frame
+# whose states are one, two or four vectors, of whatever width, and channels that fill none.
 SIZES = [(3, 1, 5, 3), (2, 4, 37, 16), (1, 6, 64, 8), (2, 2, 80, 5), (1, 1, 1, 1)]
+SIZES += [(3, 1, 37, 16), (2, 1, 35, 8), (2, 1, 20, 4), (1, 1, 21, 32), (1, 1, 18, 64)]
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 
 
@@ -191,8 +193,9 @@ def test_conv_equals_float64_loop(backend: str, size: tuple[int, int, int, int],
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_conv_of_half_precision_activations(backend: str, dtype: torch.dtype) -> None:
-    _compare_conv((2, 2, 33, 4), True, dtype)
+@pytest.mark.parametrize("frames", [1, 2])
+def test_conv_of_half_precision_activations(backend: str, dtype: torch.dtype, frames: int) -> None:
+    _compare_conv((2, frames, 33, 4), True, dtype)
 
 
 def _compare_conv(size: tuple[int, int, int, int], start_given: bool, dtype: torch.dtype) -> None:

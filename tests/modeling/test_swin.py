@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
+from detectron2.modeling.backbone.swin import SwinTransformer
 
 from ausm_d2.config import add_ausm_config
 from ausm_d2.errors import UserError
@@ -99,6 +100,22 @@ def test_equals_timm() -> None:
         norm = getattr(ours, f"norm{i}")
         level = F.layer_norm(level.permute(0, 2, 3, 1), level.shape[1:2], norm.weight, norm.bias).permute(0, 3, 1, 2)
         assert (feature - level).norm() <= 1e-4 * level.norm()
+
+
+@pytest.mark.parametrize("window", [4, 7])
+def test_equals_detectron2s_own_forward_where_windows_are_padded(window: int) -> None:
+    backbone = tiny(window_size=window, drop_path_rate=0.0)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.normal_(std=0.1)
+    images = torch.randn(2, 3, 72, 104)  # grids of 18 x 26, 9 x 13, 5 x 7 and 3 x 4
+    found, expected = backbone(images).values(), SwinTransformer.forward(backbone, images).values()
+    gradients = []
+    for features in (found, expected):
+        loss = sum((feature**2).mean() for feature in features)
+        gradients.append(torch.autograd.grad(loss, list(backbone.parameters())))
+    for one, other in [*zip(found, expected, strict=True), *zip(*gradients, strict=True)]:
+        assert (one - other).norm() <= 1e-5 * other.norm()
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from torch.utils._pytree import tree_leaves
 
 from ausm_d2.config import load_config
 from ausm_d2.data.synthvis import SPLITS, SynthVis
+from ausm_d2.modeling.precision import keep_weights_in
 from ausm_d2.streaming.predictor import VideoPredictor
-from ausm_d2.streaming.state import StreamState
-from ausm_d2.streaming.step import FrameStep
+from ausm_d2.streaming.state import FREE, StreamState
+from ausm_d2.streaming.step import FrameStep, rows_in_use
 from ausm_d2.streaming.stream import Stream
 from ausm_d2.streaming.video import given_masks
 from tests.streaming.test_state import frames, tensors
@@ -60,6 +61,29 @@ def test_nothing_waits_for_the_device_or_depends_on_what_is_found(layers: int, p
             output = step.run(*arguments)
     assert output.report.shape == (8 + 6, 6 + 1) and output.mask_logits.shape == (8 + 6, 16, 24)
     assert crossings.names == []
+
+
+def test_rows_at_the_end_that_are_not_in_use_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, outputs = frames(4), []
+    for few in (1, 100):
+        monkeypatch.setattr("ausm_d2.streaming.step._ROWS", few)
+        stream = Stream(tiny_model().eval(), head="synthvis", detect=True, fg_threshold=0.5)
+        prompt = torch.zeros(images[0].shape[1:], dtype=torch.bool)
+        prompt[10:30, 20:50] = True
+        outputs.append([stream.step(image, {1: prompt} if t == 1 else None) for t, image in enumerate(images)])
+    for one, other in zip(*outputs, strict=True):
+        assert one.track_ids == other.track_ids
+        for name in ("probabilities", "mean_probabilities", "mask_logits"):
+            torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=1e-4, rtol=1e-4)
+
+
+def test_as_many_rows_as_slots_in_use_ask_for() -> None:
+    ids = torch.full((40,), FREE)
+    counts = [rows_in_use(ids)]
+    for slot in (0, 15, 3, 16, 39):
+        ids[slot] = slot
+        counts.append(rows_in_use(ids))
+    assert counts == [16, 16, 16, 16, 32, 40]
 
 
 @pytest.mark.parametrize("propagate", ["marker", "vectors"])
@@ -113,6 +137,20 @@ def test_half_precision_keeps_the_convolutions_inputs_in_it() -> None:
     for caches in stream.state.ssm:
         assert (caches.conv.dtype, caches.ssm.dtype) == (torch.bfloat16, torch.float32)
     assert output.mask_logits.isfinite().all()
+
+
+def test_weights_converted_beforehand_change_nothing() -> None:
+    outputs = []
+    for converted in (False, True):
+        model = tiny_model().eval()
+        if converted:
+            keep_weights_in(model, torch.bfloat16)
+        stream = Stream(model, head="synthvis", detect=True, fg_threshold=0.0)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs.append([stream.step(image) for image in frames(3)])
+    for one, other in zip(*outputs, strict=True):
+        assert torch.equal(one.mask_logits, other.mask_logits)
+        assert torch.equal(one.probabilities, other.probabilities)
 
 
 def follow(*opts: Any) -> list[Tensor]:

@@ -13,6 +13,7 @@ import torch
 
 from ausm_d2.config import load_config
 from ausm_d2.errors import UserError
+from ausm_d2.modeling.precision import keep_weights_in
 from ausm_d2.streaming.stream import Stream
 from ausm_d2.streaming.video import VideoSettings
 
@@ -93,6 +94,8 @@ def _ours(config: str, objects: int | None, args: argparse.Namespace) -> Callabl
     """objects: given ones; None: unprompted, with a threshold that random weights do not reach."""
     opts = ("INPUT.MIN_SIZE_TEST", 0, "TEST.AUSM.AMP", args.amp)
     model = measure.random_model(config, measure.device_of(args), opts).eval()
+    if args.amp:
+        keep_weights_in(model, torch.bfloat16)
     settings, size = VideoSettings.from_config(load_config(config, opts)), (args.size, args.size)
     image = settings.resize(noise(size))
     if objects is None:

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ausm_d2.config import load_config
 from ausm_d2.errors import UserError
 from ausm_d2.meta_arch import AUSM
+from ausm_d2.modeling.precision import keep_weights_in
 from ausm_d2.streaming.stream import FrameOutput
 from ausm_d2.streaming.video import FrameStream, VideoSettings
 
@@ -113,6 +115,8 @@ def noise(size: tuple[int, int]) -> np.ndarray:
 def _build(config: str, variant: list[str], args: argparse.Namespace) -> tuple[AUSM, VideoSettings]:
     opts = ("INPUT.MIN_SIZE_TEST", 0, "TEST.AUSM.AMP", args.amp, "TEST.AUSM.CUDA_GRAPH", args.cuda_graph, *variant)
     model = measure.random_model(config, measure.device_of(args), opts).eval()
+    if args.amp:
+        keep_weights_in(model, torch.bfloat16)
     return model, VideoSettings.from_config(load_config(config, opts))
 
 

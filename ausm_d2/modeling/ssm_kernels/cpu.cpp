@@ -16,6 +16,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
+#include <utility>
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -33,6 +34,7 @@ typedef float Vec __attribute__((vector_size(4 * L)));
 typedef int32_t Int __attribute__((vector_size(4 * L)));
 typedef uint32_t Word __attribute__((vector_size(4 * L)));
 typedef uint16_t Half __attribute__((vector_size(2 * L)));
+typedef uint64_t Quad __attribute__((vector_size(8 * L)));
 
 struct BFloat16 {
   uint16_t bits;
@@ -49,9 +51,12 @@ inline Vec load(const BFloat16* p) {
   return (Vec)(__builtin_convertvector(h, Word) << 16);
 }
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
-inline void store(BFloat16* p, Vec v) {
+inline Word bfloat16_bits(Vec v) {  // in the lower halves; to nearest, ties to even
   const Word w = (Word)v;
-  const Half h = __builtin_convertvector((w + 0x7fff + ((w >> 16) & 1)) >> 16, Half);  // to nearest, ties to even
+  return (w + 0x7fff + ((w >> 16) & 1)) >> 16;
+}
+inline void store(BFloat16* p, Vec v) {
+  const Half h = __builtin_convertvector(bfloat16_bits(v), Half);
   std::memcpy(p, &h, sizeof h);
 }
 
@@ -162,6 +167,19 @@ inline void store_transposed(T* p, const Vec* v, int64_t columns, int count) {
     for (int j = 0; j < count; ++j) from_float(p + j * columns + i, lane[j]);
   }
 }
+// Rows of four bfloat16 are whole numbers of 64 bits.
+inline void load_transposed(const BFloat16* p, Vec* v, int64_t columns, int count) {
+  if (count < L || columns != 4) return load_transposed<BFloat16>(p, v, columns, count);
+  Quad rows;
+  std::memcpy(&rows, p, sizeof rows);
+  for (int i = 0; i < 4; ++i) v[i] = (Vec)(__builtin_convertvector(rows >> (16 * i), Word) << 16);
+}
+inline void store_transposed(BFloat16* p, const Vec* v, int64_t columns, int count) {
+  if (count < L || columns != 4) return store_transposed<BFloat16>(p, v, columns, count);
+  Quad rows = {};
+  for (int i = 0; i < 4; ++i) rows |= __builtin_convertvector(bfloat16_bits(v[i]), Quad) << (16 * i);
+  std::memcpy(p, &rows, sizeof rows);
+}
 #if defined(__AVX512F__)
 inline void load_transposed(const float* p, Vec* v, int64_t columns, int count) {
   if (count < L || columns % 4) return load_transposed<float>(p, v, columns, count);
@@ -191,6 +209,45 @@ inline void store_transposed(float* p, const Vec* v, int64_t columns, int count)
       _mm_storeu_ps(q + 12 * columns, _mm512_extractf32x4_ps(tile[r], 3));
     }
   }
+}
+#endif
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define AUSM_SHUFFLES 1
+#endif
+#endif
+
+#if defined(AUSM_SHUFFLES)
+// Of two vectors (lane i of b counts as L + i): where chunks of `width` lanes come from that alternate between a and b,
+// taken from the first halves of groups of lanes, or from the second ones. Groups of four do not cross 128 bits.
+constexpr int source(int lane, int width, bool second) {
+  const int group = width < 4 ? 4 : 2 * width, chunk = lane % group / width;
+  return lane / group * group + (second ? group / 2 : 0) + chunk / 2 * width + lane % width + chunk % 2 * L;
+}
+template <int kWidth, bool kSecond, int... kLanes>
+inline Vec alternate(Vec a, Vec b, std::integer_sequence<int, kLanes...>) {
+  return __builtin_shufflevector(a, b, source(kLanes, kWidth, kSecond)...);
+}
+
+// Lane i is the sum of the lanes of vector(first + i), for i < kCount, a power of two up to L; the other lanes repeat it.
+template <int kCount, typename Vectors>
+inline Vec lane_sums(const Vectors& vector, int first = 0) {
+  if constexpr (kCount == 1) {
+    return vector(first);
+  } else {
+    constexpr int half = kCount / 2;
+    constexpr auto lanes = std::make_integer_sequence<int, L>{};
+    const Vec a = lane_sums<half>(vector, first), b = lane_sums<half>(vector, first + half);
+    return alternate<half, false>(a, b, lanes) + alternate<half, true>(a, b, lanes);
+  }
+}
+#else
+template <int kCount, typename Vectors>
+inline Vec lane_sums(const Vectors& vector) {
+  Vec sums = {};
+  for (int i = 0; i < kCount; ++i) sums[i] = sum(vector(i));
+  return sums;
 }
 #endif
 
@@ -296,8 +353,69 @@ inline void forward_states(const Scan& a, const Vec* A, Vec* h, const float* B, 
   for (int j = 0; j < SC; ++j) h[j] = state[j];
 }
 
+// One further frame of a block of `count` channels. The states of a channel are kChunks whole vectors as they lie in memory:
+// nothing is transposed, and the sums over them are all that passes between lanes.
+template <int kChunks>
+inline Vec step_states(const Scan& a, const float* A, const Vec* B, const Vec* C, Vec dt, Vec dtu, int64_t offset,
+                       int count) {
+  float dts[L], dtus[L];
+  store(dts, dt), store(dtus, dtu);
+  const float* before = a.initial + offset;
+  float* after = a.last + offset;
+  const auto weighted = [&](int i) {
+    Vec y = {};
+    if (i >= count) return y;
+    for (int j = 0; j < kChunks; ++j) {
+      const int64_t at = (i * kChunks + j) * L;
+      const Vec driven = dtus[i] * B[j];
+      const Vec h = exp2(dts[i] * load(A + at)) * load(before + at) + driven;
+      __builtin_prefetch(before + at + 32 * L);
+      store(after + at, h);
+      y = j ? y + h * C[j] : h * C[j];
+    }
+    return y;
+  };
+  return lane_sums<L>(weighted);
+}
+
+template <typename T, int kChunks>
+void scan_step(const Scan& a) {
+  Scratch scratch(a.E * kChunks);
+  float* A = reinterpret_cast<float*>(scratch.take(a.E * kChunks));  // (E, S)
+  for (int64_t e = 0; e < a.E; ++e)
+    for (int64_t s = 0; s < a.S; ++s) A[e * a.S + s] = a.A[s * a.E + e];
+  parallel(a, [&a, A](int, int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      Vec B[kChunks], C[kChunks];
+      for (int j = 0; j < kChunks; ++j)
+        B[j] = load(a.B.at<const T>(n, 0) + j * L), C[j] = load(a.C.at<const T>(n, 0) + j * L);
+      for (int64_t e = 0; e < a.E; e += L) {
+        const int count = a.E - e < L ? int(a.E - e) : L;
+        const Vec u = load(a.u.at<const T>(n, 0) + e, count);
+        Vec dt = load(a.delta.at<const T>(n, 0) + e, count);
+        if (a.delta_bias) dt += load(a.delta_bias + e, count);
+        if (a.delta_softplus) dt = softplus(dt);
+        const float* coefficients = A + e * a.S;
+        const int64_t offset = (n * a.E + e) * a.S;
+        Vec y = count == L ? step_states<kChunks>(a, coefficients, B, C, dt, dt * u, offset, L)
+                           : step_states<kChunks>(a, coefficients, B, C, dt, dt * u, offset, count);
+        if (a.D) y += load(a.D + e, count) * u;
+        if (a.z.data) {
+          const Vec z = load(a.z.at<const T>(n, 0) + e, count);
+          y *= z * sigmoid(z);
+        }
+        store(a.y.at<T>(n, 0) + e, y, count);
+      }
+    }
+  });
+}
+
 template <typename T>
 void scan_forward(const Scan& a) {
+  const bool one = a.T == 1 && a.initial;
+  if (one && a.S == L) return scan_step<T, 1>(a);
+  if (one && a.S == 2 * L) return scan_step<T, 2>(a);
+  if (one && a.S == 4 * L) return scan_step<T, 4>(a);
   parallel(a, [&a](int, int64_t begin, int64_t end) {
     Scratch scratch(3 * a.T + 2 * a.S + 2 * (a.T * a.S / L + 1));
     const Inputs in = {scratch.take(a.T), scratch.take(a.T), scratch.take(a.T)};
@@ -473,8 +591,27 @@ inline Vec convolve(const Conv& a, const Vec* weight, Vec bias, const Vec* in, i
   return bias;
 }
 
+// One further frame, with a width that the compiler knows: nothing leaves the registers.
+template <typename T, int kWidth>
+void conv_step(const Conv& a) {
+  parallel(a, [&a](int, int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n)
+      for (int64_t e = 0; e < a.E; e += L) {
+        const int count = a.E - e < L ? int(a.E - e) : L;
+        const int64_t offset = (n * a.E + e) * kWidth;
+        Vec in[kWidth + 1], y = load(a.bias + e, count);
+        load_transposed(static_cast<const T*>(a.initial) + offset, in, kWidth, count);
+        in[kWidth] = load(a.x.at<const T>(n, 0) + e, count);
+        for (int k = 0; k < kWidth; ++k) y += load(a.weight + k * a.E + e, count) * in[k + 1];
+        store(a.y.at<T>(n, 0) + e, y * sigmoid(y), count);
+        store_transposed(static_cast<T*>(a.last) + offset, in + 1, kWidth, count);
+      }
+  });
+}
+
 template <typename T>
 void conv_forward(const Conv& a) {
+  if (a.T == 1 && a.K == 4 && a.initial) return conv_step<T, 4>(a);
   parallel(a, [&a](int, int64_t begin, int64_t end) {
     Scratch scratch(2 * a.K + a.T);
     Vec *weight = scratch.take(a.K), *in = scratch.take(a.K + a.T);
