@@ -85,6 +85,8 @@ def check_model_config(cfg: CfgNode) -> None:
         raise UserError(
             f"MODEL.AUSM.TRAIN.OWN_PASSES: {ausm.TRAIN.OWN_PASSES}, expected 0 or, in the mode parallel, more"
         )
+    if ausm.SPATIAL_REDUCTION < 1:
+        raise UserError(f"MODEL.AUSM.SPATIAL_REDUCTION: {ausm.SPATIAL_REDUCTION}, expected 1 or more")
     if ausm.NUM_ID < 1:
         raise UserError(f"MODEL.AUSM.NUM_ID: {ausm.NUM_ID}, expected 1 or more")
     strides = list(ausm.PIXEL_DECODER.MEMORY_STRIDES)

@@ -48,6 +48,7 @@ class ClipPlan:
 
     def __post_init__(self) -> None:
         self._stored_size = self.size
+        self._sources: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # kept: every mask of a frame asks for them
 
     @property
     def num_frames(self) -> int:
@@ -62,15 +63,24 @@ class ClipPlan:
         """Where the pixels of frame t come from after its matrix: float32 columns and rows (h, w), or None."""
         if self.warps is None:
             return None
+        if t in self._sources:
+            return self._sources[t]
         height, width = self.size
         away = cv2.resize(self.warps[t], (width, height), interpolation=cv2.INTER_CUBIC)
         columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-        return columns + away[..., 0] * width, rows + away[..., 1] * height
+        self._sources[t] = columns + away[..., 0] * width, rows + away[..., 1] * height
+        return self._sources[t]
 
     def transform(self, matrix: np.ndarray, size: tuple[int, int] | None = None) -> None:
         """Append a matrix (3, 3) or (T, 3, 3); ``size`` (h, w) is the frame size after it, if it changes."""
         self.matrices = matrix @ self.matrices
         self.size = size or self.size
+        self._sources.clear()
+
+    def warp(self, warps: np.ndarray) -> None:
+        """Set ``warps`` (T, rows, columns, 2)."""
+        self.warps = warps
+        self._sources.clear()
 
     def recolour(self, linear: np.ndarray, offset: np.ndarray) -> None:
         """Append RGB -> linear @ RGB + offset, with (T, 3, 3) and (T, 3)."""
@@ -83,6 +93,8 @@ class ClipPlan:
 
 class Augmentation:
     """Changes a plan in place."""
+
+    pasted_too = False  # it also acts, drawn anew, on objects of another image that are pasted into the clip
 
     def __call__(self, plan: ClipPlan, rng: np.random.Generator) -> None:
         raise NotImplementedError
@@ -242,6 +254,8 @@ class SoftWarp(Augmentation):
     It is applied after all matrices, wherever in a chain it stands.
     """
 
+    pasted_too = True
+
     def __init__(self, largest: float = 0.05, cells: tuple[int, int] = (3, 7)) -> None:
         """
         Args:
@@ -258,7 +272,7 @@ class SoftWarp(Augmentation):
         ways, phases, speeds = rng.normal(size=(rows, columns, 2)), *rng.random((2, rows, columns, 1))
         path = np.linspace(0.0, 1.0, plan.num_frames)[:, None, None, None]
         swing = np.sin(2 * np.pi * (phases + speeds * path)) - np.sin(2 * np.pi * phases)
-        plan.warps = (reach * ways * swing).astype(np.float32)
+        plan.warp((reach * ways * swing).astype(np.float32))
 
 
 class ColourJitter(Augmentation):

@@ -20,14 +20,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 
-from ausm_d2.data.augmentation import (
-    Augmentation,
-    ClipPlan,
-    SoftWarp,
-    build_augmentations,
-    render_frame,
-    render_mask,
-)
+from ausm_d2.data.augmentation import Augmentation, ClipPlan, build_augmentations, render_frame, render_mask
 from ausm_d2.data.clip_sampler import ClipSampler
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
@@ -119,7 +112,7 @@ class ClipMapper:
             other = record if rng.random() < self.paste_twin else draw_other(rng)
             pasted_plan = _passing_by(plan, (other.height, other.width), rng)
             for augmentation in self.pseudo_augmentations:
-                if isinstance(augmentation, SoftWarp):
+                if augmentation.pasted_too:
                     augmentation(pasted_plan, rng)
             clip.paste(self._render(other, indices, pasted_plan, rng), rng)
             clip.limit(self.max_instances, rng)

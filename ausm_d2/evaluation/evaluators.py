@@ -208,7 +208,7 @@ def build_evaluator(
                 records=records,
                 resume=cfg.TEST.AUSM.RESUME,
                 run_id=run_id(cfg),
-                workers=min(cfg.DATALOADER.NUM_WORKERS, available_cores()),
+                workers=available_cores() if cfg.DATALOADER.NUM_WORKERS else 0,
             )
             for evaluator in kinds
         ]

@@ -32,7 +32,7 @@ class Reappearances:
         return Reappearances(self.hidden + other.hidden, self.followed + other.followed, self.back + other.back)
 
     def results(self) -> dict[str, float]:
-        """The counts, and ``back-percent`` of the hidden ones where there are any."""
+        """The counts, and ``back%`` of the hidden ones where there are any."""
         results: dict[str, float] = {"hidden": self.hidden, "followed": self.followed, "back": self.back}
         return {**results, "back%": 100 * self.back / self.hidden} if self.hidden else results
 

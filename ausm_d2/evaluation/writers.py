@@ -17,7 +17,9 @@ from pathlib import Path
 
 from detectron2.data import MetadataCatalog
 
+from ausm_d2.config import load_config
 from ausm_d2.data.build import get_records
+from ausm_d2.data.catalog import register_from_config
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError, cli
 from ausm_d2.evaluation import submission_json
@@ -103,8 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     writes.add_argument("file", metavar="FILE", help="to be written: .zip, .json or a new folder")
     for command in (checks, writes):
         command.add_argument("--dataset", required=True, metavar="NAME", help="a registered data set")
+        command.add_argument("--config-file", default="", help="for data sets of your own")
         command.add_argument("--format", choices=sorted(FORMATS), help="default: what the data set's server takes")
     options = parser.parse_args(arguments)
+    if options.config_file:
+        register_from_config(load_config(options.config_file))
     if options.command == "check":
         problems = check(options.file, options.dataset, options.format)
         print("\n".join(problems[:_SHOWN]) if problems else f"{options.file}: can be submitted for {options.dataset}")

@@ -153,8 +153,8 @@ class Measures(NamedTuple):
 
 
 def measure(rles: Sequence[Rle | None]) -> Measures:
-    """Measure N compressed masks; all is 0 for ``None``, and may be for what is broken."""
-    result = _nothing(np.zeros(len(rles), bool))
+    """Measure N compressed masks; all is 0 for ``None``, and may be for what is broken and what is read with it."""
+    result = _unmeasured(np.zeros(len(rles), bool))
     present = [index for index, rle in enumerate(rles) if rle is not None]
     batch = 256  # masks read together: few calls, and arrays that stay in the cache
     for first in range(0, len(present), batch):
@@ -164,14 +164,9 @@ def measure(rles: Sequence[Rle | None]) -> Measures:
     return result
 
 
-def _nothing(broken: np.ndarray) -> Measures:
+def _unmeasured(broken: np.ndarray) -> Measures:
     areas, starts, stops = np.zeros((3, len(broken)), np.int64)
     return Measures(areas, starts, stops, broken)
-
-
-def areas(rles: Sequence[Rle | None]) -> np.ndarray:
-    """Pixels of each mask, int64 (N,); 0 for ``None``."""
-    return measure(rles).areas
 
 
 def _digits(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -214,7 +209,7 @@ def _measure(rles: Sequence[Rle]) -> Measures:
     # More than 7 digits, 34 bits with the sign: more than any frame has pixels
     unreadable[np.searchsorted(text_ends, lower[6:][lower[6:] - lower[:-6] == 6])] = True
     if unreadable.any():
-        return _nothing(unreadable)
+        return _unmeasured(unreadable)
 
     numbers = _numbers(digits)
     ends = text_ends + 1 - np.searchsorted(lower, text_ends)  # one past the numbers of each mask
@@ -244,7 +239,7 @@ def _measure(rles: Sequence[Rle]) -> Measures:
     return Measures(areas, starts, stops, negative | (totals != pixels))
 
 
-_NOTHING: Rle = {"size": [1, 1], "counts": "1"}  # a mask without pixels; its size is never compared
+_EMPTY_MASK: Rle = {"size": [1, 1], "counts": "1"}  # a mask without pixels; its size is never compared
 
 
 def intersections(rows: Sequence[Rle | None], row_areas: np.ndarray, columns: Sequence[Rle | None]) -> np.ndarray:
@@ -253,7 +248,9 @@ def intersections(rows: Sequence[Rle | None], row_areas: np.ndarray, columns: Se
     N and M are 1 at least.
     """
     # Against a "crowd" pycocotools divides by the area of the row alone, so that the count comes back exactly.
-    shares = coco_mask.iou([rle or _NOTHING for rle in rows], [rle or _NOTHING for rle in columns], [1] * len(columns))
+    shares = coco_mask.iou(
+        [rle or _EMPTY_MASK for rle in rows], [rle or _EMPTY_MASK for rle in columns], [1] * len(columns)
+    )
     return np.rint(shares * row_areas[:, None]).astype(np.int64)
 
 

@@ -14,46 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_SCORES = 1 << 20
-"""Scores that exist at a time where attention is made of two products."""
-
-
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    mask: Tensor | None = None,
-    scale: float | None = None,
-    dropout: float = 0.0,
-) -> Tensor:
-    """``scaled_dot_product_attention``; but on a CPU, whose fused kernel does not multiply in bfloat16, such inputs go
-    through two products and a softmax outside autograd, a few queries at a time: up to twice as fast.
-
-    Args:
-        q: (B, heads, Q, D / heads).
-        k, v: (B, heads, K, D / heads).
-        mask: broadcastable to (B, heads, Q, K): bool, True where a query may look, or what is added to the scores.
-        scale: of the scores; None: one over the root of the heads' width.
-        dropout: probability that a weight is dropped.
-
-    Returns:
-        (B, heads, Q, D / heads).
-    """
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or torch.is_grad_enabled() or dropout:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, dropout_p=dropout)
-    q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if mask is not None and mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
-    step = max(1, _SCORES // (q.shape[0] * q.shape[1] * k.shape[2]))
-    parts = []
-    for start in range(0, q.shape[2], step):
-        scores = q[:, :, start : start + step] @ k.transpose(-2, -1)
-        if mask is not None:
-            scores += mask if mask.shape[2] == 1 else mask[:, :, start : start + step]
-        parts.append(scores.softmax(dim=-1) @ v)
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-
 
 class Attention(nn.Module):
     """Multi-head attention on ``scaled_dot_product_attention``.
@@ -119,7 +79,7 @@ class Attention(nn.Module):
             q = F.linear(query, weight[:dim], bias[:dim])
             k = F.linear(key, weight[dim : 2 * dim], bias[dim : 2 * dim])
         v = F.linear(value, weight[2 * dim :], bias[2 * dim :])
-        out = attend(self._heads(q), self._heads(k), self._heads(v), mask=mask)
+        out = F.scaled_dot_product_attention(self._heads(q), self._heads(k), self._heads(v), attn_mask=mask)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 

@@ -90,9 +90,7 @@ class DeformableTransformer(nn.Module):
         x = self.encoder(x, torch.cat(positions), sizes)
         split = x.split([h * w for h, w in sizes], dim=1)
         # Channels stay last in memory: those who take these levels as tokens find whole rows.
-        return [
-            level.contiguous().transpose(1, 2).unflatten(2, size) for level, size in zip(split, sizes, strict=True)
-        ]
+        return [level.contiguous().transpose(1, 2).unflatten(2, size) for level, size in zip(split, sizes, strict=True)]
 
 
 class TopDownSum(nn.Module):

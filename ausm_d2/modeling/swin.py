@@ -26,8 +26,6 @@ from torch.utils.checkpoint import checkpoint
 
 from ausm_d2.errors import UserError
 
-from .attention import attend
-
 _STAGES = ("res2", "res3", "res4", "res5")
 
 
@@ -94,7 +92,7 @@ def _attend_in_windows(block: nn.Module, x: Tensor, size: tuple[int, int]) -> Te
     if windows.apart is not None:
         bias = torch.where(windows.apart[:, None], bias - 100.0, bias).repeat(batch, 1, 1, 1)
     dropout = attn.attn_drop.p if block.training else 0.0
-    x = attend(q, k, v, mask=bias, scale=attn.scale, dropout=dropout)
+    x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=attn.scale)
     x = x.transpose(1, 2).reshape(batch, -1, channels).index_select(1, windows.places)
     return attn.proj_drop(attn.proj(x))
 

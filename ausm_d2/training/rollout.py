@@ -68,7 +68,8 @@ def own_history(
 def history_of_pass(predictions: Predictions, forcing: TeacherForcing) -> Tensor:
     """M_{t-1} of all frames at once, from predictions that were made of another history.
 
-    A row's mask of the frame before is its own prediction, unless the row began there: then it stays as it is.
+    A row's mask of the frame before is its own prediction, unless the row began there: then it stays as it is, so that
+    a found object begins with its true mask (in :func:`own_history` with that of its detection).
 
     Args:
         predictions: the last layer's, over B * T frames.

@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from ausm_d2.errors import UserError
-from ausm_d2.masks.rle import areas, cut_out, decode, encode, first_invalid, intersections, measure, to_rle
+from ausm_d2.masks.rle import cut_out, decode, encode, first_invalid, intersections, measure, to_rle
 from tests.data.disk import SIZE
 from tests.evaluation.cases import rectangle, uncompressed
 
@@ -30,13 +30,13 @@ def test_counts_equal_those_of_arrays() -> None:
         row_areas = np.array([row.sum() for row in rows])
         shared = intersections([encode(mask) for mask in rows], row_areas, [encode(mask) for mask in columns])
         assert shared.tolist() == [[int((row & column).sum()) for column in columns] for row in rows]
-        assert areas([None, *map(encode, rows)]).tolist() == [0, *(int(row.sum()) for row in rows)]
+        assert measure([None, *map(encode, rows)]).areas.tolist() == [0, *(int(row.sum()) for row in rows)]
 
 
 def test_areas_of_more_than_255_masks() -> None:
     # pycocotools.mask.area takes no more in one call.
     masks = [np.arange(12).reshape(3, 4) < i % 13 for i in range(600)]
-    assert areas([encode(mask) for mask in masks]).tolist() == [i % 13 for i in range(600)]
+    assert measure([encode(mask) for mask in masks]).areas.tolist() == [i % 13 for i in range(600)]
 
 
 def test_measures_are_those_of_pixels() -> None:

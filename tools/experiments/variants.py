@@ -8,6 +8,7 @@ this command or from train_net.py (on several GPUs, say), is not trained again, 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -129,7 +130,10 @@ def _learning_curves(runs: Sequence[tuple[str, int, CfgNode]]) -> list[str]:
         file = Path(cfg.OUTPUT_DIR, "metrics.json")
         if not file.is_file():
             continue
-        entries = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        entries = []
+        for line in file.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # a training that was killed may leave half a line
+                entries.append(json.loads(line))
         losses = {each["iteration"]: each["loss_trk_dice"] for each in entries if "loss_trk_dice" in each}
         quarters: list[list[float]] = [[], [], [], []]
         for iteration, loss in losses.items():
