@@ -219,6 +219,8 @@ def test_unknown_choices_and_heads_are_named() -> None:
         tiny_model("MODEL.AUSM.TRAIN.MODE", "both")
     with pytest.raises(UserError, match=r"MODEL\.AUSM\.PROPAGATE: 'marks' is not one of marker, vectors"):
         tiny_model("MODEL.AUSM.PROPAGATE", "marks")
+    with pytest.raises(UserError, match=r"MODEL\.AUSM\.SPATIAL_REDUCTION: 0, expected 1 or more"):
+        tiny_model("MODEL.AUSM.SPATIAL_REDUCTION", 0)
     with pytest.raises(UserError, match="no head 'coco'"):
         tiny_model()([clip(2, 1, head="coco")])
 

@@ -206,7 +206,9 @@ def segment_video(model: AUSM, item: dict[str, Any], settings: VideoSettings) ->
         None where there is no mask.
     """
     record: VideoRecord = item["record"]
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.amp):  # converts weights once a video, without a CUDA graph
+    with torch.autocast(
+        model.device.type, torch.bfloat16, enabled=settings.amp
+    ):  # converts weights once a video, without a CUDA graph
         if item["task"] == "vos":
             return _segment_prompted(model, record, settings, overlap=item["overlap"])
         return _segment_unprompted(model, record, settings, head=item["head"])

@@ -346,3 +346,17 @@ def test_mot_lines_that_a_server_refuses(tmp_path: Path, line: str, problem: str
     text = f"2,1,1,1,3,3,1,-1,-1,-1\n{line}\n"
     path = zipped(tmp_path / "a.zip", {"v10.txt": text.encode(), "v20.txt": b""})
     assert writers.check(path, "write_ytvis", "mot") == [f"v10.txt, line 2: {problem}"]
+
+
+def test_a_data_set_of_ones_own_is_known_by_the_config(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder / "v").mkdir(parents=True)
+        for frame in range(2):
+            Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / folder / "v" / f"{frame}.png")
+    config = tmp_path / "own.yaml"
+    folders = [str(tmp_path / folder) for folder in ("images", "masks")]
+    config.write_text(json.dumps({"DATASETS": {"DAVIS_STYLE": [["own_written_val", *folders]]}, "VERSION": 2}))
+    arguments = ["check", str(tmp_path / "masks"), "--dataset", "own_written_val"]
+    with pytest.raises(UserError, match="'own_written_val' is not known"):
+        writers.main(arguments)
+    assert writers.main([*arguments, "--config-file", str(config)]) == 0
