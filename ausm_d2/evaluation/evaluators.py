@@ -26,6 +26,7 @@ from ausm_d2.evaluation import vos, writers, ytvis
 from ausm_d2.evaluation.parallel import available_cores, in_parallel
 from ausm_d2.evaluation.reappearance import Reappearances, count_reappearances
 from ausm_d2.evaluation.results import ResultFolder
+from ausm_d2.evaluation.tracks import Track, true_masks, true_tracks
 from ausm_d2.evaluation.video_evaluator import Scores, VideoEvaluator
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class YTVISEvaluator(VideoEvaluator):
         class_names = self.metadata.thing_classes
         evaluation = self.measure(range(len(class_names)))
         for record in self.records:
-            evaluation.add(record.video_id, ytvis.true_tracks(record), predicted_tracks(self.results, record))
+            evaluation.add(record.video_id, true_tracks(record), predicted_tracks(self.results, record))
         scores = evaluation.scores(class_names)
         logger.info("AP on %s:\n%s", self.dataset_name, ytvis.table(scores))
         form = writers.FORMATS[self.metadata.evaluator_type]
@@ -50,10 +51,10 @@ class YTVISEvaluator(VideoEvaluator):
         return {"segm": {name: value for name, value in {**scores, **per_category}.items() if value is not None}}
 
 
-def predicted_tracks(results: ResultFolder, record: VideoRecord) -> list[ytvis.Track]:
+def predicted_tracks(results: ResultFolder, record: VideoRecord) -> list[Track]:
     """The predicted (track, class) pairs of a video."""
     return [
-        ytvis.Track(
+        Track(
             video_id=record.video_id,
             category_id=track["category_id"],
             masks=track["segmentations"],
@@ -131,7 +132,7 @@ class ReappearanceEvaluator(VideoEvaluator):
         frames = vos.labelled_frames(record)
         output = self.results.read(record)
         unprompted = [track["segmentations"] for track in output.best_classes()]
-        for object_id, masks in ytvis.true_masks(record).items():
+        for object_id, masks in true_masks(record).items():
             if output.objects is not None and object_id not in output.objects:
                 continue  # labelled, but never given
             # A prompted object has one track that may be called its own.
@@ -156,7 +157,7 @@ class TrackingEvaluator(VideoEvaluator):
     def score(self) -> Scores:
         scores = self._measure(range(len(self.metadata.thing_classes)))
         for record in self.records:
-            scores.add(str(record.video_id), ytvis.true_tracks(record), predicted_tracks(self.results, record))
+            scores.add(str(record.video_id), true_tracks(record), predicted_tracks(self.results, record))
         return {"tracking": scores.results()}
 
     def submit(self) -> None:

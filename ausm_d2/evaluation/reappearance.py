@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ausm_d2.evaluation.ytvis import track_overlaps
+from ausm_d2.evaluation.tracks import track_overlaps
 from ausm_d2.masks.rle import Rle
 
 MIN_HIDDEN = 3  # frames without the object, between frames that show it

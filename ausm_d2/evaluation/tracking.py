@@ -14,7 +14,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from trackeval.metrics import HOTA, TrackMAP
 
-from ausm_d2.evaluation.ytvis import Track
+from ausm_d2.evaluation.tracks import Track
 
 
 class TrackingScores:

@@ -24,7 +24,7 @@ from pycocotools import mask as coco_mask
 from ausm_d2.errors import cli
 from ausm_d2.evaluation.average_precision import METRICS, MOST_DETECTIONS, Detections, match, summarise
 from ausm_d2.evaluation.track_files import GroundTruth, Video, read_results, read_truth
-from ausm_d2.evaluation.tracks import Track, VideoId, measured_overlaps, track_overlaps, true_masks, true_tracks
+from ausm_d2.evaluation.tracks import Track, VideoId, measured_overlaps
 from ausm_d2.io import atomic_write
 
 __all__ = [
@@ -40,9 +40,6 @@ __all__ = [
     "score",
     "score_files",
     "table",
-    "track_overlaps",
-    "true_masks",
-    "true_tracks",
 ]
 
 logger = logging.getLogger(__name__)
