@@ -36,7 +36,7 @@ from ausm_d2.data.views import first_videos
 from ausm_d2.engine import Trainer
 from ausm_d2.errors import UserError, cli
 from ausm_d2.evaluation.results import Output, ResultFolder
-from ausm_d2.evaluation.ytvis import true_masks
+from ausm_d2.evaluation.tracks import true_masks
 from ausm_d2.masks.rle import Rle, decode
 from ausm_d2.visualization import VideoWriter, contact_sheet, draw_masks, readable_scale
 
