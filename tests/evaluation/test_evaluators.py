@@ -424,6 +424,8 @@ def _in_a_process(rank: int, folder: Path, machines: int, stop_after: int | None
             (folder / f"{name}.json").write_text(json.dumps(scores))
         else:
             assert not scores
+    comm.synchronize()  # none leaves while another still listens to it
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(("machines", "stop_after"), [(1, None), (2, 1)])
