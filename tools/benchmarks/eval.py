@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of computing ("cpu", of all processes) and of waiting ("wall"): medians, and quartiles of the former.
+    """Seconds of computing ("cpu", where all processes can be counted) and of waiting ("wall"): medians, and quartiles.
 
     The scores agree to 1e-6.
     """
