@@ -15,7 +15,7 @@ setup(
     packages=find_packages(include=["ausm_d2", "ausm_d2.*"]),
     package_data={
         "ausm_d2": ["weights/*.pth"],
-        "ausm_d2.modeling": ["*.cpp"],
+        "ausm_d2.modeling": ["*.cpp", "*.h"],
         "ausm_d2.modeling.ssm_kernels": ["*.cpp"],
     },
     python_requires=">=3.11",

@@ -10,13 +10,71 @@ Shape shorthand:
 
 from __future__ import annotations
 
+import ctypes
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .cpp import library_or_none
+
+_SOURCE = Path(__file__).with_suffix(".cpp")
+
+
+class _Inputs(ctypes.Structure):
+    """``Attention`` of attention.cpp."""
+
+    _fields_ = [
+        ("sizes", ctypes.c_int64 * 5),
+        ("strides", ctypes.c_int64 * 12),
+        ("scale", ctypes.c_float),
+        ("threads", ctypes.c_int32),
+    ]
+
+
+def _attend_on_cpu(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+    """None where attention.cpp cannot be had, or does not know such inputs."""
+    if q.dtype not in (torch.float32, torch.bfloat16) or not q.dtype == k.dtype == v.dtype or not k.numel():
+        return None
+    library, bfloat16 = library_or_none(_SOURCE), ctypes.c_int32(q.dtype == torch.bfloat16)
+    batch, heads, queries, width = q.shape
+    if library is None or not library.ausm_attention_fits(ctypes.c_int64(width), bfloat16):
+        return None
+    q, k, v = (each if each.stride(-1) == 1 else each.contiguous() for each in (q, k, v))
+    out = q.new_empty(batch, queries, heads, width).transpose(1, 2)
+    tensors = (q, k, v, out)
+    inputs = _Inputs(
+        (batch, heads, queries, k.shape[2], width),
+        tuple(stride for each in tensors for stride in each.stride()[:3]),
+        width**-0.5,
+        torch.get_num_threads(),
+    )
+    library.ausm_attention(ctypes.byref(inputs), *(ctypes.c_void_p(each.data_ptr()) for each in tensors), bfloat16)
+    return out
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """``scaled_dot_product_attention``; without a mask and without gradients, on a CPU, by attention.cpp, which
+    multiplies in bfloat16 where the processor can (PyTorch's converts to float first).
+
+    Args:
+        q: (B, heads, Q, D / heads).
+        k, v: (B, heads, K, D / heads).
+        mask: bool, broadcastable to (B, heads, Q, K); True where a query may look.
+
+    Returns:
+        (B, heads, Q, D / heads).
+    """
+    if mask is None and q.device.type == "cpu" and not torch.is_grad_enabled():
+        out = _attend_on_cpu(q, k, v)
+        if out is not None:
+            return out
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
 
 class Attention(nn.Module):
-    """Multi-head attention on ``scaled_dot_product_attention``.
+    """Multi-head attention.
 
     Parameter names and shapes are those of ``nn.MultiheadAttention``, so that checkpoints of models built on it fit.
     """
@@ -79,7 +137,7 @@ class Attention(nn.Module):
             q = F.linear(query, weight[:dim], bias[:dim])
             k = F.linear(key, weight[dim : 2 * dim], bias[dim : 2 * dim])
         v = F.linear(value, weight[2 * dim :], bias[2 * dim :])
-        out = F.scaled_dot_product_attention(self._heads(q), self._heads(k), self._heads(v), attn_mask=mask)
+        out = attend(self._heads(q), self._heads(k), self._heads(v), mask=mask)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 

@@ -15,14 +15,16 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ssm_kernels.build import CompileError, load_library
+from .cpp import library_or_none
+
+_SOURCE = Path(__file__).with_suffix(".cpp")
 
 
 @lru_cache(maxsize=128)
@@ -44,26 +46,17 @@ def _pixel(size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> T
         return torch.tensor([2 / size[1], 2 / size[0]], device=device, dtype=dtype)
 
 
-@cache
-def _library() -> ctypes.CDLL | None:
-    """deformable_attention.cpp, or None where it cannot be compiled (the kernels of Mamba say so already)."""
-    try:
-        return load_library(Path(__file__).with_suffix(".cpp"))
-    except CompileError:
-        return None
-
-
 def _attend_on_cpu(
-    library: ctypes.CDLL, values: Tensor, offsets: Tensor, weights: Tensor, sizes: Sequence[tuple[int, int]]
+    library: ctypes.CDLL, values: Tensor, offsets: Tensor, logits: Tensor, sizes: Sequence[tuple[int, int]]
 ) -> Tensor:
-    """All float32: values (B, S, heads, D / heads), offsets (B, S, heads, L, P, 2) in pixels, weights (B, S, heads, L,
-    P) -> like values."""
-    values, offsets, weights = values.contiguous(), offsets.contiguous(), weights.contiguous()
+    """All float32: values (B, S, heads, D / heads), offsets (B, S, heads, L, P, 2) in pixels, logits of the weights
+    (B, S, heads, L, P) -> like values."""
+    values, offsets, logits = values.contiguous(), offsets.contiguous(), logits.contiguous()
     out = torch.empty_like(values)
     level_sizes = (ctypes.c_int64 * (2 * len(sizes)))(*(side for size in sizes for side in size))
     batch, pixels, heads, channels = values.shape
-    addresses = (ctypes.c_void_p(each.data_ptr()) for each in (values, offsets, weights))
-    counts = (ctypes.c_int64(each) for each in (batch, pixels, heads, *weights.shape[3:], channels))
+    addresses = (ctypes.c_void_p(each.data_ptr()) for each in (values, offsets, logits))
+    counts = (ctypes.c_int64(each) for each in (batch, pixels, heads, *logits.shape[3:], channels))
     library.ausm_deformable_attention(
         *addresses, level_sizes, ctypes.c_void_p(out.data_ptr()), *counts, ctypes.c_int32(torch.get_num_threads())
     )
@@ -122,17 +115,17 @@ class MSDeformAttn(nn.Module):
         batch, pixels, dim = value.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
         values = self.value_proj(value)
-        weights = self.attention_weights(query).view(batch, pixels, heads, levels * points)
+        logits = self.attention_weights(query).view(batch, pixels, heads, levels, points)
         # Sampling keeps the precision of weights and coordinates under autocast too.
-        weights = weights.softmax(dim=-1, dtype=torch.promote_types(weights.dtype, torch.float32))
-        offsets = self.sampling_offsets(query).view(batch, pixels, heads, levels, points, 2).to(weights.dtype)
-        if value.device.type == "cpu" and weights.dtype == torch.float32 and not torch.is_grad_enabled():
-            library = _library()
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        offsets = self.sampling_offsets(query).view(batch, pixels, heads, levels, points, 2).to(logits.dtype)
+        if value.device.type == "cpu" and logits.dtype == torch.float32 and not torch.is_grad_enabled():
+            library = library_or_none(_SOURCE)
             if library is not None:
                 values = values.view(batch, pixels, heads, -1).float()
-                weights = weights.view(batch, pixels, heads, levels, points)
-                return self.output_proj(_attend_on_cpu(library, values, offsets, weights, sizes).flatten(2))
+                return self.output_proj(_attend_on_cpu(library, values, offsets, logits, sizes).flatten(2))
 
+        weights = logits.flatten(3).softmax(dim=-1)
         values = values.transpose(1, 2).reshape(batch * heads, dim // heads, pixels)
         weights = weights.transpose(1, 2).reshape(batch * heads, 1, pixels, levels, points)
         offsets = offsets.transpose(1, 2).reshape(batch * heads, pixels, levels, points, 2)

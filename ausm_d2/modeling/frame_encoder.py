@@ -89,8 +89,11 @@ class DeformableTransformer(nn.Module):
         ]
         x = self.encoder(x, torch.cat(positions), sizes)
         split = x.split([h * w for h, w in sizes], dim=1)
-        # Channels stay last in memory: those who take these levels as tokens find whole rows.
-        return [level.contiguous().transpose(1, 2).unflatten(2, size) for level, size in zip(split, sizes, strict=True)]
+        # Channels stay last in memory: those who take these levels as tokens find whole rows. Permuted, not transposed:
+        # else the strides of a single image are none that PyTorch takes for channels last.
+        return [
+            level.contiguous().unflatten(1, size).permute(0, 3, 1, 2) for level, size in zip(split, sizes, strict=True)
+        ]
 
 
 class TopDownSum(nn.Module):
@@ -167,6 +170,8 @@ class DeformablePixelDecoder(nn.Module):
         )
         adapted = self.adapter_1(finest)
         fused = self.layer_1(adapted + _resize_to(levels[-1], adapted))
+        # From here on as G_t, which they are added to, and as resizing them is fastest: channels last.
+        fused = fused.contiguous(memory_format=torch.channels_last)
         return FrameFeatures(x=levels[-1], mask_features=self.mask_features(fused), multi_scale=levels)
 
 

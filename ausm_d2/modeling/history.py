@@ -128,7 +128,7 @@ def _reduce(x: Tensor, size: tuple[int, int], reduction: int) -> Tensor:
     """Average (B, P, D) tokens of a (h, w) grid over r x r squares (squares at the border may be smaller)."""
     if reduction == 1:
         return x
-    grid = x.transpose(1, 2).unflatten(2, size)
+    grid = x.unflatten(1, size).permute(0, 3, 1, 2)
     return F.avg_pool2d(grid, reduction, ceil_mode=True).flatten(2).transpose(1, 2)
 
 
@@ -380,4 +380,4 @@ class HistoryDecoder(nn.Module):
                 tokens = checkpoint(layer, tokens, position, size, key, value, use_reentrant=False)
             else:
                 tokens = layer(tokens, position, size, key, value)
-        return self.norm(tokens).transpose(1, 2).unflatten(2, size)
+        return self.norm(tokens).unflatten(1, size).permute(0, 3, 1, 2)

@@ -139,7 +139,7 @@ class Swin(SwinTransformer):
                 else:
                     x = _run_block(block, x, size)
             if i in self.out_indices:
-                out[_STAGES[i]] = getattr(self, f"norm{i}")(x).transpose(1, 2).unflatten(2, size)
+                out[_STAGES[i]] = getattr(self, f"norm{i}")(x).unflatten(1, size).permute(0, 3, 1, 2)
             if layer.downsample is not None:
                 x = layer.downsample(x, *size)
                 size = ((size[0] + 1) // 2, (size[1] + 1) // 2)

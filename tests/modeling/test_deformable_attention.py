@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ausm_d2.modeling import deformable_attention
+from ausm_d2.modeling.cpp import library_or_none
 from ausm_d2.modeling.deformable_attention import MSDeformAttn
 
 SIZES = {"one level": [(5, 3)], "three": [(2, 3), (4, 6), (7, 11)], "one pixel": [(1, 1), (1, 2)]}
@@ -24,7 +25,7 @@ def layer_and_input(sizes: list[tuple[int, int]], spread: float = 0.3) -> tuple[
 @pytest.mark.parametrize("spread", [0.01, 0.3, 3.0])  # of the offsets: inside, over the border, mostly outside
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 def test_inference_equals_grid_sample(sizes: list[tuple[int, int]], spread: float) -> None:
-    if deformable_attention._library() is None:
+    if library_or_none(deformable_attention._SOURCE) is None:
         pytest.skip("no C++ compiler")
     layer, query, value = layer_and_input(sizes, spread)
     expected = layer(query, value, sizes)
@@ -66,5 +67,5 @@ def test_without_a_compiler_or_in_float64_grid_sample_does_it(monkeypatch: pytes
     with torch.no_grad():
         exact = layer.double()(query.double(), value.double(), sizes)
         torch.testing.assert_close(exact.float(), expected, rtol=1e-4, atol=1e-5)
-        monkeypatch.setattr(deformable_attention, "_library", lambda: None)
+        monkeypatch.setattr(deformable_attention, "library_or_none", lambda source: None)
         assert torch.equal(layer.float()(query, value, sizes), expected)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ausm_d2.errors import UserError
-from ausm_d2.modeling.ssm_kernels.build import CompileError
+from ausm_d2.modeling.cpp import CompileError
 from ausm_d2.modeling.ssm_kernels.cpu import CpuBackend
 from ausm_d2.modeling.ssm_kernels.fused import FusedBackend
 from ausm_d2.modeling.ssm_kernels.gpu import TritonBackend

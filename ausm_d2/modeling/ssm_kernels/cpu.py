@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ausm_d2.modeling.ssm_kernels.build import load_library
+from ausm_d2.modeling.cpp import load_library
 from ausm_d2.modeling.ssm_kernels.fused import ConvInputs, FusedBackend, ScanGradients, ScanInputs
 
 

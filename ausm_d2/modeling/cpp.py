@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Compiles a C++ file for this very machine on first use and keeps the library in the user's cache."""
+"""C++ for the CPU: a file is compiled for this very machine on first use, the library kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
+from functools import cache
 from pathlib import Path
 
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+
+
+_INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 
 
 class CompileError(RuntimeError):
@@ -34,6 +39,12 @@ def _cache() -> Path:
     return folder / "ausm_d2"
 
 
+def _text(source: Path) -> str:
+    """Of a file, after that of the files beside it that it includes."""
+    text = source.read_text()
+    return "\n".join([*(_text(source.parent / name) for name in _INCLUDE.findall(text)), text])
+
+
 def load_library(source: Path) -> ctypes.CDLL:
     """The shared library made of ``source``, compiled unless the cache has it.
 
@@ -48,7 +59,7 @@ def load_library(source: Path) -> ctypes.CDLL:
     if compiler is None:
         raise CompileError("no C++ compiler was found (CXX, c++)")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    key = "\n".join([source.read_text(), *_FLAGS, version, platform.machine(), _processor()])
+    key = "\n".join([_text(source), *_FLAGS, version, platform.machine(), _processor()])
     name = f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     path = _cache() / name
     try:
@@ -75,3 +86,12 @@ def load_library(source: Path) -> ctypes.CDLL:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise CompileError(str(error)) from error
+
+
+@cache
+def library_or_none(source: Path) -> ctypes.CDLL | None:
+    """:func:`load_library`, for those who can do without (that there is no compiler, the kernels of Mamba say)."""
+    try:
+        return load_library(source)
+    except CompileError:
+        return None

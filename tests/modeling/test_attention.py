@@ -1,0 +1,143 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Attention: the kernel of the CPU beside ``scaled_dot_product_attention`` in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ausm_d2.modeling import attention
+from ausm_d2.modeling.attention import Attention, attend
+from ausm_d2.modeling.cpp import library_or_none
+
+
+def _heads(batch: int, heads: int, tokens: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """As linear layers give them: heads are not first in memory."""
+    return torch.randn(batch, tokens, heads * width).to(dtype).unflatten(-1, (heads, width)).transpose(1, 2)
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def only_the_kernel(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    library = library_or_none(attention._SOURCE)
+    if library is None or not library.ausm_attention_fits(64, int(dtype == torch.bfloat16)):
+        pytest.skip("the kernel cannot be compiled here, or the processor does not know bfloat16")
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("PyTorch's own was called")
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", refuse)
+
+
+_EXACT = F.scaled_dot_product_attention
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+    found, expected = attend(q, k, v), _EXACT(q.double(), k.double(), v.double())
+    assert found.dtype == q.dtype and found.shape == expected.shape
+    # A weight and a result of bfloat16 have 8 bits: twice 2^-9 of a value of about 1.
+    exact = q.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5 if exact else 1e-2, atol=2e-6 if exact else 8e-3)
+
+
+@pytest.mark.usefixtures("only_the_kernel")
+@pytest.mark.parametrize("queries", [1, 6, 25])
+@pytest.mark.parametrize("keys", [1, 63, 65, 513, 1100])
+def test_all_numbers_of_queries_and_keys(queries: int, keys: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(queries * keys)
+    _check(_heads(2, 3, queries, 32, dtype), _heads(2, 3, keys, 32, dtype), _heads(2, 3, keys, 32, dtype))
+
+
+@pytest.mark.usefixtures("only_the_kernel")
+@pytest.mark.parametrize("width", [16, 48, 64, 112])
+def test_all_widths_of_heads(width: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(width)
+    _check(*(_heads(1, 2, 40, width, dtype) for _ in range(3)))
+
+
+@pytest.mark.usefixtures("only_the_kernel")
+def test_however_it_lies_in_memory(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    packed = torch.randn(2, 50, 3, 2, 32).to(dtype)
+    _check(*packed.permute(2, 0, 3, 1, 4))
+    _check(torch.randn(2, 2, 32, 50).to(dtype).transpose(-1, -2), *packed.permute(2, 0, 3, 1, 4)[1:])
+    _check(_heads(1, 2, 9, 32, dtype).expand(2, -1, -1, -1), *packed.permute(2, 0, 3, 1, 4)[1:])
+
+
+@pytest.mark.usefixtures("only_the_kernel")
+def test_scores_far_apart(dtype: torch.dtype) -> None:
+    """Their exponentials overflow; the highest come in late blocks of keys."""
+    torch.manual_seed(0)
+    q, k, v = (_heads(1, 1, n, 16, dtype) for n in (30, 1500, 1500))
+    _check(50 * q, k * torch.linspace(0.1, 50, 1500).to(dtype)[:, None], v)
+
+
+@pytest.mark.usefixtures("only_the_kernel")
+def test_what_is_no_number_stays_that(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    q, k, v = (_heads(1, 1, 70, 32, dtype) for _ in range(3))
+    q[0, 0, 3, 5] = float("nan")
+    found = attend(q, k, v)
+    assert found[0, 0, 3].isnan().all()
+    assert found[0, 0, :3].isfinite().all() and found[0, 0, 4:].isfinite().all()
+    v[0, 0, 69, 2] = float("nan")
+    assert attend(q, k, v)[0, 0, :, 2].isnan().all()
+
+
+@pytest.mark.usefixtures("only_the_kernel")
+def test_threads_share_the_work(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    q, k, v = (_heads(2, 3, 130, 32, dtype) for _ in range(3))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = attend(q, k, v)
+        torch.set_num_threads(3)
+        assert torch.equal(attend(q, k, v), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_pytorch_does_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With gradients, with a mask, in other types, in heads of odd widths, without keys, and without a compiler."""
+    torch.manual_seed(0)
+    q, k, v = (_heads(1, 2, 5, 16) for _ in range(3))
+    mask = torch.rand(1, 1, 5, 5) > 0.5
+    mask |= torch.eye(5, dtype=torch.bool)
+    torch.testing.assert_close(attend(q, k, v, mask=mask), _EXACT(q, k, v, attn_mask=mask))
+    torch.testing.assert_close(attend(q.double(), k.double(), v.double()), _EXACT(q.double(), k.double(), v.double()))
+    odd = [each[..., :7] for each in (q, k, v)]
+    torch.testing.assert_close(attend(*odd), _EXACT(*odd))
+    assert attend(q, k[:, :, :0], v[:, :, :0]).shape == q.shape
+    with torch.enable_grad():
+        q.requires_grad_()
+        attend(q, k, v).sum().backward()
+    assert q.grad is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(attention, "library_or_none", lambda source: None)
+        torch.testing.assert_close(attend(q, k, v), _EXACT(q, k, v))
+
+
+def test_it_is_multi_head_attention_of_pytorch() -> None:
+    torch.manual_seed(0)
+    theirs, ours = nn.MultiheadAttention(48, 3, batch_first=True), Attention(48, head_dim=16)
+    nn.init.normal_(theirs.in_proj_bias)
+    nn.init.normal_(theirs.out_proj.bias)
+    ours.load_state_dict(theirs.state_dict())
+    x, y, z = torch.randn(2, 7, 48), torch.randn(2, 9, 48), torch.randn(2, 9, 48)
+    torch.testing.assert_close(ours(x, y, z), theirs(x, y, z, need_weights=False)[0])
+    torch.testing.assert_close(ours(x, x, x), theirs(x, x, x, need_weights=False)[0])
