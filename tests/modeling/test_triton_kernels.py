@@ -1,0 +1,94 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Triton's kernels become machine code of a GPU, though there be none. What they compute: test_ssm_kernels.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ausm_d2.modeling.ssm_kernels import causal_conv, gpu, selective_scan, use_backend
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("kernels are interpreted, not compiled", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel, compile
+
+_H100 = GPUTarget("cuda", 90, 32)
+_TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+
+
+class _Compiler:
+    """In place of a kernel: a launch compiles it for the arguments, and that is all."""
+
+    def __init__(self, kernel: Any, compiled: dict[str, CompiledKernel]) -> None:
+        self._kernel, self._compiled = kernel, compiled
+
+    def __getitem__(self, grid: tuple[int, int]) -> Callable[..., None]:
+        return self._launch
+
+    def _launch(self, *args: Any, **options: Any) -> None:
+        names = self._kernel.arg_names
+        tensors = dict(zip(names, args, strict=False))
+        constants = options | {name: None for name, value in tensors.items() if value is None}
+        signature = {name: "constexpr" if name in constants else _type(tensors[name]) for name in names}
+        source = ASTSource(self._kernel, signature, constants)
+        self._compiled[self._kernel.fn.__name__] = compile(source, target=_H100)
+
+
+def _type(value: Tensor | int) -> str:
+    return "i32" if isinstance(value, int) else _TYPES[value.dtype]
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, CompiledKernel]:
+    """What was compiled, by the name of the kernel."""
+    from ausm_d2.modeling.ssm_kernels import triton_kernels
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    compiled: dict[str, CompiledKernel] = {}
+    names = ("scan_forward", "scan_backward", "conv_forward", "conv_backward")
+    kernels = {name: _Compiler(getattr(triton_kernels, name), compiled) for name in names}
+    monkeypatch.setattr(gpu, "_kernels", lambda: SimpleNamespace(**kernels))
+    monkeypatch.setattr(gpu.TritonBackend, "supports", lambda self, x: True)
+    return compiled
+
+
+def _leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(shape, dtype=dtype, requires_grad=True)
+
+
+@pytest.mark.parametrize("everything", [True, False], ids=["all", "least"])
+def test_the_scan(compiled: dict[str, CompiledKernel], everything: bool) -> None:
+    n, t, e, s, dtype = 3, 2, 96, 16, torch.bfloat16
+    u, delta, z = (_leaf(n, t, e, dtype=dtype) for _ in range(3))
+    b, c = (_leaf(n, t, s, dtype=dtype) for _ in range(2))
+    more = {"D": _leaf(e), "z": z, "delta_bias": _leaf(e), "initial_state": _leaf(n, e, s)} if everything else {}
+    with use_backend("triton"):
+        y, last = selective_scan(u, delta, _leaf(e, s), b, c, delta_softplus=everything, **more)
+        (y.float().sum() + last.sum()).backward()
+    _check(compiled, "scan_forward", "scan_backward")
+
+
+@pytest.mark.parametrize("memory", [True, False], ids=["a memory", "none"])
+def test_the_convolution(compiled: dict[str, CompiledKernel], memory: bool) -> None:
+    initial = _leaf(3, 96, 4, dtype=torch.bfloat16) if memory else None
+    with use_backend("triton"):
+        y, last = causal_conv(_leaf(3, 2, 96, dtype=torch.bfloat16), _leaf(96, 4), _leaf(96), initial)
+        (y.float().sum() + last.float().sum()).backward()
+    _check(compiled, "conv_forward", "conv_backward")
+
+
+def _check(compiled: dict[str, CompiledKernel], *names: str) -> None:
+    assert sorted(compiled) == sorted(names)
+    for kernel in compiled.values():
+        assert kernel.asm["cubin"].startswith(b"\x7fELF")
+        assert kernel.metadata.shared <= 48 << 10  # bytes that any GPU gives a program
