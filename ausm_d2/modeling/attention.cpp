@@ -66,13 +66,11 @@ inline void multiply(const uint32_t* a, int64_t a_row, const float* b, int64_t b
     for (int c = 0; c < C; ++c) store(out + r * out_row + c * L, sums[r][c]);
 }
 
-// Keys as (tiles, words of a row, kTile), values as (words of a column, D); zeros behind the last one.
+// Keys as (tiles, words of a row, kTile), values as (words of a column, D); what is behind the last one stays.
 template <typename T>
-void pack(const Attention& a, const T* k, const T* v, int64_t keys, float* packed_k, float* packed_v) {
+void pack(const Attention& a, const T* k, const T* v, float* packed_k, float* packed_v) {
   const int64_t words = a.D / kPerWord<T>;
   T* column = reinterpret_cast<T*>(packed_v);
-  std::memset(packed_k, 0, keys * words * sizeof(float));
-  std::memset(packed_v, 0, keys * words * sizeof(float));
   for (int64_t j = 0; j < a.K; ++j) {
     float* words_of_key = packed_k + j / kTile * kTile * words + j % kTile;
     for (int64_t w = 0; w < words; ++w)
@@ -149,13 +147,13 @@ template <typename T>
 void attention(const Attention& a, const T* q, const T* k, const T* v, T* out) {
   const int64_t planes = a.B * a.H, blocks = (a.Q + kQueries - 1) / kQueries, keys = (a.K + kTile - 1) / kTile * kTile;
   const int64_t size = keys * (a.D / kPerWord<T>);  // of packed keys, and of packed values, of a head
-  Scratch packed(planes * 2 * size / L);
+  Scratch packed(planes * 2 * size / L);  // zeros behind the last key
   float* memory = reinterpret_cast<float*>(packed.take(planes * 2 * size / L));
 #pragma omp parallel num_threads(a.threads)
   {
 #pragma omp for schedule(dynamic, 1)
     for (int64_t plane = 0; plane < planes; ++plane)
-      pack(a, k + start(a.k, a.H, plane), v + start(a.v, a.H, plane), keys, memory + 2 * plane * size,
+      pack(a, k + start(a.k, a.H, plane), v + start(a.v, a.H, plane), memory + 2 * plane * size,
            memory + (2 * plane + 1) * size);
     Scratch scratch(kQueries * (2 * a.D + kKeys) / L);
     T* queries = reinterpret_cast<T*>(scratch.take(kQueries * a.D / L));

@@ -21,15 +21,11 @@ import torch
 from torch import Tensor
 
 from ..modeling.history import Memory
+from ..modeling.transfer import upload
 from .state import FREE, StreamState
 
 if TYPE_CHECKING:  # the model imports this package
     from ..meta_arch import AUSM
-
-
-def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on ``device``. CUDA is not waited for: that takes memory the system cannot move."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 _ROWS = 16  # slots that come and go together: the time of a frame does not follow single objects

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..modeling.history import masks_at_stride4
 from ..modeling.pixel_decoder import Predictions
-from .matcher import HungarianMatcher, PointTargets
+from .matcher import Assignment, HungarianMatcher, PointTargets
 from .targets import FrameTargets
 
 
@@ -43,6 +43,16 @@ def _weighted_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> T
     # Rows of weight 0 leave the sum altogether: their target may be a class their label set does not have.
     loss = torch.where(weight > 0, loss * weight, 0.0)
     return loss.sum() / weight.sum().clamp(min=1e-6)
+
+
+def _partly_labelled(targets: FrameTargets) -> tuple[Tensor, Tensor] | None:
+    """(F) frames that are labelled, but not exhaustively, and the masks (F, N, H4 * W4) of their tracked objects (zero
+    in other rows); None without such frames."""
+    frames = (targets.labelled & ~targets.exhaustive).nonzero()[:, 0]
+    if not len(frames):
+        return None
+    tracked = masks_at_stride4(targets.masks[frames]) * targets.track[frames][..., None, None]
+    return frames, tracked.flatten(2)
 
 
 class SetCriterion:
@@ -118,67 +128,89 @@ class SetCriterion:
             torch.distributed.all_reduce(num_masks)
         num_masks = (num_masks / get_world_size()).clamp(min=1)
 
-        losses = {}
+        # All that waits for the device comes before there is work of the loss on it.
+        tracked = targets.track.nonzero(as_tuple=True)
+        partial = _partly_labelled(targets)
         # Sums over thousands of points do not fit into half precision.
         with torch.autocast(targets.masks.device.type, enabled=False):
-            for i, layer in enumerate(layers):
-                last = i == len(layers) - 1
-                if last or self.deep_supervision:
-                    suffix = "" if last else f"_{i}"
-                    in_full = Predictions(layer.class_logits.float(), layer.mask_logits.float())
-                    for name, value in self._layer(in_full, targets, points, num_masks).items():
-                        losses[name + suffix] = value
-        return losses
-
-    def _layer(
-        self, predictions: Predictions, targets: FrameTargets, points: PointTargets, num_masks: Tensor
-    ) -> dict[str, Tensor]:
-        num_trk = targets.track.shape[1]
-        class_logits, mask_logits = predictions
-        det_classes, det_masks = class_logits[:, num_trk:], mask_logits[:, num_trk:]
-        frame, row, instance = self.matcher(det_classes, det_masks, targets.classes, points)
-
-        background = class_logits.shape[-1] - 1
-        # L_trk: row i of A is instance i; background where it is hidden.
-        wanted = torch.where(targets.visible, targets.classes, background)
-        loss_trk_ce = _weighted_cross_entropy(
-            class_logits[:, :num_trk].flatten(0, 1), wanted.flatten(), targets.track.flatten().float()
-        )
-        # L_det
-        wanted = torch.full(det_classes.shape[:2], background, device=det_classes.device)
-        weight = self._background_weight(det_masks, targets)
-        wanted[frame, row] = targets.classes[frame, instance]
-        weight[frame, row] = 1.0
-        loss_det_ce = _weighted_cross_entropy(det_classes.flatten(0, 1), wanted.flatten(), weight.flatten())
-
-        trk_frame, trk_row = targets.track.nonzero(as_tuple=True)
-        pred = torch.cat([mask_logits[trk_frame, trk_row], det_masks[frame, row]])
-        mask = torch.cat([targets.masks[trk_frame, trk_row], targets.masks[frame, instance]])
-        bce, dice = self._mask_losses(pred, mask)
-        split = len(trk_frame)
+            used = layers if self.deep_supervision else layers[-1:]
+            used = [Predictions(layer.class_logits.float(), layer.mask_logits.float()) for layer in used]
+            num_trk = targets.track.shape[1]
+            det = [Predictions(layer.class_logits[:, num_trk:], layer.mask_logits[:, num_trk:]) for layer in used]
+            costs = torch.stack([self.matcher.cost(*layer, targets.classes, points) for layer in det])
+            assignment = Assignment(costs, targets.detect)
+            # While the costs travel and the frames are solved, the device has the tracking rows.
+            by_layer = [self._tracking(layer, targets, tracked, num_masks) for layer in used]
+            for losses, layer, pairs in zip(by_layer, det, assignment.solve(), strict=True):
+                losses |= self._detection(layer, targets, pairs, partial, num_masks)
+        suffixes = [*(f"_{i}" for i in range(len(used) - 1)), ""]
         return {
-            "loss_trk_ce": self.class_weight * loss_trk_ce,
-            "loss_trk_mask": self.mask_weight * bce[:split].sum() / num_masks,
-            "loss_trk_dice": self.dice_weight * dice[:split].sum() / num_masks,
-            "loss_det_ce": self.class_weight * loss_det_ce,
-            "loss_det_mask": self.mask_weight * bce[split:].sum() / num_masks,
-            "loss_det_dice": self.dice_weight * dice[split:].sum() / num_masks,
+            name + suffix: value
+            for suffix, losses in zip(suffixes, by_layer, strict=True)
+            for name, value in losses.items()
         }
 
-    def _background_weight(self, det_masks: Tensor, targets: FrameTargets) -> Tensor:
+    def _tracking(
+        self, layer: Predictions, targets: FrameTargets, tracked: tuple[Tensor, ...], num_masks: Tensor
+    ) -> dict[str, Tensor]:
+        """L_trk: row i of A is instance i; background and the empty mask where it is hidden.
+
+        Args:
+            tracked: (R) frames and (R) rows that are supervised.
+        """
+        background, num_trk = layer.class_logits.shape[-1] - 1, targets.track.shape[1]
+        wanted = torch.where(targets.visible, targets.classes, background)
+        loss_ce = _weighted_cross_entropy(
+            layer.class_logits[:, :num_trk].flatten(0, 1), wanted.flatten(), targets.track.flatten().float()
+        )
+        return self._named("trk", loss_ce, layer.mask_logits[tracked], targets.masks[tracked], num_masks)
+
+    def _detection(
+        self,
+        layer: Predictions,
+        targets: FrameTargets,
+        pairs: tuple[Tensor, Tensor, Tensor],
+        partial: tuple[Tensor, Tensor] | None,
+        num_masks: Tensor,
+    ) -> dict[str, Tensor]:
+        """L_det: rows of V are the instances they are paired with, or background.
+
+        Args:
+            layer: predictions of the rows of V only.
+            pairs: (R) frames, rows of V and instances.
+            partial: as :func:`_partly_labelled`.
+        """
+        frame, row, instance = pairs
+        background = layer.class_logits.shape[-1] - 1
+        wanted = torch.full(layer.class_logits.shape[:2], background, device=layer.class_logits.device)
+        weight = self._background_weight(layer.mask_logits, targets, partial)
+        wanted[frame, row] = targets.classes[frame, instance]
+        weight[frame, row] = 1.0
+        loss_ce = _weighted_cross_entropy(layer.class_logits.flatten(0, 1), wanted.flatten(), weight.flatten())
+        return self._named("det", loss_ce, layer.mask_logits[frame, row], targets.masks[frame, instance], num_masks)
+
+    def _named(self, name: str, loss_ce: Tensor, logits: Tensor, masks: Tensor, num_masks: Tensor) -> dict[str, Tensor]:
+        """The weighted losses of the rows of A or V; (R, H4, W4) logits, bool (R, H, W) masks."""
+        bce, dice = self._mask_losses(logits, masks)
+        return {
+            f"loss_{name}_ce": self.class_weight * loss_ce,
+            f"loss_{name}_mask": self.mask_weight * bce.sum() / num_masks,
+            f"loss_{name}_dice": self.dice_weight * dice.sum() / num_masks,
+        }
+
+    def _background_weight(
+        self, det_masks: Tensor, targets: FrameTargets, partial: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
         """Weights (B, V) of detections should they stay unmatched."""
-        counted = targets.labelled & targets.exhaustive
-        weight = counted[:, None].float().expand(det_masks.shape[:2]) * self.no_object_weight
-        partial = targets.labelled & ~targets.exhaustive
-        if partial.any():
-            tracked = masks_at_stride4(targets.masks[partial]) * targets.track[partial][..., None, None]
-            found = (det_masks[partial].detach() > 0).float().flatten(2)
-            tracked = tracked.flatten(2)
+        counted = (targets.labelled & targets.exhaustive)[:, None].float()
+        weight = (counted * self.no_object_weight).repeat(1, det_masks.shape[1])
+        if partial is not None:
+            frames, tracked = partial
+            found = (det_masks[frames].detach() > 0).float().flatten(2)
             overlap = found @ tracked.transpose(1, 2)
             union = found.sum(-1)[..., None] + tracked.sum(-1)[:, None] - overlap
             duplicate = (overlap > self.duplicate_iou * union).any(dim=-1)
-            weight = weight.clone()
-            weight[partial] = duplicate.float() * self.no_object_weight
+            weight[frames] = duplicate.float() * self.no_object_weight
         return weight
 
     def _mask_losses(self, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,8 @@ from detectron2.projects.point_rend.point_features import point_sample
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from ..modeling.transfer import Download, upload
+
 
 class PointTargets:
     """Target masks of the instances to be detected, sampled once at points that all decoder layers share."""
@@ -82,26 +84,38 @@ class HungarianMatcher:
         Returns:
             int64 (M) frames, (M) rows of V and (M) instances that belong together.
         """
-        return self.assign(self.cost(class_logits, mask_logits, classes, targets), targets.detect)
+        cost = self.cost(class_logits, mask_logits, classes, targets)
+        return Assignment(cost[None], targets.detect).solve()[0]
 
-    @staticmethod
-    def assign(cost: Tensor, detect: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Solve every frame on the CPU, after a single transfer.
 
-        Args:
-            cost: (B, V, N).
-            detect: bool (B, N).
+class Assignment:
+    """Pairs of least total cost, in every frame of every layer. The costs travel to the CPU at once, together; until
+    :meth:`solve` is called, their device can be given other work.
+    """
+
+    def __init__(self, costs: Tensor, detect: Tensor) -> None:
         """
-        device = cost.device
+        Args:
+            costs: (layers, B, V, N).
+            detect: bool (B, N): instances that take part.
+        """
+        self._device = costs.device
         # A diverged model has no finite costs; the solver needs one, and the loss itself shows the divergence.
-        costs = cost.nan_to_num(1e6, 1e6, -1e6).cpu().numpy()
-        wanted = detect.cpu().numpy()
-        frames, rows, instances = [], [], []
-        for b in np.flatnonzero(wanted.any(axis=1)):
-            columns = wanted[b].nonzero()[0]
-            row, column = linear_sum_assignment(costs[b][:, columns])
-            frames += [int(b)] * len(row)
-            rows += row.tolist()
-            instances += columns[column].tolist()
-        out = torch.tensor([frames, rows, instances], dtype=torch.int64).to(device)
-        return out[0], out[1], out[2]
+        self._download = Download(costs.nan_to_num(1e6, 1e6, -1e6), detect)
+
+    def solve(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """
+        Returns:
+            By layer, int64 (M) frames, (M) rows of V and (M) instances that belong together.
+        """
+        costs, wanted = (each.numpy() for each in self._download.wait())
+        layers = []
+        for cost in costs:
+            pairs = [np.zeros((3, 0), np.int64)]
+            for b in np.flatnonzero(wanted.any(axis=1)):
+                columns = wanted[b].nonzero()[0]
+                row, column = linear_sum_assignment(cost[b][:, columns])
+                pairs.append(np.stack([np.full(len(row), b), row, columns[column]]))
+            layers.append(np.concatenate(pairs, axis=1))
+        # As many pairs in every layer: one transfer takes all.
+        return [(each[0], each[1], each[2]) for each in upload(torch.from_numpy(np.stack(layers)), self._device)]

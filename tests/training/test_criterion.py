@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ausm_d2.modeling.pixel_decoder import Predictions
 from ausm_d2.training.criterion import SetCriterion
@@ -57,7 +60,10 @@ def test_what_is_right_costs_nothing() -> None:
     for targets in (frame([1, 0], [0, 1], [1, 1]), frame([1, 1], [0, 0], [0, 1]), frame([0, 0], [1, 1], [1, 1])):
         losses = criterion()([perfect(targets)], targets)
         # The bilinear edge between the halves is uncertain by half a cell.
-        assert sum(float(value) for name, value in losses.items() if "mask" not in name and "dice" not in name) < 1e-4
+        assert (
+            sum(float(value.detach()) for name, value in losses.items() if "mask" not in name and "dice" not in name)
+            < 1e-4
+        )
         assert sum(losses.values()) < 3
 
 
@@ -107,6 +113,46 @@ def test_every_layer_is_supervised_unless_switched_off() -> None:
     names = {"loss_trk_ce", "loss_trk_mask", "loss_trk_dice", "loss_det_ce", "loss_det_mask", "loss_det_dice"}
     assert set(criterion(deep_supervision=False)(layers, targets)) == names
     assert set(criterion()(layers, targets)) == {name + end for name in names for end in ("", "_0", "_1")}
+
+
+class _Waits(TorchDispatchMode):
+    """Counts what would wait for a GPU: values that are read, and shapes that depend on them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            each is not None and each.dtype == torch.bool for each in args[1]
+        )
+        self.count += by_mask or name in ("nonzero", "_local_scalar_dense", "masked_select")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("exhaustive", [True, False])
+def test_ten_layers_wait_for_the_device_as_often_as_one(exhaustive: bool) -> None:
+    targets = frame([1, 0], [0, 1], [1, 1], exhaustive)
+    counts = []
+    for layers in (1, 10):
+        with _Waits() as waits:
+            criterion()([perfect(targets)] * layers, targets)
+        counts.append(waits.count)
+    assert counts[0] == counts[1] > 0
+
+
+def test_layers_are_matched_each_for_itself() -> None:
+    """What a layer costs does not depend on its neighbours."""
+    targets = frame([1, 0], [1, 1], [1, 1])
+    first, second = perfect(targets), perfect(targets)
+    rows = [0, 1, 5, 4, 3, 2]
+    second = Predictions(second.class_logits[:, rows], second.mask_logits[:, rows])
+    losses = criterion()([first, second], targets)
+    for name in ("loss_trk_ce", "loss_det_ce", "loss_det_ce_0"):
+        assert float(losses[name].detach()) < 1e-4
+    for name in ("loss_det_mask", "loss_det_mask_0"):  # a mask in the wrong place costs more than 100
+        assert float(losses[name].detach()) < 3
 
 
 def test_half_precision_does_not_reach_the_sums() -> None:

@@ -1,0 +1,29 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Tensors between the CPU and the model's device, without waiting where that is CUDA."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on ``device``. CUDA is not waited for: that takes memory the system cannot move."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class Download:
+    """Tensors on their way to the CPU; what is asked of their device meanwhile is done meanwhile."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._tensors = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+        self._arrived: torch.cuda.Event | None = None
+        if any(tensor.is_cuda for tensor in tensors):
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def wait(self) -> list[Tensor]:
+        """The tensors, on the CPU."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._tensors
