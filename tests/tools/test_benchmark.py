@@ -65,7 +65,7 @@ def test_the_variants_train_the_same_model_on_the_same_clip(config: str) -> None
         losses[name] = sum(model([item]).values()).item()
         assert model.compressor.checkpointing == (name == train.CHECKPOINTED)
         assert all(parameter.requires_grad for parameter in model.parameters())
-    assert losses["parallel"] == pytest.approx(losses["iterative"], rel=1e-3)
+    assert losses["parallel"] == pytest.approx(losses["iterative"], rel=1e-5)
     assert losses[train.CHECKPOINTED] == pytest.approx(losses["parallel"], rel=1e-6)
 
 
