@@ -67,10 +67,11 @@ class HungarianMatcher:
             logits = point_sample(mask_logits.float(), targets.points, align_corners=False)  # (B, V, P)
             wanted = targets.values  # (B, N, P)
             # BCE(x, 0) = softplus(x), BCE(x, 1) = softplus(x) - x: one product gives all pairs. And softplus(x) is
-            # max(x, 0) - log(sigmoid(|x|)), three times as fast on a CPU and here, in sums over points, as good.
-            softplus = logits.clamp(min=0).sum(-1) - logits.abs().sigmoid_().log_().sum(-1)
+            # (x + |x|) / 2 - log(sigmoid(|x|)), three times as fast on a CPU and here, in sums over points, as good.
+            size = logits.abs()
+            softplus = (logits.sum(-1) + size.sum(-1)) / 2 - size.sigmoid_().log_().sum(-1)
             cost_mask = (softplus[..., None] - logits @ wanted.transpose(1, 2)) / logits.shape[-1]
-            p = logits.sigmoid()
+            p = logits.sigmoid_()
             overlap = 2 * (p @ wanted.transpose(1, 2))
             total = p.sum(-1)[..., None] + wanted.sum(-1)[:, None]
             cost_dice = 1 - (overlap + 1) / (total + 1)
