@@ -9,8 +9,8 @@ READY := .venv/.ready
 
 .PHONY: setup demo test lint types
 
-# Threads that wait for each other sleep: beside other work, threads that spin keep each other from running.
-export OMP_WAIT_POLICY ?= PASSIVE
+# The models here are small: two threads would wait for each other longer than the second one works.
+export OMP_NUM_THREADS ?= 1
 
 setup: $(READY)
 

@@ -17,12 +17,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from benchmarks import data, eval, measure, peers, ssm, stream, train
+from benchmarks import attention, data, eval, measure, peers, ssm, stream, train
 
 from ausm_d2.errors import cli
 from ausm_d2.io import atomic_write
 
-SUBJECTS = {"ssm": ssm, "train": train, "stream": stream, "peers": peers, "data": data, "eval": eval}
+SUBJECTS = {
+    "ssm": ssm,
+    "attention": attention,
+    "train": train,
+    "stream": stream,
+    "peers": peers,
+    "data": data,
+    "eval": eval,
+}
 
 
 def machine() -> dict[str, object]:

@@ -33,14 +33,18 @@ class _Inputs(ctypes.Structure):
     ]
 
 
-def _attend_on_cpu(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
-    """None where attention.cpp cannot be had, or does not know such inputs."""
-    if q.dtype not in (torch.float32, torch.bfloat16) or not q.dtype == k.dtype == v.dtype or not k.numel():
+def kernel_for(width: int, dtype: torch.dtype) -> ctypes.CDLL | None:
+    """attention.cpp, where it can be compiled and is the faster way for heads of that width."""
+    if dtype not in (torch.float32, torch.bfloat16):
         return None
-    library, bfloat16 = library_or_none(_SOURCE), ctypes.c_int32(q.dtype == torch.bfloat16)
+    library = library_or_none(_SOURCE)
+    if library is None or not library.ausm_attention_fits(ctypes.c_int64(width), ctypes.c_int32(dtype.itemsize == 2)):
+        return None
+    return library
+
+
+def _attend_on_cpu(library: ctypes.CDLL, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     batch, heads, queries, width = q.shape
-    if library is None or not library.ausm_attention_fits(ctypes.c_int64(width), bfloat16):
-        return None
     q, k, v = (each if each.stride(-1) == 1 else each.contiguous() for each in (q, k, v))
     out = q.new_empty(batch, queries, heads, width).transpose(1, 2)
     tensors = (q, k, v, out)
@@ -50,7 +54,8 @@ def _attend_on_cpu(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
         width**-0.5,
         torch.get_num_threads(),
     )
-    library.ausm_attention(ctypes.byref(inputs), *(ctypes.c_void_p(each.data_ptr()) for each in tensors), bfloat16)
+    addresses = (ctypes.c_void_p(each.data_ptr()) for each in tensors)
+    library.ausm_attention(ctypes.byref(inputs), *addresses, ctypes.c_int32(q.dtype == torch.bfloat16))
     return out
 
 
@@ -66,10 +71,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Te
     Returns:
         (B, heads, Q, D / heads).
     """
-    if mask is None and q.device.type == "cpu" and not torch.is_grad_enabled():
-        out = _attend_on_cpu(q, k, v)
-        if out is not None:
-            return out
+    if mask is None and q.device.type == "cpu" and not torch.is_grad_enabled() and q.dtype == k.dtype == v.dtype:
+        library = kernel_for(q.shape[-1], q.dtype)
+        if library is not None and k.numel():
+            return _attend_on_cpu(library, q, k, v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ausm_d2.modeling import attention
-from ausm_d2.modeling.attention import Attention, attend
-from ausm_d2.modeling.cpp import library_or_none
+from ausm_d2.modeling.attention import Attention, attend, kernel_for
 
 
 def _heads(batch: int, heads: int, tokens: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -33,8 +32,7 @@ def _inference() -> Iterator[None]:
 
 @pytest.fixture
 def only_the_kernel(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    library = library_or_none(attention._SOURCE)
-    if library is None or not library.ausm_attention_fits(64, int(dtype == torch.bfloat16)):
+    if kernel_for(64, dtype) is None:
         pytest.skip("the kernel cannot be compiled here, or the processor does not know bfloat16")
 
     def refuse(*args: object, **kwargs: object) -> None:

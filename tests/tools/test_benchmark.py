@@ -15,8 +15,9 @@ import torch
 import yaml
 
 from ausm_d2.errors import UserError
+from ausm_d2.modeling.attention import kernel_for
 from tools import benchmark
-from tools.benchmarks import measure, peers, ssm, stream, train
+from tools.benchmarks import attention, measure, peers, ssm, stream, train
 
 NANO = Path(__file__).resolve().parents[2] / "configs" / "synth" / "ausm_nano.yaml"
 
@@ -67,6 +68,22 @@ def test_the_variants_train_the_same_model_on_the_same_clip(config: str) -> None
         assert all(parameter.requires_grad for parameter in model.parameters())
     assert losses["parallel"] == pytest.approx(losses["iterative"], rel=1e-5)
     assert losses[train.CHECKPOINTED] == pytest.approx(losses["parallel"], rel=1e-6)
+
+
+def test_attention(tmp_path: Path) -> None:
+    words = ["--tokens", "5", "70", "--heads", "2", "--head-dim", "16", "--dtype", "float32", "--repeats", "1"]
+    if kernel_for(16, torch.float32) is None:
+        with pytest.raises(UserError, match="PyTorch's own"):
+            measured(attention, *words)
+        return
+    figures = measured(attention, *words)
+    assert [(row["tokens"], row["kernel"]) for row in figures["rows"]] == [
+        (tokens, kernel) for tokens in (5, 70) for kernel in ("attention.cpp", "PyTorch")
+    ]
+    assert all(row["ms"] > 0 and row["pytorch_over_it"] > 0 for row in figures["rows"])
+    assert_drawn(attention, figures, tmp_path / "attention.png")
+    with pytest.raises(UserError, match=r"--head-dim 7 .*PyTorch's own"):
+        measured(attention, "--head-dim", "7")
 
 
 def test_stream(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

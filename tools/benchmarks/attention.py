@@ -1,0 +1,63 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Attention of inference on the CPU: this project's kernel beside PyTorch's fused one."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ausm_d2.errors import UserError
+from ausm_d2.modeling.attention import attend, kernel_for
+
+from . import measure
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tokens", type=int, nargs="+", default=[256, 1024, 3600], help="queries, and keys")
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--head-dim", type=int, default=64, help="width of a head")
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
+    parser.add_argument("--repeats", type=int, default=11, help="measurements of each, alternating")
+    measure.add_clock_argument(parser)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Median and quartiles (ms) of one attention without a mask, and PyTorch's time over it.
+
+    Raises:
+        UserError: there is no kernel for such heads on this machine.
+    """
+    rows = []
+    for name in args.dtype:
+        dtype = getattr(torch, name)
+        if kernel_for(args.head_dim, dtype) is None:
+            raise UserError(f"--head-dim {args.head_dim} --dtype {name}: on this machine PyTorch's own is used")
+        for tokens in args.tokens:
+            torch.manual_seed(0)
+            shape = (1, tokens, args.heads, args.head_dim)
+            q, k, v = (torch.randn(shape).to(dtype).transpose(1, 2) for _ in range(3))
+            kernels = {
+                "attention.cpp": lambda q=q, k=k, v=v: attend(q, k, v),
+                "PyTorch": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v),
+            }
+            with torch.no_grad():
+                times = measure.interleaved(kernels, args.repeats, torch.device("cpu"), cpu_time=args.cpu_time)
+            of_pytorch = statistics.median(times["PyTorch"])
+            for kernel, seconds in times.items():
+                row = {"dtype": name, "tokens": tokens, "kernel": kernel, **measure.spread(seconds)}
+                rows.append({**row, "pytorch_over_it": of_pytorch / statistics.median(seconds)})
+    measure.print_table(rows)
+    return {"rows": rows}
+
+
+def plot(figures: dict[str, Any], path: Path) -> None:
+    """Time against tokens."""
+    with measure.picture(path, "tokens", "seconds") as axes:
+        for dtype, kernel in dict.fromkeys((row["dtype"], row["kernel"]) for row in figures["rows"]):
+            rows = [row for row in figures["rows"] if (row["dtype"], row["kernel"]) == (dtype, kernel)]
+            measure.draw(axes, f"{kernel}, {dtype}", [row["tokens"] for row in rows], rows)
