@@ -9,7 +9,7 @@ READY := .venv/.ready
 
 .PHONY: setup demo test lint types
 
-# The models here are small: two threads would wait for each other longer than the second one works.
+# The models here are small: their threads would mostly wait for each other (docs/benchmarks.md).
 export OMP_NUM_THREADS ?= 1
 
 setup: $(READY)

@@ -238,7 +238,7 @@ class AUSM(nn.Module):
             forcing.history = self.history_noise(forcing.history, forcing.in_use)
 
         if self.train_mode == "parallel":
-            passes = int(torch.randint(self.own_passes + 1, ())) if self.own_passes else 0
+            passes = int(torch.randint(self.own_passes + 1, ())) if self.own_passes else 0  # 0: draws as iterative
             output = self.forward_parallel(images, ids, forcing, heads, own_passes=passes)
         else:
             rollout = (targets, prompted) if self.train_mode == "rollout" else None

@@ -95,11 +95,12 @@ inline void weigh(float* scores, int64_t n, float scale, Softmax& softmax, float
   }
   float highest = high[0];
   for (int i = 1; i < L; ++i) highest = high[i] > highest ? high[i] : highest;
-  const float fading = exp2(Vec{} + (softmax.highest - highest))[0];
+  const float size = highest == -__builtin_inff() ? 0 : highest;  // no key so far has a weight
+  const float fading = exp2(Vec{} + (softmax.highest - size))[0];
   T* weights = reinterpret_cast<T*>(scores);
   Vec total = {};
   for (int64_t j = 0; j < n; j += L) {
-    const Vec weight = exp2(load(scores + j) * scale - highest);
+    const Vec weight = exp2(load(scores + j) * scale - size);
     total += weight;
     store(weights + j, weight);
   }
@@ -144,12 +145,14 @@ void attend(const Attention& a, const T* q, int64_t count, const float* k, const
 }
 
 template <typename T>
-void attention(const Attention& a, const T* q, const T* k, const T* v, T* out) {
+bool attention(const Attention& a, const T* q, const T* k, const T* v, T* out) {
   const int64_t planes = a.B * a.H, blocks = (a.Q + kQueries - 1) / kQueries, keys = (a.K + kTile - 1) / kTile * kTile;
   const int64_t size = keys * (a.D / kPerWord<T>);  // of packed keys, and of packed values, of a head
   Scratch packed(planes * 2 * size / L);  // zeros behind the last key
+  if (!packed) return false;
   float* memory = reinterpret_cast<float*>(packed.take(planes * 2 * size / L));
-#pragma omp parallel num_threads(a.threads)
+  const int threads = planes * blocks < a.threads ? int(planes * blocks) : a.threads;
+#pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(dynamic, 1)
     for (int64_t plane = 0; plane < planes; ++plane)
@@ -163,7 +166,7 @@ void attention(const Attention& a, const T* q, const T* k, const T* v, T* out) {
     for (int64_t block = 0; block < planes * blocks; ++block) {
       const int64_t plane = block / blocks, first = block % blocks * kQueries;
       const int64_t count = a.Q - first < kQueries ? a.Q - first : kQueries;
-      std::memset(static_cast<void*>(queries), 0, kQueries * a.D * sizeof(T));
+      std::memset(static_cast<void*>(queries + count * a.D), 0, (kQueries - count) * a.D * sizeof(T));
       std::memset(sums, 0, kQueries * a.D * sizeof(float));
       const T* from = q + start(a.q, a.H, plane) + first * a.q.row;
       T* to = out + start(a.out, a.H, plane) + first * a.out.row;
@@ -174,14 +177,16 @@ void attention(const Attention& a, const T* q, const T* k, const T* v, T* out) {
         for (int64_t d = 0; d < a.D; d += L) store(to + i * a.out.row + d, load(sums + i * a.D + d));
     }
   }
+  return true;
 }
 
 }  // namespace
 
 extern "C" {
-// Whether this is the faster way here: heads of that width, in bfloat16 or else in float. Short vectors it is not for.
+// Whether this is the faster way here: heads of that width, in bfloat16 or else in float. Not for short vectors, nor
+// for bfloat16 where there are matrix units (AMX), which PyTorch uses.
 int32_t ausm_attention_fits(int64_t D, int32_t bfloat16) {
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
   const bool knows_bfloat16 = true;
 #else
   const bool knows_bfloat16 = false;
@@ -189,14 +194,15 @@ int32_t ausm_attention_fits(int64_t D, int32_t bfloat16) {
   return L >= 8 && D % L == 0 && (knows_bfloat16 || !bfloat16);
 }
 
-void ausm_attention(const Attention* a, const void* q, const void* k, const void* v, void* out, int32_t bfloat16) {
+// False where memory for the packed keys and values cannot be had.
+int32_t ausm_attention(const Attention* a, const void* q, const void* k, const void* v, void* out, int32_t bfloat16) {
 #if defined(__AVX512BF16__)
   using T = BFloat16;
   if (bfloat16)
     return attention(*a, static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v),
                      static_cast<T*>(out));
 #endif
-  attention(*a, static_cast<const float*>(q), static_cast<const float*>(k), static_cast<const float*>(v),
-            static_cast<float*>(out));
+  return attention(*a, static_cast<const float*>(q), static_cast<const float*>(k), static_cast<const float*>(v),
+                   static_cast<float*>(out));
 }
 }

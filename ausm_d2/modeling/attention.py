@@ -21,6 +21,9 @@ from .cpp import library_or_none
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 
+_QUERIES = 32
+"""Fewer do not pay for packing the keys and values."""
+
 
 class _Inputs(ctypes.Structure):
     """``Attention`` of attention.cpp."""
@@ -43,6 +46,13 @@ def kernel_for(width: int, dtype: torch.dtype) -> ctypes.CDLL | None:
     return library
 
 
+def _suits(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Of all that PyTorch accepts, the usual: no broadcasting, one type that autocast leaves alone, some keys."""
+    alike = q.dtype == k.dtype == v.dtype and k.shape == v.shape == (*q.shape[:2], k.shape[2], q.shape[3])
+    cast = q.dtype == torch.float32 and torch.is_autocast_enabled("cpu")
+    return alike and not cast and q.shape[2] >= _QUERIES and k.numel() > 0
+
+
 def _attend_on_cpu(library: ctypes.CDLL, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     batch, heads, queries, width = q.shape
     q, k, v = (each if each.stride(-1) == 1 else each.contiguous() for each in (q, k, v))
@@ -55,13 +65,14 @@ def _attend_on_cpu(library: ctypes.CDLL, q: Tensor, k: Tensor, v: Tensor) -> Ten
         torch.get_num_threads(),
     )
     addresses = (ctypes.c_void_p(each.data_ptr()) for each in tensors)
-    library.ausm_attention(ctypes.byref(inputs), *addresses, ctypes.c_int32(q.dtype == torch.bfloat16))
+    if not library.ausm_attention(ctypes.byref(inputs), *addresses, ctypes.c_int32(q.dtype == torch.bfloat16)):
+        raise MemoryError(f"attention of {queries} queries to {k.shape[2]} keys, {batch} x {heads} heads")
     return out
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """``scaled_dot_product_attention``; without a mask and without gradients, on a CPU, by attention.cpp, which
-    multiplies in bfloat16 where the processor can (PyTorch's converts to float first).
+    multiplies pairs of bfloat16 where the processor can (without AMX, PyTorch's multiplies floats).
 
     Args:
         q: (B, heads, Q, D / heads).
@@ -71,9 +82,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Te
     Returns:
         (B, heads, Q, D / heads).
     """
-    if mask is None and q.device.type == "cpu" and not torch.is_grad_enabled() and q.dtype == k.dtype == v.dtype:
+    if mask is None and q.device.type == "cpu" and not torch.is_grad_enabled() and _suits(q, k, v):
         library = kernel_for(q.shape[-1], q.dtype)
-        if library is not None and k.numel():
+        if library is not None:
             return _attend_on_cpu(library, q, k, v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 

@@ -11,13 +11,14 @@ import re
 import shutil
 import subprocess
 import tempfile
+import warnings
 from functools import cache
 from pathlib import Path
 
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 
 
-_INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
+_INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 
 class CompileError(RuntimeError):
@@ -59,10 +60,10 @@ def load_library(source: Path) -> ctypes.CDLL:
     if compiler is None:
         raise CompileError("no C++ compiler was found (CXX, c++)")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    key = "\n".join([_text(source), *_FLAGS, version, platform.machine(), _processor()])
-    name = f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    path = _cache() / name
     try:
+        key = "\n".join([_text(source), *_FLAGS, version, platform.machine(), _processor()])
+        name = f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+        path = _cache() / name
         if path.is_file():
             return ctypes.CDLL(str(path))
         try:
@@ -90,8 +91,9 @@ def load_library(source: Path) -> ctypes.CDLL:
 
 @cache
 def library_or_none(source: Path) -> ctypes.CDLL | None:
-    """:func:`load_library`, for those who can do without (that there is no compiler, the kernels of Mamba say)."""
+    """:func:`load_library`, for those who can do without; warns once of a file that cannot be compiled."""
     try:
         return load_library(source)
-    except CompileError:
+    except CompileError as error:
+        warnings.warn(f"{source.name} is not used, PyTorch's slower operations are: {error}", stacklevel=3)
         return None

@@ -16,11 +16,16 @@ class Download:
     """Tensors on their way to the CPU; what is asked of their device meanwhile is done meanwhile."""
 
     def __init__(self, *tensors: Tensor) -> None:
-        self._tensors = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+        """
+        Args:
+            tensors: of one device.
+        """
+        # Other accelerators copy without waiting too, but have no event of CUDA's.
+        self._tensors = [tensor.to("cpu", non_blocking=tensor.is_cuda) for tensor in tensors]
         self._arrived: torch.cuda.Event | None = None
-        if any(tensor.is_cuda for tensor in tensors):
+        if tensors[0].is_cuda:
             self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(tensors[0].device))
 
     def wait(self) -> list[Tensor]:
         """The tensors, on the CPU."""

@@ -85,9 +85,10 @@ class Scratch {
  public:
   explicit Scratch(int64_t vectors)
       : data_(static_cast<Vec*>(std::aligned_alloc(64, round_up(vectors)))), next_(data_) {
-    std::memset(static_cast<void*>(data_), 0, round_up(vectors));
+    if (data_) std::memset(static_cast<void*>(data_), 0, round_up(vectors));
   }
   ~Scratch() { std::free(data_); }
+  explicit operator bool() const { return data_; }  // whether there was so much
   Vec* take(int64_t vectors) {
     Vec* p = next_;
     next_ += vectors;

@@ -122,19 +122,18 @@ class SetCriterion:
         Returns:
             Weighted losses by name; those of intermediate layers end in their number.
         """
+        # Everything that waits for the device, but for the costs, comes before there is work of the loss on it.
+        tracked = targets.track.nonzero(as_tuple=True)
+        partial = _partly_labelled(targets)
         points = PointTargets(targets.masks, targets.detect, num_points=self.num_points)
         num_masks = (targets.track.sum() + targets.detect.sum()).float()
         if get_world_size() > 1:
             torch.distributed.all_reduce(num_masks)
         num_masks = (num_masks / get_world_size()).clamp(min=1)
 
-        # All that waits for the device comes before there is work of the loss on it.
-        tracked = targets.track.nonzero(as_tuple=True)
-        partial = _partly_labelled(targets)
         # Sums over thousands of points do not fit into half precision.
         with torch.autocast(targets.masks.device.type, enabled=False):
             used = layers if self.deep_supervision else layers[-1:]
-            used = [Predictions(layer.class_logits.float(), layer.mask_logits.float()) for layer in used]
             num_trk = targets.track.shape[1]
             det = [Predictions(layer.class_logits[:, num_trk:], layer.mask_logits[:, num_trk:]) for layer in used]
             costs = torch.stack([self.matcher.cost(*layer, targets.classes, points) for layer in det])

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ausm_d2.modeling import attention
+from ausm_d2.modeling import attention, cpp
 from ausm_d2.modeling.attention import Attention, attend, kernel_for
 
 
@@ -53,7 +54,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 @pytest.mark.usefixtures("only_the_kernel")
-@pytest.mark.parametrize("queries", [1, 6, 25])
+@pytest.mark.parametrize("queries", [32, 49, 72])
 @pytest.mark.parametrize("keys", [1, 63, 65, 513, 1100])
 def test_all_numbers_of_queries_and_keys(queries: int, keys: int, dtype: torch.dtype) -> None:
     torch.manual_seed(queries * keys)
@@ -73,14 +74,14 @@ def test_however_it_lies_in_memory(dtype: torch.dtype) -> None:
     packed = torch.randn(2, 50, 3, 2, 32).to(dtype)
     _check(*packed.permute(2, 0, 3, 1, 4))
     _check(torch.randn(2, 2, 32, 50).to(dtype).transpose(-1, -2), *packed.permute(2, 0, 3, 1, 4)[1:])
-    _check(_heads(1, 2, 9, 32, dtype).expand(2, -1, -1, -1), *packed.permute(2, 0, 3, 1, 4)[1:])
+    _check(_heads(1, 2, 39, 32, dtype).expand(2, -1, -1, -1), *packed.permute(2, 0, 3, 1, 4)[1:])
 
 
 @pytest.mark.usefixtures("only_the_kernel")
 def test_scores_far_apart(dtype: torch.dtype) -> None:
     """Their exponentials overflow; the highest come in late blocks of keys."""
     torch.manual_seed(0)
-    q, k, v = (_heads(1, 1, n, 16, dtype) for n in (30, 1500, 1500))
+    q, k, v = (_heads(1, 1, n, 16, dtype) for n in (33, 1500, 1500))
     _check(50 * q, k * torch.linspace(0.1, 50, 1500).to(dtype)[:, None], v)
 
 
@@ -94,6 +95,33 @@ def test_what_is_no_number_stays_that(dtype: torch.dtype) -> None:
     assert found[0, 0, :3].isfinite().all() and found[0, 0, 4:].isfinite().all()
     v[0, 0, 69, 2] = float("nan")
     assert attend(q, k, v)[0, 0, :, 2].isnan().all()
+
+
+@pytest.mark.usefixtures("only_the_kernel")
+def test_keys_without_any_weight(dtype: torch.dtype) -> None:
+    """The scores of a whole block of keys, and more, are infinitely low."""
+    torch.manual_seed(0)
+    q, k, v = (_heads(1, 2, n, 32, dtype) for n in (40, 900, 900))
+    q, k = q.abs(), k.abs()
+    k[:, :, :600] = float("-inf")
+    found = attend(q, k, v)
+    expected = _EXACT(q.double(), k[:, :, 600:].double(), v[:, :, 600:].double())
+    torch.testing.assert_close(found.double(), expected, rtol=2e-2, atol=1e-2)
+
+
+def test_on_a_processor_with_shorter_vectors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("for processors with AVX2")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(cpp, "_FLAGS", tuple(flag.replace("native", "haswell") for flag in cpp._FLAGS))
+    try:
+        library = cpp.load_library(attention._SOURCE)
+    except cpp.CompileError as error:
+        pytest.skip(str(error))
+    assert library.ausm_attention_fits(24, 0) and not library.ausm_attention_fits(24, 1)
+    torch.manual_seed(0)
+    q, k, v = _heads(2, 3, 50, 24), _heads(2, 3, 700, 24), _heads(2, 3, 700, 24)
+    torch.testing.assert_close(attention._attend_on_cpu(library, q, k, v), _EXACT(q, k, v), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("only_the_kernel")
@@ -111,16 +139,20 @@ def test_threads_share_the_work(dtype: torch.dtype) -> None:
 
 
 def test_pytorch_does_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With gradients, with a mask, in other types, in heads of odd widths, without keys, and without a compiler."""
+    """With gradients or a mask, in other types and shapes, without keys, and without a compiler."""
     torch.manual_seed(0)
-    q, k, v = (_heads(1, 2, 5, 16) for _ in range(3))
-    mask = torch.rand(1, 1, 5, 5) > 0.5
-    mask |= torch.eye(5, dtype=torch.bool)
+    q, k, v = (_heads(1, 2, 40, 16) for _ in range(3))
+    mask = torch.rand(1, 1, 40, 40) > 0.5
+    mask |= torch.eye(40, dtype=torch.bool)
     torch.testing.assert_close(attend(q, k, v, mask=mask), _EXACT(q, k, v, attn_mask=mask))
     torch.testing.assert_close(attend(q.double(), k.double(), v.double()), _EXACT(q.double(), k.double(), v.double()))
     odd = [each[..., :7] for each in (q, k, v)]
     torch.testing.assert_close(attend(*odd), _EXACT(*odd))
     assert attend(q, k[:, :, :0], v[:, :, :0]).shape == q.shape
+    for some in ([q[:, :, :3], k, v], [q.expand(3, -1, -1, -1), k, v], [q, k, v[..., :8]]):
+        torch.testing.assert_close(attend(*some), _EXACT(*some))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attend(q, k, v).dtype == torch.bfloat16
     with torch.enable_grad():
         q.requires_grad_()
         attend(q, k, v).sum().backward()
@@ -130,12 +162,22 @@ def test_pytorch_does_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(attend(q, k, v), _EXACT(q, k, v))
 
 
-def test_it_is_multi_head_attention_of_pytorch() -> None:
-    torch.manual_seed(0)
-    theirs, ours = nn.MultiheadAttention(48, 3, batch_first=True), Attention(48, head_dim=16)
-    nn.init.normal_(theirs.in_proj_bias)
-    nn.init.normal_(theirs.out_proj.bias)
-    ours.load_state_dict(theirs.state_dict())
-    x, y, z = torch.randn(2, 7, 48), torch.randn(2, 9, 48), torch.randn(2, 9, 48)
-    torch.testing.assert_close(ours(x, y, z), theirs(x, y, z, need_weights=False)[0])
-    torch.testing.assert_close(ours(x, x, x), theirs(x, x, x, need_weights=False)[0])
+def test_attention_is_torchs_multi_head_attention() -> None:
+    ours, theirs = Attention(24, head_dim=8), torch.nn.MultiheadAttention(24, 3, batch_first=True)
+    theirs.load_state_dict(ours.state_dict())
+    query, key, value = torch.randn(2, 5, 24), torch.randn(2, 7, 24), torch.randn(2, 7, 24)
+    mask = torch.rand(2, 1, 5, 7) < 0.7
+    mask[..., 0] = True
+    expected = theirs(query, key, value, attn_mask=~mask.expand(-1, 3, -1, -1).flatten(0, 1), need_weights=False)[0]
+    torch.testing.assert_close(ours(query, key, value, mask=mask), expected)
+    torch.testing.assert_close(ours(query, query, query), theirs(query, query, query, need_weights=False)[0])
+    with pytest.raises(ValueError, match="head width 7 does not divide the 24 channels"):
+        Attention(24, head_dim=7)
+
+
+def test_a_lookup_finds_what_resembles_the_query_and_hands_it_over() -> None:
+    attention = Attention(24, head_dim=8)
+    attention.init_as_lookup(sharpness=3.0)
+    keys = torch.randn(1, 6, 24)
+    found = attention(keys[:, 2:3], keys, keys)
+    torch.testing.assert_close(found, keys[:, 2:3], rtol=0.05, atol=0.2)

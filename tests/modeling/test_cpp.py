@@ -43,7 +43,7 @@ def test_a_changed_header_is_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
     (tmp_path / "source").mkdir()
     source, header = tmp_path / "source" / "answer.cpp", tmp_path / "number.h"
-    source.write_text('#include "../number.h"\nextern "C" int answer() { return kNumber; }\n')
+    source.write_text('  # include "../number.h"  // a number\nextern "C" int answer() { return kNumber; }\n')
     for number in (42, 43, 42):
         header.write_text(f"constexpr int kNumber = {number};\n")
         try:
@@ -51,3 +51,13 @@ def test_a_changed_header_is_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path:
         except cpp.CompileError as error:
             pytest.skip(str(error))
     assert len(list((tmp_path / "cache" / "ausm_d2").iterdir())) == 2
+
+
+def test_what_cannot_be_compiled_is_said_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
+    source = tmp_path / "lost.cpp"
+    source.write_text('#include "not_there.h"\n')
+    with pytest.warns(UserWarning, match=r"lost\.cpp is not used.*not_there\.h") as warnings:
+        assert cpp.library_or_none(source) is None
+        assert cpp.library_or_none(source) is None
+    assert len(warnings) == 1

@@ -14,10 +14,12 @@ from ausm_d2.modeling.deformable_attention import MSDeformAttn
 SIZES = {"one level": [(5, 3)], "three": [(2, 3), (4, 6), (7, 11)], "one pixel": [(1, 1), (1, 2)]}
 
 
-def layer_and_input(sizes: list[tuple[int, int]], spread: float = 0.3) -> tuple[MSDeformAttn, Tensor, Tensor]:
+def layer_and_input(
+    sizes: list[tuple[int, int]], spread: float = 0.3, sharpness: float = 0.3
+) -> tuple[MSDeformAttn, Tensor, Tensor]:
     layer = MSDeformAttn(24, num_levels=len(sizes), num_heads=3, num_points=2)
     nn.init.normal_(layer.sampling_offsets.weight, std=spread)
-    nn.init.normal_(layer.attention_weights.weight, std=0.3)
+    nn.init.normal_(layer.attention_weights.weight, std=sharpness)
     pixels = sum(height * width for height, width in sizes)
     return layer, torch.randn(2, pixels, 24), torch.randn(2, pixels, 24)
 
@@ -32,6 +34,26 @@ def test_inference_equals_grid_sample(sizes: list[tuple[int, int]], spread: floa
     with torch.no_grad():
         torch.testing.assert_close(layer(query, value, sizes), expected, rtol=1e-5, atol=1e-5)
         assert not torch.allclose(layer(query + 1, value, sizes), expected, atol=1e-3)
+
+
+def test_weights_far_apart() -> None:
+    """The exponentials of their logits overflow."""
+    sizes = SIZES["three"]
+    layer, query, value = layer_and_input(sizes, sharpness=100.0)
+    assert layer.attention_weights(query).max() > 500
+    expected = layer(query, value, sizes)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(query, value, sizes), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_no_number_stays_that() -> None:
+    sizes = SIZES["three"]
+    layer, query, value = layer_and_input(sizes)
+    query[1, 5] = float("nan")
+    with torch.no_grad():
+        found = layer(query, value, sizes)
+    assert found[1, 5].isnan().all() and found[0].isfinite().all()
+    assert found[1, :5].isfinite().all() and found[1, 6:].isfinite().all()
 
 
 def test_autocast_samples_in_full_precision() -> None:

@@ -42,6 +42,14 @@ def test_shapes(layers: int) -> None:
     assert out.x is out.multi_scale[-1]
 
 
+def test_features_are_resized_with_channels_last() -> None:
+    """Of a single frame too: else every resizing copies them twice."""
+    out = FrameEncoder(config())(torch.randn(1, 3, 64, 96))
+    for features in (*out.multi_scale, out.mask_features):
+        resized = F.interpolate(features, scale_factor=2, mode="bilinear")
+        assert resized.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("layers", [0, 2])
 def test_frames_do_not_see_each_other(layers: int) -> None:
     encoder = FrameEncoder(config("MODEL.AUSM.FRAME_ENCODER.ENC_LAYERS", layers)).eval()

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from ausm_d2.modeling.attention import Attention
 from ausm_d2.modeling.history import (
     HistoryCompressor,
     HistoryDecoder,
@@ -132,14 +132,6 @@ def test_marks_pass_through_a_new_compressor() -> None:
     torch.testing.assert_close(module(e)[0], expected)
 
 
-def test_a_lookup_finds_what_resembles_the_query_and_hands_it_over() -> None:
-    attention = Attention(24, head_dim=8)
-    attention.init_as_lookup(sharpness=3.0)
-    keys = torch.randn(1, 6, 24)
-    found = attention(keys[:, 2:3], keys, keys)
-    torch.testing.assert_close(found, keys[:, 2:3], rtol=0.05, atol=0.2)
-
-
 def test_compressor_mixes_time_within_a_pixel_and_space_within_a_frame() -> None:
     """With its spatial attention silenced a pixel depends on its own past only."""
     module = compressor().eval()
@@ -159,17 +151,11 @@ def test_decoder_frames_do_not_see_each_other(self_attention: bool) -> None:
     assert not torch.allclose(together, module(x, f.flip(0)))
 
 
-def test_attention_is_torchs_multi_head_attention() -> None:
-    ours, theirs = Attention(24, head_dim=8), torch.nn.MultiheadAttention(24, 3, batch_first=True)
-    theirs.load_state_dict(ours.state_dict())
-    query, key, value = torch.randn(2, 5, 24), torch.randn(2, 7, 24), torch.randn(2, 7, 24)
-    mask = torch.rand(2, 1, 5, 7) < 0.7
-    mask[..., 0] = True
-    expected = theirs(query, key, value, attn_mask=~mask.expand(-1, 3, -1, -1).flatten(0, 1), need_weights=False)[0]
-    torch.testing.assert_close(ours(query, key, value, mask=mask), expected)
-    torch.testing.assert_close(ours(query, query, query), theirs(query, query, query, need_weights=False)[0])
-    with pytest.raises(ValueError, match="head width 7 does not divide the 24 channels"):
-        Attention(24, head_dim=7)
+def test_what_the_decoder_gives_is_resized_with_channels_last() -> None:
+    """Of a single frame too: else every resizing copies it twice."""
+    decoder = HistoryDecoder(8, num_layers=1, head_dim=4, dim_feedforward=8, spatial_reduction=2)
+    g = decoder(torch.randn(1, 8, 4, 6), torch.randn(1, 8, 4, 6))
+    assert F.interpolate(g, scale_factor=2, mode="bilinear").is_contiguous(memory_format=torch.channels_last)
 
 
 def test_masks_at_stride_4_by_half_the_area() -> None:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ausm_d2.modeling import transfer
 from ausm_d2.modeling.pixel_decoder import Predictions
+from ausm_d2.training import matcher
 from ausm_d2.training.criterion import SetCriterion
 from ausm_d2.training.matcher import HungarianMatcher
 from ausm_d2.training.targets import FrameTargets
@@ -132,13 +134,28 @@ class _Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("exhaustive", [True, False])
-def test_ten_layers_wait_for_the_device_as_often_as_one(exhaustive: bool) -> None:
+def test_ten_layers_wait_for_the_device_as_often_as_one(exhaustive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     targets = frame([1, 0], [0, 1], [1, 1], exhaustive)
+    transfers: list[str] = []
+
+    class Counted(transfer.Download):
+        def wait(self) -> list[Tensor]:
+            transfers.append("down")
+            return super().wait()
+
+    def upload(tensor: Tensor, device: torch.device) -> Tensor:
+        transfers.append("up")
+        return transfer.upload(tensor, device)
+
+    monkeypatch.setattr(matcher, "Download", Counted)
+    monkeypatch.setattr(matcher, "upload", upload)
     counts = []
     for layers in (1, 10):
+        transfers.clear()
         with _Waits() as waits:
             criterion()([perfect(targets)] * layers, targets)
         counts.append(waits.count)
+        assert transfers == ["down", "up"]
     assert counts[0] == counts[1] > 0
 
 

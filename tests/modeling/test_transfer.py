@@ -1,0 +1,28 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Tensors between the CPU and the model's device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ausm_d2.modeling.transfer import Download, upload
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_there_and_back(device: str) -> None:
+    tensors = [torch.randn(3, 5), torch.tensor([True, False]), torch.zeros(0, 4, dtype=torch.int64)]
+    there = [upload(tensor, torch.device(device)) for tensor in tensors]
+    assert all(tensor.device.type == device for tensor in there)
+    for found, expected in zip(Download(*there).wait(), tensors, strict=True):
+        assert found.device.type == "cpu" and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_computed_after_it_left_does_not_reach_it(device: str) -> None:
+    tensor = torch.zeros(1 << 20, device=device)
+    download = Download(tensor + 1)
+    tensor.add_(5)
+    assert (download.wait()[0] == 1).all()
