@@ -170,8 +170,10 @@ class DeformablePixelDecoder(nn.Module):
         )
         adapted = self.adapter_1(finest)
         fused = self.layer_1(adapted + _resize_to(levels[-1], adapted))
-        # From here on as G_t, which they are added to, and as resizing them is fastest: channels last.
-        fused = fused.contiguous(memory_format=torch.channels_last)
+        if not torch.is_grad_enabled():
+            # From here on as G_t, which they are added to, and as resizing them is fastest. (Gradients would come back
+            # in an order that the norm does not have.)
+            fused = fused.contiguous(memory_format=torch.channels_last)
         return FrameFeatures(x=levels[-1], mask_features=self.mask_features(fused), multi_scale=levels)
 
 

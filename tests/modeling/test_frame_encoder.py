@@ -44,7 +44,8 @@ def test_shapes(layers: int) -> None:
 
 def test_features_are_resized_with_channels_last() -> None:
     """Of a single frame too: else every resizing copies them twice."""
-    out = FrameEncoder(config())(torch.randn(1, 3, 64, 96))
+    with torch.no_grad():
+        out = FrameEncoder(config())(torch.randn(1, 3, 64, 96))
     for features in (*out.multi_scale, out.mask_features):
         resized = F.interpolate(features, scale_factor=2, mode="bilinear")
         assert resized.is_contiguous(memory_format=torch.channels_last)
