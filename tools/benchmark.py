@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import torch
 from benchmarks import attention, data, eval, measure, peers, ssm, stream, train
 
-from ausm_d2.errors import cli
+from ausm_d2.errors import UserError, cli
 from ausm_d2.io import atomic_write
 
 SUBJECTS = {
@@ -63,17 +64,21 @@ def main() -> None:
         module.add_arguments(subject)
     args = parser.parse_args()
     plotting = getattr(args, "plot", None)
+    # Before the work, not after it.
     if plotting:
-        measure.matplotlib_figure()  # before the work, not after it
-    host = machine()
-    print(", ".join(f"{key}: {value}" for key, value in host.items()))
-    figures = SUBJECTS[args.subject].run(args)
-    if args.json:
-        report = {"machine": host, "arguments": vars(args), args.subject: figures}
-        with atomic_write(args.json) as path:
-            path.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
-    if plotting:
-        SUBJECTS[args.subject].plot(figures, plotting)
+        measure.matplotlib_figure()
+        if plotting == args.json:
+            raise UserError(f"--json and --plot: both are {plotting}")
+    with ExitStack() as files:
+        json_path, plot_path = (path and files.enter_context(atomic_write(path)) for path in (args.json, plotting))
+        host = machine()
+        print(", ".join(f"{key}: {value}" for key, value in host.items()))
+        figures = SUBJECTS[args.subject].run(args)
+        if json_path:
+            report = {"machine": host, "arguments": vars(args), args.subject: figures}
+            json_path.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
+        if plot_path:
+            SUBJECTS[args.subject].plot(figures, plot_path)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from .cpp import library_or_none
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 
-_QUERIES = 32
-"""Fewer do not pay for packing the keys and values."""
+_QUERIES = {torch.float32: 128, torch.bfloat16: 64}
+"""Fewer do not pay for packing the keys and values (tools/benchmark.py attention)."""
 
 
 class _Inputs(ctypes.Structure):
@@ -36,21 +36,20 @@ class _Inputs(ctypes.Structure):
     ]
 
 
-def kernel_for(width: int, dtype: torch.dtype) -> ctypes.CDLL | None:
-    """attention.cpp, where it can be compiled and is the faster way for heads of that width."""
-    if dtype not in (torch.float32, torch.bfloat16):
+def kernel_for(q: Tensor, k: Tensor, v: Tensor) -> ctypes.CDLL | None:
+    """attention.cpp, where it can be compiled and is the faster way for these inputs, outside autograd.
+
+    Of all that PyTorch accepts it knows the usual: no broadcasting, one type that autocast leaves alone, some keys.
+    """
+    if q.device.type != "cpu" or not q.dtype == k.dtype == v.dtype or q.dtype not in _QUERIES:
+        return None
+    if q.shape[2] < _QUERIES[q.dtype] or not k.numel() or k.shape != (*q.shape[:2], k.shape[2], q.shape[3]):
+        return None
+    if k.shape != v.shape or (q.dtype == torch.float32 and torch.is_autocast_enabled("cpu")):
         return None
     library = library_or_none(_SOURCE)
-    if library is None or not library.ausm_attention_fits(ctypes.c_int64(width), ctypes.c_int32(dtype.itemsize == 2)):
-        return None
-    return library
-
-
-def _suits(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Of all that PyTorch accepts, the usual: no broadcasting, one type that autocast leaves alone, some keys."""
-    alike = q.dtype == k.dtype == v.dtype and k.shape == v.shape == (*q.shape[:2], k.shape[2], q.shape[3])
-    cast = q.dtype == torch.float32 and torch.is_autocast_enabled("cpu")
-    return alike and not cast and q.shape[2] >= _QUERIES and k.numel() > 0
+    bfloat16 = ctypes.c_int32(q.dtype == torch.bfloat16)
+    return library if library and library.ausm_attention_fits(ctypes.c_int64(q.shape[3]), bfloat16) else None
 
 
 def _attend_on_cpu(library: ctypes.CDLL, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -82,10 +81,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Te
     Returns:
         (B, heads, Q, D / heads).
     """
-    if mask is None and q.device.type == "cpu" and not torch.is_grad_enabled() and _suits(q, k, v):
-        library = kernel_for(q.shape[-1], q.dtype)
-        if library is not None:
-            return _attend_on_cpu(library, q, k, v)
+    library = None if mask is not None or torch.is_grad_enabled() else kernel_for(q, k, v)
+    if library is not None:
+        return _attend_on_cpu(library, q, k, v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 

@@ -71,19 +71,64 @@ def test_the_variants_train_the_same_model_on_the_same_clip(config: str) -> None
 
 
 def test_attention(tmp_path: Path) -> None:
-    words = ["--tokens", "5", "70", "--heads", "2", "--head-dim", "16", "--dtype", "float32", "--repeats", "1"]
-    if kernel_for(16, torch.float32) is None:
+    words = ["--tokens", "128", "200", "--heads", "2", "--head-dim", "16", "--dtype", "float32", "--repeats", "1"]
+    if kernel_for(*torch.zeros(3, 1, 2, 128, 16)) is None:
         with pytest.raises(UserError, match="PyTorch's own"):
             measured(attention, *words)
         return
     figures = measured(attention, *words)
     assert [(row["tokens"], row["kernel"]) for row in figures["rows"]] == [
-        (tokens, kernel) for tokens in (5, 70) for kernel in ("attention.cpp", "PyTorch")
+        (tokens, kernel) for tokens in (128, 200) for kernel in ("attention.cpp", "PyTorch")
     ]
     assert all(row["ms"] > 0 and row["pytorch_over_it"] > 0 for row in figures["rows"])
     assert_drawn(attention, figures, tmp_path / "attention.png")
-    with pytest.raises(UserError, match=r"--head-dim 7 .*PyTorch's own"):
-        measured(attention, "--head-dim", "7")
+    for few in (["--head-dim", "7"], ["--tokens", "31"]):
+        with pytest.raises(UserError, match=rf"{' '.join(few)}.*PyTorch's own"):
+            measured(attention, *few)
+
+
+@pytest.mark.parametrize("module", [attention, peers, ssm, stream, train], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("number", ["0", "-3", "1.5"])
+def test_numbers_that_count_nothing_are_refused(module: ModuleType, number: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        measured(module, "--repeats", number)
+    assert f"argument --repeats: {number}, expected 1 or more" in (error := capsys.readouterr().err) or (
+        f"invalid whole number value: '{number}'" in error
+    )
+
+
+def test_wrong_arguments_are_said_in_one_line(config: str, tmp_path: Path) -> None:
+    other = tmp_path / "rcnn.yaml"
+    other.write_text("VERSION: 2\nMODEL:\n  META_ARCHITECTURE: GeneralizedRCNN\n")
+    twice = tmp_path / "twice" / Path(config).name
+    for module, words, message in [
+        (peers, ["--size", "100"], "--size 100: expected a multiple of 32"),
+        (peers, ["--config-file", config, str(twice)], "same file name"),
+        (stream, ["--config-file", str(other), "--frames", "0"], "META_ARCHITECTURE is GeneralizedRCNN, expected AUSM"),
+        (stream, ["--device", "gpu"], "--device gpu: expected cpu or cuda"),
+        (stream, ["--cuda-graph", "--frames", "0"], "--cuda-graph: there is none on cpu"),
+        (train, ["--config-file", config, "--objects", "200"], "--objects 200: .* follows 16"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            measured(module, *words)
+
+
+def test_what_cannot_be_written_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(args: argparse.Namespace) -> dict[str, Any]:
+        raise AssertionError("was begun")
+
+    monkeypatch.setattr(ssm, "run", work)
+    monkeypatch.setitem(benchmark.SUBJECTS, "ssm", ssm)
+    (tmp_path / "file").touch()
+    for words in (
+        ["--json", str(tmp_path)],
+        ["--plot", str(tmp_path / "file" / "x.png")],
+        ["--json", "x", "--plot", "x"],
+    ):
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", "ssm", *words])
+        with pytest.raises(UserError, match=r"written|both are x"):
+            benchmark.main()
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 def test_stream(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,13 @@ from . import measure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tokens", type=int, nargs="+", default=[256, 1024, 3600], help="queries, and keys")
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--head-dim", type=int, default=64, help="width of a head")
+    parser.add_argument(
+        "--tokens", type=measure.positive, nargs="+", default=[256, 1024, 3600], help="queries, and keys"
+    )
+    parser.add_argument("--heads", type=measure.positive, default=4, help="of each token")
+    parser.add_argument("--head-dim", type=measure.positive, default=64, help="width of a head")
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
-    parser.add_argument("--repeats", type=int, default=11, help="measurements of each, alternating")
+    parser.add_argument("--repeats", type=measure.positive, default=11, help="measurements of each, alternating")
     measure.add_clock_argument(parser)
 
 
@@ -34,13 +36,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     rows = []
     for name in args.dtype:
-        dtype = getattr(torch, name)
-        if kernel_for(args.head_dim, dtype) is None:
-            raise UserError(f"--head-dim {args.head_dim} --dtype {name}: on this machine PyTorch's own is used")
         for tokens in args.tokens:
             torch.manual_seed(0)
             shape = (1, tokens, args.heads, args.head_dim)
-            q, k, v = (torch.randn(shape).to(dtype).transpose(1, 2) for _ in range(3))
+            q, k, v = (torch.randn(shape).to(getattr(torch, name)).transpose(1, 2) for _ in range(3))
+            if kernel_for(q, k, v) is None:
+                raise UserError(
+                    f"--tokens {tokens} --head-dim {args.head_dim} --dtype {name}: here PyTorch's own is used; "
+                    "expected 128 tokens or more (bfloat16: 64), a head of a multiple of the processor's vectors "
+                    "(16 floats with AVX-512), and a C++ compiler"
+                )
             kernels = {
                 "attention.cpp": lambda q=q, k=k, v=v: attend(q, k, v),
                 "PyTorch": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v),

@@ -24,15 +24,17 @@ from ausm_d2.data.mapper import ClipMapper
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.masks.rle import encode
 
+from . import measure
+
 _NAME = "benchmark_data"
 _SIZE = (720, 1280)  # pixels: height, width
 _OBJECTS = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--clips", type=int, default=40, help="training clips per measurement")
-    parser.add_argument("--frames", type=int, default=5, help="frames of a clip")
-    parser.add_argument("--short-side", type=int, default=480, help="of the augmented frames, pixels")
+    parser.add_argument("--clips", type=measure.positive, default=40, help="training clips per measurement")
+    parser.add_argument("--frames", type=measure.positive, default=5, help="frames of a clip")
+    parser.add_argument("--short-side", type=measure.positive, default=480, help="of the augmented frames, pixels")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

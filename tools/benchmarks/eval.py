@@ -38,10 +38,12 @@ _OURS = "this project"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--videos", type=int, default=302, help="for AP; 302: as YouTube-VIS 2019 val")
-    parser.add_argument("--vos-videos", type=int, default=30, help="for J&F, of 70 frames at 854x480")
-    parser.add_argument("--workers", type=int, default=available_cores(), help="processes for J&F")
-    parser.add_argument("--repeats", type=int, default=3, help="of each, in turns; the figures are medians")
+    parser.add_argument("--videos", type=measure.positive, default=302, help="for AP; 302: as YouTube-VIS 2019 val")
+    parser.add_argument("--vos-videos", type=measure.positive, default=30, help="for J&F, of 70 frames at 854x480")
+    parser.add_argument("--workers", type=measure.positive, default=available_cores(), help="processes for J&F")
+    parser.add_argument(
+        "--repeats", type=measure.positive, default=3, help="of each, in turns; the figures are medians"
+    )
     parser.add_argument("--no-reference", action="store_true", help="measure this project only")
 
 

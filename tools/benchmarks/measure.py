@@ -37,11 +37,41 @@ def add_clock_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def positive(text: str) -> int:
+    """A type of argparse's."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}, expected 1 or more")
+    return number
+
+
+def not_negative(text: str) -> int:
+    """A type of argparse's."""
+    return 0 if int(text) == 0 else positive(text)
+
+
+positive.__name__ = not_negative.__name__ = "whole number"  # as argparse calls what int() refuses
+
+
+def by_name(config_files: list[str]) -> dict[str, str]:
+    """Configs by the names that tables and pictures give them.
+
+    Raises:
+        UserError: two of the same name.
+    """
+    names = {Path(config).stem: config for config in config_files}
+    if len(names) < len(config_files):
+        raise UserError(f"--config-file {' '.join(config_files)}: two of them have the same file name")
+    return names
+
+
 def device_of(args: argparse.Namespace) -> torch.device:
     """
     Raises:
-        UserError: CUDA is asked for and not there.
+        UserError: CUDA is asked for and not there, or another device.
     """
+    if args.device.split(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"--device {args.device}: expected cpu or cuda")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("--device cuda: no GPU was found")
     return torch.device(args.device)
@@ -60,7 +90,10 @@ def random_model(config_file: str, device: torch.device, opts: tuple[Any, ...] =
     from ausm_d2.config import load_config
 
     torch.manual_seed(0)
-    return build_model(load_config(config_file, [*opts, "MODEL.WEIGHTS", "", "MODEL.DEVICE", str(device)]))
+    cfg = load_config(config_file, [*opts, "MODEL.WEIGHTS", "", "MODEL.DEVICE", str(device)])
+    if cfg.MODEL.META_ARCHITECTURE != "AUSM":
+        raise UserError(f"{config_file}: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, expected AUSM")
+    return build_model(cfg)
 
 
 def interleaved(
@@ -145,6 +178,8 @@ def picture(path: Path, xlabel: str, ylabel: str) -> Iterator[Any]:
     figure = matplotlib_figure()(figsize=(7.5, 3.4), dpi=130, layout="constrained")
     axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
     yield axes
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.margins(y=0.1)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)

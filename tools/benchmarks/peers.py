@@ -26,11 +26,13 @@ _CONFIGS = ["configs/paper/stage3_long_swin_t.yaml", "configs/edge/ausm_edge.yam
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     measure.add_device_arguments(parser)
-    parser.add_argument("--config-file", nargs="*", default=_CONFIGS, help="of this project")
+    parser.add_argument("--config-file", nargs="+", default=_CONFIGS, help="of this project")
     parser.add_argument("--peers", nargs="*", choices=[SAM2, VIDEOMT], default=[SAM2, VIDEOMT])
-    parser.add_argument("--size", type=int, default=256, help="side of the square frame, pixels; a multiple of 32")
-    parser.add_argument("--objects", type=int, nargs="*", default=[1, 5, 10])
-    parser.add_argument("--repeats", type=int, default=5, help="measured frames of each, alternating")
+    parser.add_argument(
+        "--size", type=measure.positive, default=256, help="side of the square frame, pixels; a multiple of 32"
+    )
+    parser.add_argument("--objects", type=measure.positive, nargs="*", default=[1, 5, 10])
+    parser.add_argument("--repeats", type=measure.positive, default=5, help="measured frames of each, alternating")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -43,9 +45,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         UserError: transformers is missing, or a config.
     """
     device = measure.device_of(args)
+    if args.size % 32:
+        raise UserError(f"--size {args.size}: expected a multiple of 32")
     if args.peers:
         _transformers()
-    ours = {Path(config).stem: config for config in args.config_file}
+    ours = measure.by_name(args.config_file)
     for config in ours.values():
         load_config(config)
     rows = []

@@ -24,11 +24,11 @@ from . import measure
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of activations")
-    parser.add_argument("--sequences", type=int, nargs="+", default=[960, 4096], help="pixels")
-    parser.add_argument("--frames", type=int, nargs="+", default=[4, 16], help="frames of a clip")
-    parser.add_argument("--channels", type=int, default=512, help="inner channels")
-    parser.add_argument("--state", type=int, default=16, help="state size")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements of each, alternating")
+    parser.add_argument("--sequences", type=measure.positive, nargs="+", default=[960, 4096], help="pixels")
+    parser.add_argument("--frames", type=measure.positive, nargs="+", default=[4, 16], help="frames of a clip")
+    parser.add_argument("--channels", type=measure.positive, default=512, help="inner channels")
+    parser.add_argument("--state", type=measure.positive, default=16, help="state size")
+    parser.add_argument("--repeats", type=measure.positive, default=5, help="measurements of each, alternating")
     measure.add_clock_argument(parser)
 
 
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def plot(figures: dict[str, Any], path: Path) -> None:
     """Time of the scan against frames, for the largest N."""
     most = max(row["N"] for row in figures["scan"])
-    with measure.picture(path, "frames", f"seconds, forward and backward, {most} sequences") as axes:
+    with measure.picture(path, "frames", f"seconds (N = {most})") as axes:
         for name in dict.fromkeys(row["backend"] for row in figures["scan"]):
             rows = [row for row in figures["scan"] if (row["backend"], row["N"]) == (name, most)]
             measure.draw(axes, name, [row["T"] for row in rows], rows)
@@ -100,8 +100,8 @@ def _present(device: torch.device, dtype: torch.dtype) -> list[str]:
         try:
             if backend.supports(torch.empty(0, device=device, dtype=dtype)):
                 names.append(name)
-        except CompileError:
-            continue
+        except CompileError as error:
+            print(f"{name}: not measured, {error}")
     return names
 
 

@@ -34,10 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", nargs="+", default=["configs/synth/ausm_nano.yaml"])
     parser.add_argument("--variants", nargs="+", default=[""], help='of every config, each one "KEY VALUE ..."')
     parser.add_argument("--cuda-graph", action="store_true", help="capture the step (on CUDA only)")
-    parser.add_argument("--size", type=int, nargs=2, default=[96, 160], help="height and width")
-    parser.add_argument("--objects", type=int, nargs="+", default=[1, 10])
-    parser.add_argument("--repeats", type=int, default=40, help="measured frames of each, alternating")
-    parser.add_argument("--frames", type=int, default=2000, help="of the long stream; 0 for none")
+    parser.add_argument("--size", type=measure.positive, nargs=2, default=[96, 160], help="height and width")
+    parser.add_argument("--objects", type=measure.positive, nargs="+", default=[1, 10])
+    parser.add_argument("--repeats", type=measure.positive, default=40, help="measured frames of each, alternating")
+    parser.add_argument(
+        "--frames", type=measure.not_negative, default=2000, help="of the long stream, over 1,000; 0: none"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -53,9 +55,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     size = tuple(args.size)
     timed: dict[str, Callable[[], Any]] = {}
     models = {}
-    for config in args.config_file:
+    if args.cuda_graph and measure.device_of(args).type != "cuda":
+        raise UserError(f"--cuda-graph: there is none on {args.device}, only on cuda")
+    for config_name, config in measure.by_name(args.config_file).items():
         for variant in args.variants:
-            name = f"{Path(config).stem} {variant}".strip()
+            name = f"{config_name} {variant}".strip()
             models[name] = model, settings = _build(config, variant.split(), args)
             for n in args.objects:
                 step, masks = _timed(prompted(model, settings, n, size), noise(size))

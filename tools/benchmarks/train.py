@@ -16,6 +16,9 @@ from typing import Any
 
 import torch
 
+from ausm_d2.config import load_config
+from ausm_d2.errors import UserError
+
 from . import measure
 
 CHECKPOINTED = "parallel, checkpointed"
@@ -26,18 +29,27 @@ _PAPER = "configs/paper/stage3_long_swin_t.yaml"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     measure.add_device_arguments(parser)
     parser.add_argument("--config-file", default=_PAPER)
-    parser.add_argument("--size", type=int, nargs=2, default=[128, 192], help="height and width; 8 times the grid")
-    parser.add_argument("--frames", type=int, nargs="+", default=[1, 4, 8, 16], help="frames of a clip")
-    parser.add_argument("--objects", type=int, default=5, help="of a clip")
+    parser.add_argument(
+        "--size", type=measure.positive, nargs=2, default=[128, 192], help="height and width; 8 times the grid"
+    )
+    parser.add_argument("--frames", type=measure.positive, nargs="+", default=[1, 4, 8, 16], help="frames of a clip")
+    parser.add_argument("--objects", type=measure.positive, default=5, help="of a clip")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS[:2]))
     parser.add_argument("--memory", action="store_true", help="also measure the peak, in a process for each")
-    parser.add_argument("--repeats", type=int, default=3, help="measurements of each, alternating")
+    parser.add_argument("--repeats", type=measure.positive, default=3, help="measurements of each, alternating")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Forward, losses and backward of one clip (batch 1, nothing frozen), by clip length and variant: median and
-    quartiles of the time (ms), the iterative step's time over it; with --memory the peak beyond weights (MB)."""
+    quartiles of the time (ms), the iterative step's time over it; with --memory the peak beyond weights (MB).
+
+    Raises:
+        UserError: a config that is missing or wrong, or more objects than it follows.
+    """
     device = measure.device_of(args)
+    most = load_config(args.config_file).MODEL.AUSM.NUM_ID
+    if args.objects > most:
+        raise UserError(f"--objects {args.objects}: {args.config_file} follows {most} at the most (MODEL.AUSM.NUM_ID)")
     rows = []
     for frames in args.frames:
         steps = {name: _step(name, frames, args) for name in args.variants}
@@ -91,7 +103,7 @@ def _clip(frames: int, objects: int, size: list[int], head: str) -> dict[str, An
     height, width = size
     rng = torch.Generator().manual_seed(0)
     masks = torch.zeros(objects, frames, height, width, dtype=torch.bool)
-    side = height // 4
+    side = min(size) // 4
     for i in range(objects):
         y, x = (int(torch.randint(0, length - side, (), generator=rng)) for length in size)
         for t in range(frames):
