@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import sys
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -69,16 +69,21 @@ def main() -> None:
         measure.matplotlib_figure()
         if plotting == args.json:
             raise UserError(f"--json and --plot: both are {plotting}")
-    with ExitStack() as files:
-        json_path, plot_path = (path and files.enter_context(atomic_write(path)) for path in (args.json, plotting))
-        host = machine()
-        print(", ".join(f"{key}: {value}" for key, value in host.items()))
-        figures = SUBJECTS[args.subject].run(args)
-        if json_path:
-            report = {"machine": host, "arguments": vars(args), args.subject: figures}
-            json_path.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
+    # Should the picture fail, the figures are there.
+    with _written(plotting) as plot_path:
+        with _written(args.json) as json_path:
+            host = machine()
+            print(", ".join(f"{key}: {value}" for key, value in host.items()))
+            figures = SUBJECTS[args.subject].run(args)
+            if json_path:
+                report = {"machine": host, "arguments": vars(args), args.subject: figures}
+                json_path.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
         if plot_path:
             SUBJECTS[args.subject].plot(figures, plot_path)
+
+
+def _written(path: Path | None) -> AbstractContextManager[Path | None]:
+    return atomic_write(path) if path else nullcontext()
 
 
 if __name__ == "__main__":

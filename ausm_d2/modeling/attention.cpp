@@ -95,12 +95,12 @@ inline void weigh(float* scores, int64_t n, float scale, Softmax& softmax, float
   }
   float highest = high[0];
   for (int i = 1; i < L; ++i) highest = high[i] > highest ? high[i] : highest;
-  const float size = highest == -__builtin_inff() ? 0 : highest;  // no key so far has a weight
-  const float fading = exp2(Vec{} + (softmax.highest - size))[0];
+  const float base = highest == -__builtin_inff() ? 0 : highest;  // no key so far has a weight
+  const float fading = exp2(Vec{} + (softmax.highest - base))[0];
   T* weights = reinterpret_cast<T*>(scores);
   Vec total = {};
   for (int64_t j = 0; j < n; j += L) {
-    const Vec weight = exp2(load(scores + j) * scale - size);
+    const Vec weight = exp2(load(scores + j) * scale - base);
     total += weight;
     store(weights + j, weight);
   }

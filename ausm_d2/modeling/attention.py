@@ -71,7 +71,7 @@ def _attend_on_cpu(library: ctypes.CDLL, q: Tensor, k: Tensor, v: Tensor) -> Ten
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """``scaled_dot_product_attention``; without a mask and without gradients, on a CPU, by attention.cpp, which
-    multiplies pairs of bfloat16 where the processor can (without AMX, PyTorch's multiplies floats).
+    multiplies pairs of bfloat16 where the processor can (without AMX, PyTorch's gains next to nothing by bfloat16).
 
     Args:
         q: (B, heads, Q, D / heads).

@@ -68,8 +68,8 @@ class HungarianMatcher:
             wanted = targets.values  # (B, N, P)
             # BCE(x, 0) = softplus(x), BCE(x, 1) = softplus(x) - x: one product gives all pairs. And softplus(x) is
             # (x + |x|) / 2 - log(sigmoid(|x|)), three times as fast on a CPU and here, in sums over points, as good.
-            size = logits.abs()
-            softplus = (logits.sum(-1) + size.sum(-1)) / 2 - size.sigmoid_().log_().sum(-1)
+            magnitude = logits.abs()
+            softplus = (logits.sum(-1) + magnitude.sum(-1)) / 2 - magnitude.sigmoid_().log_().sum(-1)
             cost_mask = (softplus[..., None] - logits @ wanted.transpose(1, 2)) / logits.shape[-1]
             p = logits.sigmoid_()
             overlap = 2 * (p @ wanted.transpose(1, 2))

@@ -93,7 +93,7 @@ def test_numbers_that_count_nothing_are_refused(module: ModuleType, number: str,
     with pytest.raises(SystemExit):
         measured(module, "--repeats", number)
     assert f"argument --repeats: {number}, expected 1 or more" in (error := capsys.readouterr().err) or (
-        f"invalid whole number value: '{number}'" in error
+        f"argument --repeats: invalid positive value: '{number}'" in error
     )
 
 
@@ -197,3 +197,17 @@ def test_the_command_line_writes_figures_machine_and_picture(
     assert {row["T"] for row in report["ssm"]["scan"]} == {2, 3} and report["ssm"]["step"]
     assert png.read_bytes()[:4] == b"\x89PNG"
     assert "threads: " in capsys.readouterr().out
+
+
+def test_figures_outlive_a_picture_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(figures: dict[str, Any], path: Path) -> None:
+        raise RuntimeError("no picture")
+
+    monkeypatch.setattr(ssm, "run", lambda args: {"rows": []})
+    monkeypatch.setattr(ssm, "plot", fail)
+    monkeypatch.setitem(benchmark.SUBJECTS, "ssm", ssm)
+    out, png = tmp_path / "out.json", tmp_path / "out.png"
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "ssm", "--json", str(out), "--plot", str(png)])
+    with pytest.raises(RuntimeError, match="no picture"):
+        benchmark.main()
+    assert json.loads(out.read_text())["ssm"] == {"rows": []} and list(tmp_path.iterdir()) == [out]

@@ -50,9 +50,6 @@ def not_negative(text: str) -> int:
     return 0 if int(text) == 0 else positive(text)
 
 
-positive.__name__ = not_negative.__name__ = "whole number"  # as argparse calls what int() refuses
-
-
 def by_name(config_files: list[str]) -> dict[str, str]:
     """Configs by the names that tables and pictures give them.
 
