@@ -27,6 +27,7 @@ from .modeling.frame_encoder import FrameEncoder, FrameFeatures
 from .modeling.history import HistoryCompressor, HistoryDecoder, HistoryMarker, Memory, ObjectVectors
 from .modeling.id_pool import IDPool
 from .modeling.pixel_decoder import PixelDecoder, Predictions, memory_levels
+from .modeling.resize import resize_to
 from .streaming.video import VideoSettings, segment_video
 from .training.criterion import SetCriterion
 from .training.frame_class import FrameClassifier
@@ -202,18 +203,17 @@ class AUSM(nn.Module):
             Predictions by layer, over BT frames, and the memory after the last frame.
         """
         frames = x.shape[1]
-        e, rows, vectors = x_prev, ids[:, None].expand(-1, frames, -1, -1), None
+        e, rows, vectors = x_prev.to(x.dtype), ids[:, None].expand(-1, frames, -1, -1), None
         if self.object_vectors is None:
             e = e + self.marker(ids[:, None], history).to(x.dtype)
         else:
-            rows, vectors = self.object_vectors(ids, x_prev, history, memory.vectors if memory else None)
+            rows, vectors = self.object_vectors(ids, e, history, memory.vectors if memory else None)
         f, ssm = self.compressor(e, memory.ssm if memory else None)
         g = self.decoder(x.flatten(0, 1), f.flatten(0, 1))
-        masks = mask_features.flatten(0, 1)
-        masks = masks + F.interpolate(g, size=masks.shape[-2:], mode="bilinear", align_corners=False)
+        mask_features = mask_features.flatten(0, 1)
         layers = self.pixel_decoder(
             memory_levels(g, self.memory_strides),
-            masks,
+            mask_features + resize_to(g, mask_features),
             rows.flatten(0, 1).to(g.dtype),
             in_use.flatten(0, 1),
             [head for head in heads for _ in range(frames)],

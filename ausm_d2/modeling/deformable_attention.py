@@ -1,6 +1,6 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3): plain PyTorch, and C++ for inference on
-a CPU.
+"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3): in Triton on CUDA, in C++ for
+inference on a CPU, else by ``grid_sample``.
 
 Shape shorthand:
     B: images
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cpp import library_or_none
+from .triton_runs import triton_runs
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 
@@ -116,9 +117,15 @@ class MSDeformAttn(nn.Module):
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
         values = self.value_proj(value)
         logits = self.attention_weights(query).view(batch, pixels, heads, levels, points)
+        offsets = self.sampling_offsets(query).view(batch, pixels, heads, levels, points, 2)
+        if triton_runs(values):
+            from .deformable_triton import attend  # Triton is not everywhere, and takes a while
+
+            return self.output_proj(attend(values.view(batch, pixels, heads, -1), offsets, logits, sizes).flatten(2))
+
         # Sampling keeps the precision of weights and coordinates under autocast too.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        offsets = self.sampling_offsets(query).view(batch, pixels, heads, levels, points, 2).to(logits.dtype)
+        offsets = offsets.to(logits.dtype)
         if value.device.type == "cpu" and logits.dtype == torch.float32 and not torch.is_grad_enabled():
             library = library_or_none(_SOURCE)
             if library is not None:

@@ -25,7 +25,9 @@ from ausm_d2.errors import UserError
 
 from .convnet import build_convnet_backbone as build_convnet_backbone  # registers it
 from .deformable_attention import MSDeformAttn
+from .norm import GroupNorm, LayerNorm
 from .position import sine_tokens
+from .resize import resize_to
 from .swin import build_swin_backbone
 from .timm_backbone import build_timm_backbone as build_timm_backbone  # registers it
 
@@ -44,10 +46,10 @@ class DeformableEncoderLayer(nn.Module):
     def __init__(self, dim: int, *, num_levels: int, num_heads: int, num_points: int, dim_feedforward: int) -> None:
         super().__init__()
         self.self_attn = MSDeformAttn(dim, num_levels=num_levels, num_heads=num_heads, num_points=num_points)
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.linear1 = nn.Linear(dim, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, dim)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         for layer in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(layer.weight)
 
@@ -84,7 +86,7 @@ class DeformableTransformer(nn.Module):
         sizes = [(level.shape[2], level.shape[3]) for level in levels]
         x = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
         positions = [
-            sine_tokens(*size, level.shape[1], device=level.device, dtype=level.dtype) + embed
+            sine_tokens(*size, level.shape[1], device=level.device, dtype=level.dtype) + embed.to(level.dtype)
             for size, level, embed in zip(sizes, levels, self.level_embed, strict=True)
         ]
         x = self.encoder(x, torch.cat(positions), sizes)
@@ -103,12 +105,8 @@ class TopDownSum(nn.Module):
         """Levels (B, D, h, w), coarsest first, of any sizes -> the same shapes."""
         sums = [levels[0]]
         for level in levels[1:]:
-            sums.append(level + _resize_to(sums[-1], level))
+            sums.append(level + resize_to(sums[-1], level))
         return sums
-
-
-def _resize_to(x: Tensor, other: Tensor) -> Tensor:
-    return F.interpolate(x, size=other.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class DeformablePixelDecoder(nn.Module):
@@ -137,8 +135,8 @@ class DeformablePixelDecoder(nn.Module):
         super().__init__()
         finest, *coarse = in_channels
 
-        def norm(channels: int) -> nn.GroupNorm:
-            return nn.GroupNorm(math.gcd(32, channels), channels)
+        def norm(channels: int) -> GroupNorm:
+            return GroupNorm(math.gcd(32, channels), channels)
 
         # Coarsest first, as in the checkpoints.
         projections = [nn.Conv2d(channels, conv_dim, 1) for channels in reversed(coarse)]
@@ -169,7 +167,7 @@ class DeformablePixelDecoder(nn.Module):
             [projection(level) for projection, level in zip(self.input_proj, reversed(coarse), strict=True)]
         )
         adapted = self.adapter_1(finest)
-        fused = self.layer_1(adapted + _resize_to(levels[-1], adapted))
+        fused = self.layer_1(adapted + resize_to(levels[-1], adapted))
         if not torch.is_grad_enabled():
             # From here on as G_t, which they are added to, and as resizing them is fastest. (Gradients would come back
             # in an order that the norm does not have.)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention, FeedForward
+from .norm import LayerNorm
 from .position import sine_tokens
 from .ssm import Mamba, SSMState
 
@@ -83,7 +84,7 @@ class ObjectVectors(nn.Module):
     @configurable
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim)
         self.proj = nn.Linear(dim, dim)  # W
         self.id_scale = nn.Parameter(torch.zeros(1))  # s: b_i, which is marked nowhere, would only hide o_i
         # A row starts by looking for what its object looked like, and is as long as the ID vector that a mark is.
@@ -148,11 +149,11 @@ class CompressorLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.spatial_reduction = spatial_reduction
-        self.norm_time = nn.LayerNorm(dim)
+        self.norm_time = LayerNorm(dim)
         self.mamba = Mamba(dim, d_state=d_state, d_conv=d_conv, expand=expand)
-        self.norm_space = nn.LayerNorm(dim)
+        self.norm_space = LayerNorm(dim)
         self.self_attn = Attention(dim, head_dim=head_dim)
-        self.norm_ffn = nn.LayerNorm(dim)
+        self.norm_ffn = LayerNorm(dim)
         self.ffn = FeedForward(dim, dim_feedforward)
         # Every branch starts silent, so that the marks reach F before the layers have learned to carry them.
         for parameter in (self.mamba.out_proj.weight, self.self_attn.out_proj.weight, *self.ffn.linear2.parameters()):
@@ -225,7 +226,7 @@ class HistoryCompressor(nn.Module):
             )
             for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -280,11 +281,11 @@ class DecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.spatial_reduction = spatial_reduction
-        self.norm_self = nn.LayerNorm(dim) if self_attention else None
+        self.norm_self = LayerNorm(dim) if self_attention else None
         self.self_attn = Attention(dim, head_dim=head_dim) if self_attention else None
-        self.norm_cross = nn.LayerNorm(dim)
+        self.norm_cross = LayerNorm(dim)
         self.cross_attn = Attention(dim, head_dim=head_dim)
-        self.norm_ffn = nn.LayerNorm(dim)
+        self.norm_ffn = LayerNorm(dim)
         self.ffn = FeedForward(dim, dim_feedforward)
         # The decoder starts as propagation of marks between pixels that look alike (docs/deviations.md, 15).
         self.cross_attn.init_as_lookup(sharpness=1.5, gain=4.0)
@@ -345,7 +346,7 @@ class HistoryDecoder(nn.Module):
             )
             for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

@@ -26,7 +26,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention, FeedForward
+from .norm import LayerNorm
 from .position import sine_tokens
+from .resize import resize_to
 
 
 class Predictions(NamedTuple):
@@ -43,7 +45,7 @@ class CrossAttentionLayer(nn.Module):
         super().__init__()
         self.multihead_attn = Attention(dim, head_dim=head_dim)
         self.multihead_attn.init_as_lookup()  # a row of A starts by looking for its own mark
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim)
 
     def forward(self, x: Tensor, query_position: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         return self.norm(x + self.multihead_attn(x + query_position, key, value, mask=mask))
@@ -55,7 +57,7 @@ class SelfAttentionLayer(nn.Module):
     def __init__(self, dim: int, head_dim: int) -> None:
         super().__init__()
         self.self_attn = Attention(dim, head_dim=head_dim)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim)
 
     def forward(self, x: Tensor, query_position: Tensor, mask: Tensor) -> Tensor:
         query = x + query_position
@@ -67,7 +69,7 @@ class FFNLayer(FeedForward):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__(dim, hidden_dim)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x + super().forward(x))
@@ -89,10 +91,6 @@ class MaskEmbed(nn.Module):
 def memory_levels(g: Tensor, strides: Sequence[int]) -> list[Tensor]:
     """Average (B, D, h, w) features of stride 8 down to each of ``strides``."""
     return [g if stride == 8 else F.avg_pool2d(g, stride // 8, ceil_mode=True) for stride in strides]
-
-
-def _resize(x: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class PixelDecoder(nn.Module):
@@ -132,7 +130,7 @@ class PixelDecoder(nn.Module):
             SelfAttentionLayer(dim, head_dim) for _ in range(num_layers)
         )
         self.transformer_ffn_layers = nn.ModuleList(FFNLayer(dim, dim_feedforward) for _ in range(num_layers))
-        self.decoder_norm = nn.LayerNorm(dim)
+        self.decoder_norm = LayerNorm(dim)
         self.query_feat = nn.Embedding(num_det, dim)  # V, content
         self.query_embed = nn.Embedding(num_det, dim)  # V, position
         self.track_embed = nn.Embedding(1, dim)  # A, the one position all its rows share
@@ -205,14 +203,14 @@ class PixelDecoder(nn.Module):
 
         values, keys = [], []
         for level, features in enumerate(memory):
-            tokens = features.flatten(2).transpose(1, 2) + self.level_embed.weight[level]
+            tokens = features.flatten(2).transpose(1, 2) + self.level_embed.weight[level].to(features.dtype)
             _, dim, height, width = features.shape
             values.append(tokens)
             keys.append(tokens + sine_tokens(height, width, dim, device=features.device, dtype=features.dtype))
 
         out = [self._predict(x, mask_features, heads)] if intermediate else []
         # Logits of resized features are resized logits: where no loss needs the large ones, the small ones will do.
-        resized = [] if intermediate else [_resize(mask_features, features) for features in memory]
+        resized = [] if intermediate else [resize_to(mask_features, features) for features in memory]
         for i, (cross, attend, ffn) in enumerate(
             zip(
                 self.transformer_cross_attention_layers,
@@ -224,7 +222,7 @@ class PixelDecoder(nn.Module):
             level = i % self.num_levels
             with torch.no_grad():
                 if intermediate:
-                    logits = _resize(out[-1].mask_logits.float(), memory[level])
+                    logits = resize_to(out[-1].mask_logits.float(), memory[level])
                 else:
                     logits = self._mask_logits(self.decoder_norm(x), resized[level])
                 inside = (logits > 0).flatten(2)

@@ -7,20 +7,31 @@ import torch
 from torch import nn
 
 from .attention import Attention
+from .norm import GroupNorm, LayerNorm
 from .ssm import Mamba
 
 
 @torch.no_grad()
-def keep_weights_in(model: nn.Module, dtype: torch.dtype) -> None:
+def keep_weights_in(model: nn.Module, dtype: torch.dtype, *, norms: bool | None = None) -> None:
     """Convert once, where they lie, what autocast converts in every frame: the weights of linear layers, of attention
     and of convolutions over space. Under autocast the model computes what it did before; without it, it no longer runs.
+
+    Args:
+        norms: also those of norms, and with them what goes through the model between its linear layers: that, autocast
+            would have in float32 on CUDA, and has in ``dtype`` elsewhere. None: if the model is there.
     """
+    if norms is None:
+        norms = any(parameter.is_cuda for parameter in model.parameters())
     in_float32 = {module.dt_proj.bias for module in model.modules() if isinstance(module, Mamba)}
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             parameters = [module.weight, module.bias]
         elif isinstance(module, Attention):
             parameters = [module.in_proj_weight, module.in_proj_bias]
+        elif norms and isinstance(module, (LayerNorm, GroupNorm)):
+            parameters = [module.weight, module.bias]
+        elif norms and isinstance(module, nn.Embedding):
+            parameters = [module.weight]
         else:
             continue
         for parameter in parameters:

@@ -26,6 +26,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ausm_d2.errors import UserError
 
+from .norm import LayerNorm
+
 _STAGES = ("res2", "res3", "res4", "res5")
 
 
@@ -118,7 +120,12 @@ class Swin(SwinTransformer):
         """
         with warnings.catch_warnings():  # of its use of torch.meshgrid and timm.models.layers, which no user can change
             warnings.simplefilter("ignore")
-            super().__init__(patch_size=patch_size, out_indices=[_STAGES.index(f) for f in out_features], **kwargs)
+            super().__init__(
+                patch_size=patch_size,
+                out_indices=[_STAGES.index(f) for f in out_features],
+                norm_layer=LayerNorm,
+                **kwargs,
+            )
         self._out_features = [_STAGES[i] for i in self.out_indices]
         self._out_feature_channels = {_STAGES[i]: self.num_features[i] for i in self.out_indices}
         self._out_feature_strides = {_STAGES[i]: patch_size * 2**i for i in self.out_indices}

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The C++ of inference against ``grid_sample``, which is what runs under autograd."""
+"""C++, of inference, and Triton against ``grid_sample``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from torch import Tensor, nn
 from ausm_d2.modeling import deformable_attention
 from ausm_d2.modeling.cpp import library_or_none
 from ausm_d2.modeling.deformable_attention import MSDeformAttn
+from tests.modeling.interpreter import GPU, RUNS_TRITON, run_interpreted
 
 SIZES = {"one level": [(5, 3)], "three": [(2, 3), (4, 6), (7, 11)], "one pixel": [(1, 1), (1, 2)]}
+
+
+needs_triton = pytest.mark.skipif(not RUNS_TRITON, reason="see test_triton_in_its_interpreter")
+DEVICE = "cuda" if GPU else "cpu"
 
 
 def layer_and_input(
@@ -91,3 +96,68 @@ def test_without_a_compiler_or_in_float64_grid_sample_does_it(monkeypatch: pytes
         torch.testing.assert_close(exact.float(), expected, rtol=1e-4, atol=1e-5)
         monkeypatch.setattr(deformable_attention, "library_or_none", lambda source: None)
         assert torch.equal(layer.float()(query, value, sizes), expected)
+
+
+@pytest.mark.skipif(GPU, reason="there is a GPU for it")
+def test_triton_in_its_interpreter() -> None:
+    run_interpreted(__file__)
+
+
+def _by_grid_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deformable_attention, "triton_runs", lambda x: False)
+
+
+@needs_triton
+@pytest.mark.parametrize("spread", [0.3, 3.0])
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_triton_equals_grid_sample(
+    sizes: list[tuple[int, int]], spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, *inputs = layer_and_input(sizes, spread)
+    layer, inputs = layer.to(DEVICE), [each.to(DEVICE).requires_grad_() for each in inputs]
+    leaves = [*inputs, *layer.parameters()]
+    outputs, weight = [], torch.randn(inputs[0].shape, device=DEVICE)
+    for other in (False, True):
+        if other:
+            _by_grid_sample(monkeypatch)
+        out = layer(*inputs, sizes)
+        outputs.append([out, *torch.autograd.grad((out * weight).sum(), leaves)])
+    assert outputs[0][0].grad_fn is not None
+    for found, expected in zip(*outputs, strict=True):
+        scale = float(expected.detach().abs().max()) + 1e-6
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * scale)
+
+
+@needs_triton
+def test_triton_takes_weights_far_apart_and_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = SIZES["three"]
+    layer, query, value = (each.to(DEVICE) for each in layer_and_input(sizes, sharpness=100.0))
+    found = layer(query, value, sizes)
+    query = query.clone()
+    query[1, 5] = float("nan")
+    broken = layer(query, value, sizes)
+    others = torch.ones(query.shape[:2], dtype=torch.bool)
+    others[1, 5] = False
+    assert broken[1, 5].isnan().all() and torch.equal(broken[others], found[others])
+    _by_grid_sample(monkeypatch)
+    query[1, 5] = 0.0
+    torch.testing.assert_close(found[others], layer(query, value, sizes)[others], rtol=1e-4, atol=1e-4)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_triton_rounds_nothing_but_its_results(dtype: torch.dtype) -> None:
+    from ausm_d2.modeling.deformable_triton import attend
+
+    sizes = [(2, 3), (3, 4)]
+    shapes = [(2, 18, 2, 8), (2, 18, 2, 2, 2, 2), (2, 18, 2, 2, 2)]
+    inputs = [torch.randn(shape, device=DEVICE).to(dtype).requires_grad_() for shape in shapes]
+    exact = [each.detach().float().requires_grad_() for each in inputs]
+    outputs = [attend(*each, sizes) for each in (inputs, exact)]
+    assert outputs[0].dtype == dtype
+    weight = torch.randn_like(outputs[0])
+    found = [outputs[0], *torch.autograd.grad((outputs[0] * weight).sum(), inputs)]
+    wanted = [outputs[1], *torch.autograd.grad((outputs[1] * weight.float()).sum(), exact)]
+    eps = torch.finfo(dtype).eps  # the interpreter rounds bfloat16 towards zero
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=eps, atol=1e-6)

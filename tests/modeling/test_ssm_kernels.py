@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +13,7 @@ from ausm_d2.errors import UserError
 from ausm_d2.modeling import ssm_kernels
 from ausm_d2.modeling.cpp import CompileError
 from ausm_d2.modeling.ssm_kernels import causal_conv, cpu, selective_scan, use_backend
+from tests.modeling.interpreter import GPU, RUNS_TRITON, run_interpreted
 
 # N, T, E, S: one frame, sizes that fill no vector, sizes that fill vectors exactly, the smallest of all; then one frame
 # whose states are one, two or four vectors, of whatever width, and channels that fill none.
@@ -23,10 +21,8 @@ SIZES = [(3, 1, 5, 3), (2, 4, 37, 16), (1, 6, 64, 8), (2, 2, 80, 5), (1, 1, 1, 1
 SIZES += [(3, 1, 37, 16), (2, 1, 35, 8), (2, 1, 20, 4), (1, 1, 21, 32), (1, 1, 18, 64)]
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 
-
 # Without a GPU, Triton's kernels run in its interpreter: see test_triton_in_its_interpreter.
-GPU = torch.cuda.is_available()
-NAMES = ["loop", "cpu", *(["triton"] if GPU or os.environ.get("TRITON_INTERPRET") == "1" else [])]
+NAMES = ["loop", "cpu", *(["triton"] if RUNS_TRITON else [])]
 
 
 @pytest.fixture(params=NAMES)
@@ -249,21 +245,7 @@ def test_threads_share_the_work() -> None:
 
 @pytest.mark.skipif(GPU, reason="there is a GPU for them")
 def test_triton_in_its_interpreter() -> None:
-    """In a process of its own: Triton decides at its first import whether it interprets."""
-    pytest.importorskip("triton")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "triton and not interpreter",
-        __file__,
-    ]
-    run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert run.returncode == 0 and " passed" in run.stdout, run.stdout[-3000:]
+    run_interpreted(__file__)
 
 
 def test_unknown_backend() -> None:

@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel, compile
 
 _H100 = GPUTarget("cuda", 90, 32)
-_TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+_TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
 
 
 class _Compiler:
@@ -51,6 +51,7 @@ def _type(value: Tensor | int) -> str:
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, CompiledKernel]:
     """What was compiled, by the name of the kernel."""
+    from ausm_d2.modeling import deformable_triton
     from ausm_d2.modeling.ssm_kernels import triton_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -59,6 +60,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Compi
     kernels = {name: _Compiler(getattr(triton_kernels, name), compiled) for name in names}
     monkeypatch.setattr(gpu, "_kernels", lambda: SimpleNamespace(**kernels))
     monkeypatch.setattr(gpu.TritonBackend, "supports", lambda self, x: True)
+    for name in ("forward", "backward"):
+        monkeypatch.setattr(deformable_triton, name, _Compiler(getattr(deformable_triton, name), compiled))
     return compiled
 
 
@@ -85,6 +88,17 @@ def test_the_convolution(compiled: dict[str, CompiledKernel], memory: bool) -> N
         y, last = causal_conv(_leaf(3, 2, 96, dtype=torch.bfloat16), _leaf(96, 4), _leaf(96), initial)
         (y.float().sum() + last.float().sum()).backward()
     _check(compiled, "conv_forward", "conv_backward")
+
+
+@pytest.mark.parametrize("channels", [32, 24])
+def test_deformable_attention(compiled: dict[str, CompiledKernel], channels: int) -> None:
+    from ausm_d2.modeling.deformable_triton import attend
+
+    sizes, heads, points = [(2, 3), (4, 6)], 8, 4
+    shape = (1, 30, heads)
+    inputs = [(*shape, channels), (*shape, len(sizes), points, 2), (*shape, len(sizes), points)]
+    attend(*(_leaf(*each, dtype=torch.bfloat16) for each in inputs), sizes).sum().backward()
+    _check(compiled, "forward", "backward")
 
 
 def _check(compiled: dict[str, CompiledKernel], *names: str) -> None:

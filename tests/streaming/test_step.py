@@ -153,6 +153,30 @@ def test_weights_converted_beforehand_change_nothing() -> None:
         assert torch.equal(one.probabilities, other.probabilities)
 
 
+def test_half_precision_from_norm_to_norm() -> None:
+    """What is converted for CUDA, on a CPU: every feature stays in bfloat16, and the masks are those of float32."""
+    outputs, dtypes = [], set()
+    for half in (False, True):
+        model = tiny_model().eval()
+        if half:
+            keep_weights_in(model, torch.bfloat16, norms=True)
+            for module in (model.frame_encoder, model.compressor, model.decoder):
+                module.register_forward_hook(lambda module, inputs, out: dtypes.update(_dtypes(out)))
+        stream = Stream(model, head="synthvis", detect=True, fg_threshold=0.0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            outputs.append([stream.step(image) for image in frames(3)])
+    assert dtypes == {torch.bfloat16}
+    for one, other in zip(*outputs, strict=True):
+        error = (one.mask_logits - other.mask_logits.float()).abs().mean()
+        assert 0 < error < 0.03 * one.mask_logits.abs().mean()
+
+
+def _dtypes(features: Any) -> set[torch.dtype]:
+    """Of images of features, not of states."""
+    tensors = [each for each in tree_leaves(tuple(features)) if isinstance(each, Tensor)]
+    return {each.dtype for each in tensors if each.ndim == 4 or each.ndim == 5}
+
+
 def follow(*opts: Any) -> list[Tensor]:
     """The masks (N, H, W) of every frame of a short video whose objects are given, with the trained weights."""
     record = SynthVis(SPLITS["val"][0], 2, 8, complete=True)[1]

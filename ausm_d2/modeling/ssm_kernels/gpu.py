@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The fused CUDA backend: triton_kernels.py. Runs on the CPU too, slowly, in Triton's interpreter (TRITON_INTERPRET=1).
+"""The fused CUDA backend: triton_kernels.py.
 
 Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; S: state size; K: width of the convolution;
 P: programs that share the sequences; G: groups of channels.
@@ -8,14 +8,13 @@ P: programs that share the sequences; G: groups of channels.
 from __future__ import annotations
 
 import functools
-import importlib.util
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ausm_d2.modeling.ssm_kernels.fused import ConvInputs, FusedBackend, ScanGradients, ScanInputs
+from ausm_d2.modeling.triton_runs import triton_runs
 
 _CHANNELS = 64  # of a group
 _PROGRAMS_PER_PROCESSOR = 16  # enough of them in flight to hide the latency of memory
@@ -33,10 +32,7 @@ class TritonBackend(FusedBackend):
     activation_dtypes = (torch.float32, torch.bfloat16, torch.float16)
 
     def supports(self, x: Tensor) -> bool:
-        interpreted = x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-        if x.dtype == torch.float64 or not (x.device.type == "cuda" or interpreted):
-            return False
-        return importlib.util.find_spec("triton") is not None
+        return triton_runs(x)
 
     def scan_forward(self, inputs: ScanInputs, last: Tensor) -> Tensor:
         y = torch.empty(inputs.u.shape, dtype=inputs.u.dtype, device=inputs.u.device)

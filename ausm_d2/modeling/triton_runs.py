@@ -1,0 +1,22 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Where Triton's kernels run: on CUDA, and on the CPU, slowly, in Triton's interpreter (TRITON_INTERPRET=1)."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import cache
+
+import torch
+from torch import Tensor
+
+
+@cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def triton_runs(x: Tensor) -> bool:
+    """Whether kernels take tensors like ``x``; float64 is for PyTorch's operations."""
+    interpreted = x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    return x.dtype != torch.float64 and (x.device.type == "cuda" or interpreted) and _installed()
