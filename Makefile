@@ -1,13 +1,14 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 # make demo | test | lint | types: each sets up .venv first where that has not been done (6 GB; minutes, once).
 # PYTHON=/path/to/python3.11 chooses the Python that .venv is made with.
+# make gpu: the tests that need a GPU, and the figures that docs/benchmarks.md misses, into output/gpu/.
 # make demo VIDEO=path [PROMPT=mask.png] runs on a video of your own.
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lint types
+.PHONY: setup demo test lint types gpu
 
 # The models here are small: their threads would mostly wait for each other (docs/benchmarks.md).
 export OMP_NUM_THREADS ?= 1
@@ -25,6 +26,20 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+BENCHMARK := $(BIN)/python tools/benchmark.py
+ON_GPU := --device cuda --amp
+SWIN_T := --config-file configs/paper/stage3_long_swin_t.yaml --cuda-graph --frames 0
+SWIN_B := --config-file configs/paper/stage3_long_swin_b.yaml --size 480 864 --frames 16
+
+gpu: $(READY)
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "error: torch finds no GPU")'
+	mkdir -p output/gpu
+	$(BIN)/python -m pytest tests/modeling tests/streaming
+	$(BENCHMARK) ssm --device cuda --dtype bfloat16 --sequences 29184 --json output/gpu/ssm.json
+	$(BENCHMARK) stream $(ON_GPU) $(SWIN_T) --size 1024 1820 --json output/gpu/stream_1024.json
+	$(BENCHMARK) stream $(ON_GPU) $(SWIN_T) --size 360 640 --json output/gpu/stream_360.json
+	$(BENCHMARK) train $(ON_GPU) $(SWIN_B) --variants iterative parallel "parallel, checkpointed" --memory --json output/gpu/train.json
 
 # PIP_CONSTRAINT, not -c: it holds in the isolated builds of the source packages too.
 $(READY): export PIP_CONSTRAINT := constraints.txt

@@ -74,7 +74,10 @@ def main() -> None:
         with _written(args.json) as json_path:
             host = machine()
             print(", ".join(f"{key}: {value}" for key, value in host.items()))
-            figures = SUBJECTS[args.subject].run(args)
+            try:
+                figures = SUBJECTS[args.subject].run(args)
+            except torch.OutOfMemoryError as error:
+                raise UserError(f"the GPU's memory is too small: {str(error).splitlines()[0]}") from error
             if json_path:
                 report = {"machine": host, "arguments": vars(args), args.subject: figures}
                 json_path.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")

@@ -15,6 +15,8 @@ from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
+from .norm import GroupNorm
+
 _GROUPS = 8  # of the group norms
 _WIDTHS = {"res2": 1, "res3": 2, "res4": 4, "res5": 4}  # channels of the stages over C
 
@@ -34,7 +36,7 @@ class ConvNet(Backbone):
         super().__init__()
 
         def conv(inputs: int, outputs: int, stride: int = 1) -> Conv2d:
-            norm = nn.GroupNorm(_GROUPS, outputs)
+            norm = GroupNorm(_GROUPS, outputs)
             return Conv2d(inputs, outputs, 3, stride, padding=1, bias=False, norm=norm, activation=F.relu)
 
         self._out_features = list(_WIDTHS)

@@ -26,6 +26,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_runs import launch
+
 _QUERIES = 16  # of a program: as many as leave their sums in registers
 
 
@@ -127,16 +129,18 @@ def backward(
             inside, x, y, right, bottom = _place(offsets, sample, x_centre, y_centre, height, width, in_q)
             weight = tl.exp(tl.load(logits + sample, mask=in_q, other=0.0).to(tl.float32) - highest) / total
             value, place, there = _corner(values, pixel, c, inside, x, y, height, width, H, C)
-            tl.atomic_add(dvalues + place, (weight * (1 - bottom) * (1 - right))[:, None] * g, mask=there)
+            tl.atomic_add(
+                dvalues + place, (weight * (1 - bottom) * (1 - right))[:, None] * g, mask=there, sem="relaxed"
+            )
             top_left = tl.sum(value * g, axis=1)
             value, place, there = _corner(values, pixel, c, inside, x + 1, y, height, width, H, C)
-            tl.atomic_add(dvalues + place, (weight * (1 - bottom) * right)[:, None] * g, mask=there)
+            tl.atomic_add(dvalues + place, (weight * (1 - bottom) * right)[:, None] * g, mask=there, sem="relaxed")
             top_right = tl.sum(value * g, axis=1)
             value, place, there = _corner(values, pixel, c, inside, x, y + 1, height, width, H, C)
-            tl.atomic_add(dvalues + place, (weight * bottom * (1 - right))[:, None] * g, mask=there)
+            tl.atomic_add(dvalues + place, (weight * bottom * (1 - right))[:, None] * g, mask=there, sem="relaxed")
             bottom_left = tl.sum(value * g, axis=1)
             value, place, there = _corner(values, pixel, c, inside, x + 1, y + 1, height, width, H, C)
-            tl.atomic_add(dvalues + place, (weight * bottom * right)[:, None] * g, mask=there)
+            tl.atomic_add(dvalues + place, (weight * bottom * right)[:, None] * g, mask=there, sem="relaxed")
             bottom_right = tl.sum(value * g, axis=1)
             above = top_left + (top_right - top_left) * right
             below = bottom_left + (bottom_right - bottom_left) * right
@@ -192,7 +196,8 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...]) -> None:
     values, _, logits, *_ = tensors
     batch, pixels, heads, channels = values.shape
     levels, points = logits.shape[3:]
-    kernel[(triton.cdiv(pixels, _QUERIES), heads, batch)](
+    launch(
+        *(kernel, (triton.cdiv(pixels, _QUERIES), heads, batch), values),
         *tensors,
         *(pixels, heads, channels),
         L=levels,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,3 +21,9 @@ def triton_runs(x: Tensor) -> bool:
     """Whether kernels take tensors like ``x``; float64 is for PyTorch's operations."""
     interpreted = x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     return x.dtype != torch.float64 and (x.device.type == "cuda" or interpreted) and _installed()
+
+
+def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, **options: Any) -> None:
+    """Run a kernel on the device of ``like``: by itself Triton takes the current one, whatever its tensors are on."""
+    with torch.cuda.device_of(like):
+        kernel[grid](*arguments, **options)

@@ -112,7 +112,8 @@ class _Graph:
         self._graph = torch.cuda.CUDAGraph()
         # Weights that autocast has converted before would be freed after this frame: the graph converts its own.
         dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
-        with torch.autocast("cuda", dtype, enabled, cache_enabled=False), torch.cuda.graph(self._graph):
+        autocast = torch.autocast("cuda", dtype, enabled, cache_enabled=False)
+        with torch.cuda.device(device), autocast, torch.cuda.graph(self._graph):
             self._output = step.run(self._image, self._ids, state)
 
     def replay(self, image: Tensor, ids: Tensor) -> StepOutput:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,7 +50,7 @@ def _type(value: Tensor | int) -> str:
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, CompiledKernel]:
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, CompiledKernel]]:
     """What was compiled, by the name of the kernel."""
     from ausm_d2.modeling import deformable_triton
     from ausm_d2.modeling.ssm_kernels import triton_kernels
@@ -62,7 +63,10 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Compi
     monkeypatch.setattr(gpu.TritonBackend, "supports", lambda self, x: True)
     for name in ("forward", "backward"):
         monkeypatch.setattr(deformable_triton, name, _Compiler(getattr(deformable_triton, name), compiled))
-    return compiled
+    devices: list[Tensor] = []
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: nullcontext(devices.append(x)))
+    yield compiled
+    assert len(devices) == len(compiled)  # a kernel runs where its tensors are, whatever the current device
 
 
 def _leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

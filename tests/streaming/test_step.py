@@ -168,7 +168,7 @@ def test_half_precision_from_norm_to_norm() -> None:
     assert dtypes == {torch.bfloat16}
     for one, other in zip(*outputs, strict=True):
         error = (one.mask_logits - other.mask_logits.float()).abs().mean()
-        assert 0 < error < 0.03 * one.mask_logits.abs().mean()
+        assert 0 < error < 0.1 * one.mask_logits.abs().mean()
 
 
 def _dtypes(features: Any) -> set[torch.dtype]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -211,3 +212,27 @@ def test_figures_outlive_a_picture_that_fails(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(RuntimeError, match="no picture"):
         benchmark.main()
     assert json.loads(out.read_text())["ssm"] == {"rows": []} and list(tmp_path.iterdir()) == [out]
+
+
+def test_too_little_memory_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(args: argparse.Namespace) -> dict[str, Any]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has ...")
+
+    with pytest.raises(UserError, match="want of memory"):
+        measure.in_new_process(os._exit, 1)
+    monkeypatch.setattr(ssm, "run", fail)
+    monkeypatch.setitem(benchmark.SUBJECTS, "ssm", ssm)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "ssm"])
+    with pytest.raises(UserError, match=r"too small: .*2 GiB\.$"):
+        benchmark.main()
+
+
+def test_memory_is_measured_before_there_is_any_of_the_timing(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(measure, "in_new_process", lambda function, *args: order.append("memory") or 5_000_000)
+    interleaved = measure.interleaved
+    monkeypatch.setattr(measure, "interleaved", lambda *args, **kw: order.append("time") or interleaved(*args, **kw))
+    words = f"--config-file {config} --size 64 96 --frames 1 2 --objects 1 --repeats 1 --memory --variants parallel"
+    figures = measured(train, *words.split())
+    assert [row["peak_mb"] for row in figures["rows"]] == [5.0, 5.0]
+    assert order == ["memory", "memory", "time", "time"]

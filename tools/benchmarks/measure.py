@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,9 +123,16 @@ def spread(seconds: list[float]) -> dict[str, float]:
 
 
 def in_new_process(function: Callable[..., int], *args: Any) -> int:
-    """Memory that an earlier measurement has freed would hide what a later one takes."""
+    """Memory that an earlier measurement has freed would hide what a later one takes.
+
+    Raises:
+        UserError: the system has ended the process.
+    """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
+        try:
+            return pool.submit(function, *args).result()
+        except BrokenProcessPool:
+            raise UserError("the process that measures memory was ended, most likely for want of memory") from None
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device) -> int:

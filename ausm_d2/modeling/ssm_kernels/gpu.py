@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ausm_d2.modeling.ssm_kernels.fused import ConvInputs, FusedBackend, ScanGradients, ScanInputs
-from ausm_d2.modeling.triton_runs import triton_runs
+from ausm_d2.modeling.triton_runs import launch, triton_runs
 
 _CHANNELS = 64  # of a group
 _PROGRAMS_PER_PROCESSOR = 16  # enough of them in flight to hide the latency of memory
@@ -36,13 +36,13 @@ class TritonBackend(FusedBackend):
 
     def scan_forward(self, inputs: ScanInputs, last: Tensor) -> Tensor:
         y = torch.empty(inputs.u.shape, dtype=inputs.u.dtype, device=inputs.u.device)
-        grid = _grid(inputs.u)
-        _kernels().scan_forward[grid](*_scan_tensors(inputs, y), last, *_scan_sizes(inputs), **_scan_options(inputs))
+        tensors = (*_scan_tensors(inputs, y), last)
+        _launch("scan_forward", inputs.u, *tensors, *_scan_sizes(inputs), **_scan_options(inputs))
         return y
 
     def scan_backward(self, inputs: ScanInputs, dy: Tensor, dlast: Tensor | None, start: bool) -> ScanGradients:
         (sequences, frames, channels), states = inputs.u.shape, inputs.A.shape[1]
-        programs, groups = grid = _grid(inputs.u)
+        programs, groups = _grid(inputs.u)
         options = _scan_options(inputs)
 
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -54,7 +54,8 @@ class TritonBackend(FusedBackend):
         dA, dD, dbias = empty(programs, channels, states), empty(programs, channels), empty(programs, channels)
         dinitial = empty(*inputs.initial.shape) if start and inputs.initial is not None else None
         scratch = empty(programs, groups, frames, options["BE"], options["BS"])
-        _kernels().scan_backward[grid](
+        _launch(
+            *("scan_backward", inputs.u),
             *_scan_tensors(inputs, dy),
             dlast,
             *(du, ddelta, dz, dB, dC, dA, dD, dbias, dinitial, scratch),
@@ -68,18 +69,18 @@ class TritonBackend(FusedBackend):
 
     def conv_forward(self, inputs: ConvInputs, last: Tensor) -> Tensor:
         y = torch.empty(inputs.x.shape, dtype=inputs.x.dtype, device=inputs.x.device)
-        _kernels().conv_forward[_grid(inputs.x)](
-            *inputs, y, last, *_strides(inputs.x), *inputs.x.shape, K=len(inputs.weight), BE=_CHANNELS
-        )
+        sizes = (*_strides(inputs.x), *inputs.x.shape)
+        _launch("conv_forward", inputs.x, *inputs, y, last, *sizes, K=len(inputs.weight), BE=_CHANNELS)
         return y
 
     def conv_backward(self, inputs: ConvInputs, dy: Tensor, dlast: Tensor | None, start: bool) -> ConvInputs:
-        programs, _ = grid = _grid(inputs.x)
+        programs, _ = _grid(inputs.x)
         dx = torch.empty(inputs.x.shape, dtype=inputs.x.dtype, device=dy.device)
         gradient = torch.empty(inputs.x.shape, device=dy.device)
         dweight, dbias = (torch.empty(programs, *like.shape, device=dy.device) for like in (inputs.weight, inputs.bias))
         dinitial = torch.empty_like(inputs.initial) if start and inputs.initial is not None else None
-        _kernels().conv_backward[grid](
+        _launch(
+            *("conv_backward", inputs.x),
             *inputs,
             *(dy, dlast, dx, dinitial, gradient, dweight, dbias),
             *(*_strides(inputs.x), *_strides(dy), *inputs.x.shape),
@@ -94,6 +95,10 @@ def _grid(x: Tensor) -> tuple[int, int]:
     groups = -(-x.shape[2] // _CHANNELS)
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
     return max(1, min(len(x), _PROGRAMS_PER_PROCESSOR * processors // groups)), groups
+
+
+def _launch(kernel: str, x: Tensor, *arguments: Any, **options: Any) -> None:
+    launch(getattr(_kernels(), kernel), _grid(x), x, *arguments, **options)
 
 
 def _strides(x: Tensor | None) -> tuple[int, int]:
