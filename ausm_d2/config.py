@@ -133,7 +133,7 @@ def _add_backbone_keys(cfg: CfgNode) -> None:
     cfg.MODEL.SWIN.APE = False
     cfg.MODEL.SWIN.PATCH_NORM = True
     cfg.MODEL.SWIN.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    cfg.MODEL.SWIN.USE_CHECKPOINT = False
+    cfg.MODEL.SWIN.USE_CHECKPOINT = False  # as MODEL.AUSM.TRAIN.CHECKPOINTING, of the backbone alone
     # The plain convolutional backbone of the smallest model (MODEL.BACKBONE.NAME: build_convnet_backbone).
     cfg.MODEL.CONVNET = CfgNode({"WIDTH": 32})  # channels of the stages: 1, 2, 4 and 4 times this
     # Any `features_only` model of timm (MODEL.BACKBONE.NAME: build_timm_backbone).

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from ausm_d2.config import load_config
 from ausm_d2.data.catalog.vos import sorted_files
-from ausm_d2.data.frames import read_image
+from ausm_d2.data.frames import open_video, read_image
 from ausm_d2.errors import UserError, cli
 from ausm_d2.masks.png import VOID, read_labels, read_picture, write_mask_png
 from ausm_d2.masks.rle import Rle, encode
@@ -99,7 +99,7 @@ def _read_picture(path: Path) -> np.ndarray:
 
 def _open_video(path: Path) -> Source:
     try:
-        with av.open(str(path)) as container:
+        with open_video(str(path)) as container:
             if not container.streams.video:
                 raise UserError(f"{path}: holds no video")
             rate = container.streams.video[0].average_rate
@@ -134,7 +134,7 @@ def _count_frames(path: Path, container: av.container.InputContainer) -> int:
 def _read_video(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     index = damaged = 0
     try:
-        with av.open(str(path)) as container:
+        with open_video(str(path)) as container:
             container.streams.video[0].thread_type = "AUTO"
             for index, frame in enumerate(container.decode(video=0)):
                 damaged += frame.is_corrupt

@@ -238,3 +238,29 @@ def test_a_frozen_frame_encoder_says_the_same_in_training() -> None:
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(model.encode(images).x, model.encode(images).x)
     assert model.pixel_decoder.training
+
+
+def test_checkpointing_keeps_less_and_changes_nothing() -> None:
+    """With the stochastic depth of a frame encoder that learns too: the same blocks are left out both times."""
+    kept, losses, gradients = [], [], []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[-1] += tensor.numel()
+        return tensor
+
+    for checkpointing in (False, True):
+        model = tiny_model(
+            *("MODEL.AUSM.TRAIN.CHECKPOINTING", checkpointing, "MODEL.AUSM.FRAME_ENCODER.ENC_LAYERS", 2),
+            *("MODEL.SWIN.DROP_PATH_RATE", 0.5, "MODEL.SWIN.DEPTHS", [2, 2, 2, 2]),
+        )
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            torch.manual_seed(1)
+            loss = sum(model([clip(3, 2)]).values())
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert torch.equal(*losses) and kept[1] < 0.25 * kept[0]  # no kind of block is left out
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)

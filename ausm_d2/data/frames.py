@@ -49,6 +49,19 @@ def read_image(path: str) -> np.ndarray:
     return image
 
 
+def open_video(path: str) -> av.container.InputContainer:
+    """A video file, as PyAV opens it, with FFmpeg's messages to Python off, as they are unless somebody asks for them.
+
+    torchvision did, before it left PyAV. A thread that decodes then waits with its message for whoever closes the file,
+    who waits for the thread.
+
+    Raises:
+        av.FFmpegError: it cannot be opened.
+    """
+    av.logging.set_level(None)
+    return av.open(path)
+
+
 def image_size(path: str) -> tuple[int, int]:
     """(H, W) of a picture as :func:`read_image` returns it; only its header is read."""
     try:
@@ -142,7 +155,7 @@ class VideoFile:
         if self._container is not None:
             return
         try:
-            container = av.open(self.path)
+            container = open_video(self.path)
             if not container.streams.video:
                 raise UserError(f"{self.path}: holds no video")
             stream = container.streams.video[0]

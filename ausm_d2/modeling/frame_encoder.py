@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ausm_d2.errors import UserError
 
+from .checkpointing import run_block
 from .convnet import build_convnet_backbone as build_convnet_backbone  # registers it
 from .deformable_attention import MSDeformAttn
 from .norm import GroupNorm, LayerNorm
@@ -62,24 +63,27 @@ class DeformableEncoderLayer(nn.Module):
 class DeformableEncoder(nn.Module):
     """A stack of deformable encoder layers."""
 
-    def __init__(self, dim: int, *, num_layers: int, **layer: int) -> None:
+    def __init__(self, dim: int, *, num_layers: int, checkpointing: bool, **layer: int) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         self.layers = nn.ModuleList(DeformableEncoderLayer(dim, **layer) for _ in range(num_layers))
 
     def forward(self, x: Tensor, position: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
         """(B, S, D) pixels of all levels and their (S, D) positions -> (B, S, D)."""
         for layer in self.layers:
-            x = layer(x, position, sizes)
+            x = run_block(layer, x, position, sizes, checkpointing=self.checkpointing)
         return x
 
 
 class DeformableTransformer(nn.Module):
     """Levels exchange what they know: flattened, told where they come from, encoded, and put back into shape."""
 
-    def __init__(self, dim: int, *, num_levels: int, num_layers: int, **layer: int) -> None:
+    def __init__(self, dim: int, *, num_levels: int, num_layers: int, checkpointing: bool, **layer: int) -> None:
         super().__init__()
         self.level_embed = nn.Parameter(torch.randn(num_levels, dim))
-        self.encoder = DeformableEncoder(dim, num_layers=num_layers, num_levels=num_levels, **layer)
+        self.encoder = DeformableEncoder(
+            dim, num_layers=num_layers, checkpointing=checkpointing, num_levels=num_levels, **layer
+        )
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
         """Levels (B, D, h, w), coarsest first, of any sizes -> the same shapes."""
@@ -126,11 +130,13 @@ class DeformablePixelDecoder(nn.Module):
         num_heads: int,
         num_points: int,
         dim_feedforward: int,
+        checkpointing: bool = False,
     ) -> None:
         """
         Args:
             in_channels: channels of the backbone's levels, finest (stride 4) first.
             enc_layers: layers of deformable attention; 0 for top-down sums instead.
+            checkpointing: recompute activations of these layers in the backward pass.
         """
         super().__init__()
         finest, *coarse = in_channels
@@ -147,6 +153,7 @@ class DeformablePixelDecoder(nn.Module):
                 conv_dim,
                 num_levels=len(coarse),
                 num_layers=enc_layers,
+                checkpointing=checkpointing,
                 num_heads=num_heads,
                 num_points=num_points,
                 dim_feedforward=dim_feedforward,
@@ -190,6 +197,7 @@ class FrameEncoder(nn.Module):
         num_heads: int = 8,
         num_points: int = 4,
         dim_feedforward: int = 1024,
+        checkpointing: bool = False,
         freeze: bool = False,
     ) -> None:
         """
@@ -203,6 +211,8 @@ class FrameEncoder(nn.Module):
             num_heads: heads of a layer.
             num_points: sampling points per head and level.
             dim_feedforward: hidden channels of the feed-forward blocks.
+            checkpointing: recompute activations of the encoder's layers in the backward pass (the backbone has a switch
+                of its own).
             freeze: nothing of it is trained (stage 3 of the paper's recipe).
 
         Raises:
@@ -231,6 +241,7 @@ class FrameEncoder(nn.Module):
             num_heads=num_heads,
             num_points=num_points,
             dim_feedforward=dim_feedforward,
+            checkpointing=checkpointing,
         )
         if freeze:
             self.requires_grad_(False)
@@ -247,6 +258,7 @@ class FrameEncoder(nn.Module):
             "num_heads": encoder.NUM_HEADS,
             "num_points": encoder.NUM_POINTS,
             "dim_feedforward": encoder.DIM_FEEDFORWARD,
+            "checkpointing": cfg.MODEL.AUSM.TRAIN.CHECKPOINTING,
             "freeze": encoder.FREEZE,
         }
 

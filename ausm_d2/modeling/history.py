@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention, FeedForward
+from .checkpointing import run_block
 from .norm import LayerNorm
 from .position import sine_tokens
 from .ssm import Mamba, SSMState
@@ -263,10 +263,7 @@ class HistoryCompressor(nn.Module):
         new_states = []
         for i, layer in enumerate(self.layers):
             args = (x, position, (height, width), states[i] if states is not None else None)
-            if self.checkpointing and self.training:
-                x, state = checkpoint(layer, *args, use_reentrant=False)
-            else:
-                x, state = layer(*args)
+            x, state = run_block(layer, *args, checkpointing=self.checkpointing)
             new_states.append(state)
         x = self.norm(x)
         f = x.permute(0, 2, 3, 1).unflatten(3, (height, width))
@@ -377,8 +374,5 @@ class HistoryDecoder(nn.Module):
         key = _reduce(memory + position, size, self.spatial_reduction)
         value = _reduce(memory, size, self.spatial_reduction)
         for layer in self.layers:
-            if self.checkpointing and self.training:
-                tokens = checkpoint(layer, tokens, position, size, key, value, use_reentrant=False)
-            else:
-                tokens = layer(tokens, position, size, key, value)
+            tokens = run_block(layer, tokens, position, size, key, value, checkpointing=self.checkpointing)
         return self.norm(tokens).unflatten(1, size).permute(0, 3, 1, 2)

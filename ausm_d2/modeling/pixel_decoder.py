@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention, FeedForward
+from .checkpointing import run_block
 from .norm import LayerNorm
 from .position import sine_tokens
 from .resize import resize_to
@@ -239,10 +239,7 @@ class PixelDecoder(nn.Module):
             ) -> Tensor:
                 return ffn(attend(cross(x, position, key, value, inside[:, None]), position, alive))
 
-            if self.checkpointing and self.training:
-                x = checkpoint(block, x, keys[level], values[level], inside, use_reentrant=False)
-            else:
-                x = block(x, keys[level], values[level], inside)
+            x = run_block(block, x, keys[level], values[level], inside, checkpointing=self.checkpointing)
             if intermediate:
                 out.append(self._predict(x, mask_features, heads))
         return out if intermediate else [self._predict(x, mask_features, heads)]

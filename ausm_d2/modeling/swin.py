@@ -22,10 +22,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.swin import SwinTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ausm_d2.errors import UserError
 
+from .checkpointing import run_block
 from .norm import LayerNorm
 
 _STAGES = ("res2", "res3", "res4", "res5")
@@ -99,7 +99,7 @@ def _attend_in_windows(block: nn.Module, x: Tensor, size: tuple[int, int]) -> Te
     return attn.proj_drop(attn.proj(x))
 
 
-def _run_block(block: Any, x: Tensor, size: tuple[int, int]) -> Tensor:
+def _swin_block(block: Any, x: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, P, C) -> (B, P, C)."""
     x = x + block.drop_path(_attend_in_windows(block, block.norm1(x), size))
     return x + block.drop_path(block.mlp(block.norm2(x)))
@@ -141,10 +141,7 @@ class Swin(SwinTransformer):
         out = {}
         for i, layer in enumerate(self.layers):
             for block in layer.blocks:
-                if layer.use_checkpoint:
-                    x = checkpoint(_run_block, block, x, size, use_reentrant=False)
-                else:
-                    x = _run_block(block, x, size)
+                x = run_block(_swin_block, block, x, size, checkpointing=layer.use_checkpoint, random=True)
             if i in self.out_indices:
                 out[_STAGES[i]] = getattr(self, f"norm{i}")(x).unflatten(1, size).permute(0, 3, 1, 2)
             if layer.downsample is not None:
@@ -191,5 +188,5 @@ def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Swin:
         drop_path_rate=swin.DROP_PATH_RATE,
         ape=swin.APE,
         patch_norm=swin.PATCH_NORM,
-        use_checkpoint=swin.USE_CHECKPOINT,
+        use_checkpoint=swin.USE_CHECKPOINT or cfg.MODEL.AUSM.TRAIN.CHECKPOINTING,
     )
