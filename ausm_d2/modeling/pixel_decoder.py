@@ -29,6 +29,7 @@ from .checkpointing import run_block
 from .norm import LayerNorm
 from .position import sine_tokens
 from .resize import resize_to
+from .transfer import upload
 
 
 class Predictions(NamedTuple):
@@ -161,7 +162,7 @@ class PixelDecoder(nn.Module):
         width = max(each.shape[-1] for each in logits.values())
         out = next(iter(logits.values())).new_full((*x.shape[:-1], width), float("-inf"))
         for name, values in logits.items():
-            rows = torch.tensor([head == name for head in heads], device=x.device)
+            rows = upload(torch.tensor([head == name for head in heads]), x.device)
             gap = out.new_full((*x.shape[:-1], width - values.shape[-1]), float("-inf"))
             values = torch.cat([values[..., :-1], gap, values[..., -1:]], dim=-1)
             out = torch.where(rows[:, None, None], values, out)

@@ -26,6 +26,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
@@ -38,6 +39,7 @@ from ..data.catalog import register_from_config
 from ..errors import UserError
 from ..io import atomic_write
 from ..modeling.precision import keep_weights_in
+from ..modeling.transfer import upload
 from .state import StreamState
 from .stream import FrameOutput
 from .video import FrameStream, VideoSettings, shown_rows, winners
@@ -296,20 +298,18 @@ class Session:
         logits = self._frames.logits(shown, exact)
         owner = winners(logits)
         masks = logits > 0
-        ids = torch.tensor(shown.track_ids, dtype=torch.int64)
-        mean = shown.mean_probabilities
+        # A mask may have lain in the padding only. All else is known here, and goes to the masks without waiting.
+        listed = (masks.flatten(1).any(dim=1).cpu() | shown.prompted).nonzero()[:, 0]
+        ids, mean = torch.tensor(shown.track_ids, dtype=torch.int64), shown.mean_probabilities
+        scores = torch.where(shown.prompted, mean.sum(dim=1), mean.amax(dim=1)).float()
+        known = {"scores": scores, "pred_classes": mean.argmax(dim=1), "track_ids": ids}
         instances = Instances(
             (masks.shape[1], masks.shape[2]),
-            pred_masks=masks,
-            scores=torch.where(shown.prompted, mean.sum(dim=1), mean.amax(dim=1)).float(),
-            pred_classes=mean.argmax(dim=1),
-            track_ids=ids,
-        ).to(masks.device)
-        # -1, background, looks up the 0 at the end.
-        id_map = torch.cat([ids, ids.new_zeros(1)]).int().to(masks.device)[owner]
-        # A mask may have lain in the padding only.
-        listed = masks.flatten(1).any(dim=1) | shown.prompted.to(masks.device)
-        self.result = FrameResult(output.frame_index, instances[listed], id_map)
+            pred_masks=masks if len(listed) == len(masks) else masks[upload(listed, masks.device)],
+            **{name: upload(each[listed], masks.device) for name, each in known.items()},
+        )
+        id_map = upload(F.pad(ids, (0, 1)).int(), masks.device)[owner]  # -1, background, looks up the 0 at the end
+        self.result = FrameResult(output.frame_index, instances, id_map)
 
 
 def _checked(prompts: Mapping[int, np.ndarray | Tensor], size: tuple[int, ...]) -> dict[int, np.ndarray]:

@@ -1,0 +1,77 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""The program on a GPU, as far as can be seen without one: no tensor is left behind, nothing is waited for in vain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ausm_d2.config import load_config
+from ausm_d2.streaming.predictor import VideoPredictor
+from tests.pretended_gpu import pretended_gpu
+from tests.streaming.test_state import frames
+from tests.streaming.test_step import assert_alike, follow
+from tests.tiny import clip, tiny_model
+
+
+def test_the_pretended_gpu_sees_both_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pretended_gpu(monkeypatch) as gpu:
+        x = torch.arange(4.0).to("cuda:0")
+        assert x.device.type == "cuda" and (x + 1.0).is_cuda and gpu.waits == ["a copy"]
+        with pytest.raises(RuntimeError, match="both devices"):
+            x + torch.ones(4)
+        gpu.waits.clear()
+        x[torch.tensor([1, 2], device="cuda:0")] += 1
+        assert gpu.waits == ["a copy"]
+        assert float(x.sum()) == 8 and len(gpu.waits) == 2
+        assert x[x > 2].cpu().tolist() == [3.0, 3.0] and len(gpu.waits) == 4
+        assert x.to("cpu", non_blocking=True).device.type == "cpu" and len(gpu.waits) == 4
+    assert not torch.cuda.is_available()
+
+
+def losses(device: str, *opts: Any) -> dict[str, float]:
+    model = tiny_model(*opts)
+    model.to(device)
+    torch.manual_seed(1)
+    items = [clip(3, 2, seed=1), clip(3, 3, seed=2, head="object", exhaustive=False)]
+    return {name: float(loss.detach()) for name, loss in model(items).items()}
+
+
+@pytest.mark.parametrize("mode", ["parallel", "iterative", "rollout"])
+def test_training(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opts = ["MODEL.AUSM.TRAIN.MODE", mode, "MODEL.AUSM.TRAIN.CHECKPOINTING", True]
+    opts += ["MODEL.AUSM.FRAME_ENCODER.ENC_LAYERS", 1, "MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED", True]
+    opts += ["MODEL.AUSM.TRAIN.FRAME_CLASS_WEIGHT", 1.0, "MODEL.AUSM.TRAIN.OWN_PASSES", 2 * (mode == "parallel")]
+    wanted = losses("cpu", *opts)
+    with pretended_gpu(monkeypatch):
+        found = losses("cuda:0", *opts)
+        with torch.autocast("cuda", torch.bfloat16):
+            half = losses("cuda:0", *opts)
+    assert found == pytest.approx(wanted, rel=1e-4) and half == pytest.approx(wanted, rel=0.05)
+
+
+def test_streaming(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = follow("MODEL.DEVICE", "cpu")
+    with pretended_gpu(monkeypatch):
+        assert_alike(follow("MODEL.DEVICE", "cuda:0"), wanted)
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_a_frame_waits_for_its_report_and_its_result_for_which_masks_are_empty(
+    amp: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [image.permute(1, 2, 0).numpy() for image in frames(3)]
+    mask = np.zeros(images[0].shape[:2], bool)
+    mask[10:30, 10:30] = True
+    with pretended_gpu(monkeypatch) as gpu:
+        opts = ["MODEL.DEVICE", "cuda:0", "TEST.AUSM.AMP", amp]
+        predictor = VideoPredictor(load_config("configs/synth/ausm_nano.yaml", opts))
+        session = predictor.start(images[0], {1: mask, 5: ~mask})
+        session.step(images[1])
+        gpu.waits.clear()
+        session.step(images[2])
+        assert session.result.instances.pred_masks.is_cuda and session.result.instances.scores.is_cuda
+    assert [wait.split(" at ")[1].split(":")[0] for wait in gpu.waits] == ["stream.py", "predictor.py"], gpu.waits
