@@ -54,6 +54,9 @@ class _OnGpu(Tensor):
         Tensor.data.__set__(self, new)
         self.cpu_tensor = new.cpu_tensor
 
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise AssertionError(f"{func} outside pretended_gpu()")
@@ -125,11 +128,18 @@ def forget_kept_tensors() -> None:
                     kept.cache_clear()
 
 
+def skip_unless_it_can_be_pretended() -> None:
+    """Skip a test where a GPU is there, or where PyTorch needs its driver to name one."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    if not hasattr(torch._C, "_ensureCUDADeviceGuardSet"):
+        pytest.skip("this PyTorch cannot pretend that there is a GPU")
+
+
 @contextmanager
 def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedGpu]:
     """CUDA is there while the context lasts; ask for it as "cuda:0"."""
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+    skip_unless_it_can_be_pretended()
     gpu = PretendedGpu()
     from_data = torch.tensor
 

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 
 from ausm_d2.config import load_config
+from ausm_d2.data.synthvis import SPLITS, SynthVis
 from ausm_d2.streaming.predictor import VideoPredictor
+from ausm_d2.streaming.video import VideoSettings, segment_video
 from tests.pretended_gpu import pretended_gpu
 from tests.streaming.test_state import frames
 from tests.streaming.test_step import assert_alike, follow
@@ -57,6 +60,20 @@ def test_streaming(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = follow("MODEL.DEVICE", "cpu")
     with pretended_gpu(monkeypatch):
         assert_alike(follow("MODEL.DEVICE", "cuda:0"), wanted)
+
+
+@pytest.mark.parametrize("task", ["vis", "vos", "image"])
+def test_whole_videos(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = load_config("configs/synth/ausm_nano.yaml", ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
+    item = {"record": SynthVis(SPLITS["val"][0], 2, 3, complete=True)[1], "task": task, "overlap": False}
+    model, settings, results = build_model(cfg).eval(), VideoSettings.from_config(cfg), []
+    item["head"] = next(iter(model.heads))
+    results.append(segment_video(model, item, settings))
+    with pretended_gpu(monkeypatch):
+        model.to("cuda:0")
+        results.append(segment_video(model, item, settings))
+    found, wanted = (len(result.get("tracks", result.get("objects"))) for result in results)
+    assert found == wanted > 0
 
 
 @pytest.mark.parametrize("amp", [False, True])

@@ -21,11 +21,9 @@ from ausm_d2.modeling.precision import keep_weights_in
 from ausm_d2.modeling.ssm_kernels import gpu
 from ausm_d2.streaming.step import FrameStep
 from ausm_d2.streaming.stream import Stream
+from tests.pretended_gpu import forget_kept_tensors, skip_unless_it_can_be_pretended
 
 pytest.importorskip("triton")
-if torch.cuda.is_available():
-    # What is kept between frames, positions and such, would be without values for the tests that follow.
-    pytest.skip("there is a GPU", allow_module_level=True)
 
 HEIGHT, WIDTH = 256, 384
 
@@ -55,6 +53,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Launches]:
     """On CUDA under autocast, where kernels that look at the device itself are one note each."""
     from ausm_d2.modeling import deformable_triton
 
+    skip_unless_it_can_be_pretended()
     noted = _Launches()
 
     def attention(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
@@ -76,6 +75,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Launches]:
     finally:
         torch.set_autocast_enabled("cuda", False)
         torch.clear_autocast_cache()
+        forget_kept_tensors()
 
 
 @torch.no_grad()
