@@ -22,7 +22,7 @@ setup(
     # Detectron2 is needed too, but is not on the package index under its own name:
     # `python tools/install_detectron2.py`, or its official source install.
     install_requires=[
-        "torch",
+        "torch>=2.6",  # the oldest that the tests were run with
         "torchvision",
         "numpy>=2",
         "scipy",
