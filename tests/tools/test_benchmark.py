@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -52,6 +53,26 @@ def test_train(config: str, tmp_path: Path) -> None:
         assert row["ms"] > 0 and row["speed_over_iterative"] > 0
         assert (row["speed_over_iterative"] == 1) == (row["variant"] == "iterative")
     assert_drawn(train, figures, tmp_path / "train.png")
+
+
+def test_a_training_step_that_does_not_fit_is_left_out(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def step(name: str, frames: int, args: argparse.Namespace) -> Callable[[], None]:
+        def run() -> None:
+            if name == "iterative" and frames == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        return run
+
+    monkeypatch.setattr(train, "_step", step)
+    figures = measured(train, "--config-file", config, "--frames", "1", "2", "--repeats", "1")
+    assert [(row["T"], row["variant"]) for row in figures["rows"]] == [
+        *((1, "iterative"), (1, "parallel")),
+        (2, "parallel"),
+    ]
+    assert "speed_over_iterative" not in figures["rows"][-1]
+    assert "T = 2, iterative: does not fit into the GPU's memory" in capsys.readouterr().out
 
 
 def test_the_variants_train_the_same_model_on_the_same_clip(config: str) -> None:

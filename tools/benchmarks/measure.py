@@ -95,18 +95,24 @@ def random_model(config_file: str, device: torch.device, opts: tuple[Any, ...] =
 
 
 def interleaved(
-    functions: dict[str, Callable[[], Any]], repeats: int, device: torch.device, *, cpu_time: bool = False
+    functions: dict[str, Callable[[], Any]],
+    repeats: int,
+    device: torch.device,
+    *,
+    cpu_time: bool = False,
+    warm: bool = False,
 ) -> dict[str, list[float]]:
-    """Seconds of every call; in turns, so that whatever else the machine does falls on all of them alike."""
+    """Seconds of every call; in turns, so that whatever else the machine does falls on all of them alike. Unless they
+    are warm, the first round does not count."""
     clock = time.process_time if cpu_time else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for repeat in range(repeats + 1):
+    for repeat in range(warm, repeats + 1):
         for name, function in functions.items():
             synchronize(device)
             start = clock()
             function()
             synchronize(device)
-            if repeat:  # the first is the warm-up
+            if repeat:
                 times[name].append(clock() - start)
     return times
 

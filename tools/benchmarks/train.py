@@ -9,8 +9,10 @@ Shape shorthand:
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Forward, losses and backward of one clip (batch 1, nothing frozen), by clip length and variant: median and
-    quartiles of the time (ms), the iterative step's time over it; with --memory the peak beyond weights (MB).
+    quartiles of the time (ms), the iterative step's time over it; with --memory the peak beyond weights (MB). What does
+    not fit into the GPU's memory is left out.
 
     Raises:
         UserError: a config that is missing or wrong, or more objects than it follows.
@@ -50,26 +53,39 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     most = load_config(args.config_file).MODEL.AUSM.NUM_ID
     if args.objects > most:
         raise UserError(f"--objects {args.objects}: {args.config_file} follows {most} at the most (MODEL.AUSM.NUM_ID)")
-    # Before anything is timed: what this process had taken by then, the others would lack.
-    peaks = {
-        (frames, name): measure.in_new_process(_peak, name, frames, args)
-        for frames in args.frames
-        if args.memory
-        for name in args.variants
-    }
+    peaks = {}
+    if args.memory:  # before anything is timed: what this process had taken by then, the others would lack
+        for frames, name in itertools.product(args.frames, args.variants):
+            with _left_out_if_too_large(frames, name):
+                peaks[frames, name] = measure.in_new_process(_peak, name, frames, args) / 1e6
     rows = []
     for frames in args.frames:
-        steps = {name: _step(name, frames, args) for name in args.variants}
-        times = measure.interleaved(steps, args.repeats, device, cpu_time=args.cpu_time)
+        steps = {}
         for name in args.variants:
+            step = _step(name, frames, args)
+            with _left_out_if_too_large(frames, name):
+                step()
+                steps[name] = step
+        times = measure.interleaved(steps, args.repeats, device, cpu_time=args.cpu_time, warm=True)
+        for name in steps:
             row = {"T": frames, "variant": name, **measure.spread(times[name])}
             if "iterative" in times:
                 row["speed_over_iterative"] = statistics.median(times["iterative"]) / statistics.median(times[name])
             if args.memory:
-                row["peak_mb"] = peaks[frames, name] / 1e6
+                row["peak_mb"] = peaks.get((frames, name))
             rows.append(row)
-        measure.print_table(rows[-len(args.variants) :])
+        if steps:
+            measure.print_table(rows[-len(steps) :])
     return {"rows": rows}
+
+
+@contextmanager
+def _left_out_if_too_large(frames: int, name: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        print(f"T = {frames}, {name}: does not fit into the GPU's memory", flush=True)
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:
