@@ -36,7 +36,6 @@ gpu: $(READY)
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "error: torch finds no GPU")'
 	mkdir -p output/gpu
 	$(BIN)/python -m pytest tests/modeling tests/streaming
-	$(BENCHMARK) attention --device cuda --dtype bfloat16 --tokens 3600 29184 --json output/gpu/attention.json
 	$(BENCHMARK) ssm --device cuda --dtype bfloat16 --sequences 29184 --json output/gpu/ssm.json
 	$(BENCHMARK) stream $(ON_GPU) $(SWIN_T) --size 1024 1820 --json output/gpu/stream_1024.json
 	$(BENCHMARK) stream $(ON_GPU) $(SWIN_T) --size 360 640 --json output/gpu/stream_360.json

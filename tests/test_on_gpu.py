@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from detectron2.modeling import build_model
 
 from ausm_d2.config import load_config
 from ausm_d2.data.synthvis import SPLITS, SynthVis
-from ausm_d2.modeling.attention import attend
 from ausm_d2.streaming.predictor import VideoPredictor
 from ausm_d2.streaming.video import VideoSettings, segment_video
 from tests.pretended_gpu import pretended_gpu
@@ -62,28 +60,6 @@ def test_streaming(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = follow("MODEL.DEVICE", "cpu")
     with pretended_gpu(monkeypatch):
         assert_alike(follow("MODEL.DEVICE", "cuda:0"), wanted)
-
-
-@pytest.mark.parametrize(("capability", "first"), [((8, 0), 1), ((9, 0), 3), ((10, 0), 1)])
-def test_on_hopper_cudnn_is_asked_first(
-    capability: tuple[int, int], first: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-
-    def noted(q: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        asked.append(torch._C._get_sdp_priority_order()[0])
-        return q
-
-    with pretended_gpu(monkeypatch):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: capability)
-        monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
-        q = torch.randn(1, 2, 200, 16).to("cuda:0")
-        attend(q, q, q)
-        with torch.no_grad():
-            attend(q, q, q, mask=torch.ones(200, 200, dtype=torch.bool).to("cuda:0"))
-            attend(q, q, q)
-    assert asked == [1, 1, first]  # 1: FlashAttention, 3: cuDNN
-    assert torch._C._get_sdp_priority_order()[0] == 1
 
 
 @pytest.mark.parametrize("task", ["vis", "vos", "image"])

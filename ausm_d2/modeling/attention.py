@@ -11,13 +11,11 @@ Shape shorthand:
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .cpp import library_or_none
 
@@ -71,26 +69,9 @@ def _attend_on_cpu(library: ctypes.CDLL, q: Tensor, k: Tensor, v: Tensor) -> Ten
     return out
 
 
-_CUDNN_FIRST = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
-
-
-@lru_cache
-def _is_hopper(device: torch.device) -> bool:
-    """There cuDNN's kernels are the faster ones (huggingface/transformers#48163: 1.7 to 2.3 times), and PyTorch tries
-    FlashAttention 2 first."""
-    return device.type == "cuda" and torch.version.cuda is not None and torch.cuda.get_device_capability(device)[0] == 9
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """``scaled_dot_product_attention``, and without a mask and without gradients the fastest that there is of it.
-
-    On a CPU that is attention.cpp, which multiplies pairs of bfloat16 where the processor can (without AMX, PyTorch's
-    gains next to nothing by bfloat16); on Hopper, cuDNN's. (It prepares itself for every new size: not for training.)
+    """``scaled_dot_product_attention``; without a mask and without gradients, on a CPU, by attention.cpp, which
+    multiplies pairs of bfloat16 where the processor can (without AMX, PyTorch's gains next to nothing by bfloat16).
 
     Args:
         q: (B, heads, Q, D / heads).
@@ -100,13 +81,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Te
     Returns:
         (B, heads, Q, D / heads).
     """
-    if mask is None and not torch.is_grad_enabled():
-        library = kernel_for(q, k, v)
-        if library is not None:
-            return _attend_on_cpu(library, q, k, v)
-        if _is_hopper(q.device):
-            with sdpa_kernel(_CUDNN_FIRST, set_priority=True):
-                return F.scaled_dot_product_attention(q, k, v)
+    library = None if mask is not None or torch.is_grad_enabled() else kernel_for(q, k, v)
+    if library is not None:
+        return _attend_on_cpu(library, q, k, v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 

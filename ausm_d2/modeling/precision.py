@@ -17,8 +17,8 @@ def keep_weights_in(model: nn.Module, dtype: torch.dtype, *, norms: bool | None 
     and of convolutions over space. Under autocast the model computes what it did before; without it, it no longer runs.
 
     Args:
-        norms: also the weights of norms and embeddings, which rounds them. What goes through the model between its
-            linear layers is then ``dtype`` on CUDA too, where autocast would have it in float32. None: if it is there.
+        norms: also the weights of norms and embeddings, which rounds them. What goes through the model between its linear
+            layers is then ``dtype`` on CUDA too, where autocast would have it in float32. None: if the model is there.
     """
     if norms is None:
         norms = any(parameter.is_cuda for parameter in model.parameters())

@@ -64,7 +64,6 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Launches]:
         noted.note("scan")
         return torch.empty_like(inputs[0])
 
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (9, 0))
     monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
     monkeypatch.setattr(deformable_triton, "_launch", lambda kernel, tensors: noted.note("deformable", tensors[-1]))
     monkeypatch.setattr(gpu.TritonBackend, "scan_forward", scan)

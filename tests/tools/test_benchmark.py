@@ -100,7 +100,7 @@ def test_attention(tmp_path: Path) -> None:
         return
     figures = measured(attention, *words)
     assert [(row["tokens"], row["kernel"]) for row in figures["rows"]] == [
-        (tokens, kernel) for tokens in (128, 200) for kernel in ("attend", "PyTorch")
+        (tokens, kernel) for tokens in (128, 200) for kernel in ("attention.cpp", "PyTorch")
     ]
     assert all(row["ms"] > 0 and row["pytorch_over_it"] > 0 for row in figures["rows"])
     assert_drawn(attention, figures, tmp_path / "attention.png")

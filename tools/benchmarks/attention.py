@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Attention of inference: what this project asks for beside PyTorch's own choice."""
+"""Attention of inference on the CPU: this project's kernel beside PyTorch's fused one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head-dim", type=measure.positive, default=64, help="width of a head")
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=measure.positive, default=11, help="measurements of each, alternating")
-    parser.add_argument("--device", default="cpu", help="cpu: attention.cpp; cuda: cuDNN's kernel on Hopper")
     measure.add_clock_argument(parser)
 
 
@@ -35,25 +34,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: there is no kernel for such heads on this machine.
     """
-    device = measure.device_of(args)
     rows = []
     for name in args.dtype:
         for tokens in args.tokens:
             torch.manual_seed(0)
             shape = (1, tokens, args.heads, args.head_dim)
-            q, k, v = (torch.randn(shape).to(device, getattr(torch, name)).transpose(1, 2) for _ in range(3))
-            if device.type == "cpu" and kernel_for(q, k, v) is None:
+            q, k, v = (torch.randn(shape).to(getattr(torch, name)).transpose(1, 2) for _ in range(3))
+            if kernel_for(q, k, v) is None:
                 raise UserError(
                     f"--tokens {tokens} --head-dim {args.head_dim} --dtype {name}: here PyTorch's own is used; "
                     "expected 128 tokens or more (bfloat16: 64), a head of a multiple of the processor's vectors "
                     "(16 floats with AVX-512), and a C++ compiler"
                 )
             kernels = {
-                "attend": lambda q=q, k=k, v=v: attend(q, k, v),
+                "attention.cpp": lambda q=q, k=k, v=v: attend(q, k, v),
                 "PyTorch": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v),
             }
             with torch.no_grad():
-                times = measure.interleaved(kernels, args.repeats, device, cpu_time=args.cpu_time)
+                times = measure.interleaved(kernels, args.repeats, torch.device("cpu"), cpu_time=args.cpu_time)
             of_pytorch = statistics.median(times["PyTorch"])
             for kernel, seconds in times.items():
                 row = {"dtype": name, "tokens": tokens, "kernel": kernel, **measure.spread(seconds)}
