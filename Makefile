@@ -28,18 +28,17 @@ types: $(READY)
 	$(BIN)/mypy
 
 BENCHMARK := $(BIN)/python tools/benchmark.py
-ON_GPU := --device cuda --amp
-SWIN_T := --config-file configs/paper/stage3_long_swin_t.yaml --cuda-graph --frames 0
-SWIN_B := --config-file configs/paper/stage3_long_swin_b.yaml --size 480 864 --frames 16
+STREAM := stream --device cuda --amp --cuda-graph --frames 0 --config-file configs/paper/stage3_long_swin_t.yaml
+TRAIN := train --device cuda --amp --size 480 864 --frames 16 --config-file configs/paper/stage3_long_swin_b.yaml
 
 gpu: $(READY)
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "error: torch finds no GPU")'
 	mkdir -p output/gpu
-	$(BIN)/python -m pytest tests/modeling tests/streaming
-	$(BENCHMARK) ssm --device cuda --dtype bfloat16 --sequences 29184 --json output/gpu/ssm.json
-	$(BENCHMARK) stream $(ON_GPU) $(SWIN_T) --size 1024 1820 --json output/gpu/stream_1024.json
-	$(BENCHMARK) stream $(ON_GPU) $(SWIN_T) --size 360 640 --json output/gpu/stream_360.json
-	$(BENCHMARK) train $(ON_GPU) $(SWIN_B) --variants iterative parallel "parallel, checkpointed" --memory --json output/gpu/train.json
+	-$(BIN)/python -m pytest tests/modeling tests/streaming tests/test_on_gpu.py
+	-$(BENCHMARK) ssm --device cuda --dtype bfloat16 --sequences 29184 --json output/gpu/ssm.json
+	-$(BENCHMARK) $(STREAM) --size 1024 1820 --json output/gpu/stream_1024.json
+	-$(BENCHMARK) $(STREAM) --size 360 640 --json output/gpu/stream_360.json
+	-$(BENCHMARK) $(TRAIN) --variants iterative parallel "parallel, checkpointed" --memory --json output/gpu/train.json
 
 # PIP_CONSTRAINT, not -c: it holds in the isolated builds of the source packages too.
 $(READY): export PIP_CONSTRAINT := constraints.txt

@@ -213,7 +213,7 @@ def _add_training_keys(cfg: CfgNode) -> None:
     train.PROMPT_PROB = 0.5  # probability that a clip's objects switch at their first visible frame
     # Weight of a per-place classification loss on X_t; 0 = the paper. For frame encoders trained from random weights.
     train.FRAME_CLASS_WEIGHT = 0.0
-    train.CHECKPOINTING = False  # recompute the activations of every block in the backward pass
+    train.CHECKPOINTING = False  # recompute the activations of every block in the backward pass (of backbones: Swin's)
     # History noise: probabilities per row and frame of M (docs/deviations.md, 10).
     train.HISTORY_NOISE = CfgNode()
     train.HISTORY_NOISE.ENABLED = True

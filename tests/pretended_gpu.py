@@ -7,7 +7,6 @@ would wait for. It sees no speed, and none of CUDA's own kernels: Triton's are l
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,11 +19,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ausm_d2.modeling import deformable_attention
+import ausm_d2
+from ausm_d2.modeling import deformable_attention, kept
 from ausm_d2.modeling.ssm_kernels import use_backend
 
 CUDA = torch.device("cuda", 0)
 _READ = ("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal")
+_PACKAGE = str(Path(ausm_d2.__file__).parent)
 _INDEX = ("aten.index.Tensor", "aten.index_put_.default")
 
 
@@ -74,7 +75,7 @@ class PretendedGpu(TorchDispatchMode):
         self.waits: list[str] = []
 
     def wait(self, what: str) -> None:
-        frames = [each for each in traceback.extract_stack() if "ausm_d2" in each.filename]
+        frames = [each for each in traceback.extract_stack() if each.filename.startswith(_PACKAGE)]
         self.waits.append(f"{what} at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else what)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -117,15 +118,6 @@ def _there(x: Any) -> Any:
 
 def _by_masks(indices: Any) -> bool:
     return any(each.dtype in (torch.bool, torch.uint8) for each in indices if isinstance(each, Tensor))
-
-
-def forget_kept_tensors() -> None:
-    """Positions and the like are kept by size and device: those of a device that is none must not be found later."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("ausm_d2."):
-            for kept in vars(module).values():
-                if hasattr(kept, "cache_clear") and hasattr(kept, "cache_info"):
-                    kept.cache_clear()
 
 
 def skip_unless_it_can_be_pretended() -> None:
@@ -173,4 +165,4 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedGpu]:
         finally:
             torch.__future__.set_overwrite_module_params_on_conversion(overwrite)
             torch.clear_autocast_cache()
-            forget_kept_tensors()
+            kept.forget()  # positions and the like: nobody must find those of a device that is none

@@ -260,7 +260,7 @@ def test_checkpointing_keeps_less_and_changes_nothing() -> None:
         loss.backward()
         losses.append(loss.detach())
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    assert torch.equal(*losses) and kept[1] < 0.25 * kept[0]  # no kind of block is left out
+    assert torch.equal(*losses) and kept[1] < 0.17 * kept[0]  # no kind of block is left out
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)

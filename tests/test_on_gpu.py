@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 
 from ausm_d2.config import load_config
 from ausm_d2.data.synthvis import SPLITS, SynthVis
+from ausm_d2.masks.rle import decode
 from ausm_d2.streaming.predictor import VideoPredictor
 from ausm_d2.streaming.video import VideoSettings, segment_video
 from tests.pretended_gpu import pretended_gpu
@@ -62,6 +63,27 @@ def test_streaming(monkeypatch: pytest.MonkeyPatch) -> None:
         assert_alike(follow("MODEL.DEVICE", "cuda:0"), wanted)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mode", ["parallel", "iterative"])
+def test_gradients_on_a_gpu_that_is_one(mode: str, half: torch.dtype | None) -> None:
+    opts = ["MODEL.AUSM.TRAIN.MODE", mode, "MODEL.AUSM.TRAIN.CHECKPOINTING", True]
+    model = tiny_model(*opts, "MODEL.AUSM.FRAME_ENCODER.ENC_LAYERS", 1).to("cuda")
+    with torch.autocast("cuda", half, enabled=half is not None):
+        losses = model([clip(3, 2, seed=1), clip(3, 3, seed=2, head="object")])
+    sum(losses.values()).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert len(gradients) > 100 and all(each.isfinite().all() for each in gradients.values())
+
+
+def areas(result: dict[str, Any]) -> list[int]:
+    """Of the masks of all tracks and frames."""
+    tracks = (
+        [track["segmentations"] for track in result["tracks"]] if "tracks" in result else result["objects"].values()
+    )
+    return [int(decode(mask).sum()) for track in tracks for mask in track if mask is not None]
+
+
 @pytest.mark.parametrize("task", ["vis", "vos", "image"])
 def test_whole_videos(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = load_config("configs/synth/ausm_nano.yaml", ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
@@ -72,8 +94,8 @@ def test_whole_videos(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pretended_gpu(monkeypatch):
         model.to("cuda:0")
         results.append(segment_video(model, item, settings))
-    found, wanted = (len(result.get("tracks", result.get("objects"))) for result in results)
-    assert found == wanted > 0
+    wanted, found = map(areas, results)
+    assert sum(wanted) > 100 and found == pytest.approx(wanted, rel=0.01, abs=2)
 
 
 @pytest.mark.parametrize("amp", [False, True])

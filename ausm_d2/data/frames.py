@@ -50,10 +50,11 @@ def read_image(path: str) -> np.ndarray:
 
 
 def open_video(path: str) -> av.container.InputContainer:
-    """A video file, as PyAV opens it, with FFmpeg's messages to Python off, as they are unless somebody asks for them.
+    """A video file, as PyAV opens it. FFmpeg's messages to Python are turned off, for the whole process.
 
-    torchvision did, before it left PyAV. A thread that decodes then waits with its message for whoever closes the file,
-    who waits for the thread.
+    They are off unless somebody asks for them, as torchvision does in the versions that use PyAV. With them on, closing
+    a damaged file can be a deadlock: who closes it holds Python's lock and waits for the thread that decodes, which has
+    a message and waits for the lock.
 
     Raises:
         av.FFmpegError: it cannot be opened.

@@ -15,7 +15,6 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -23,12 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cpp import library_or_none
+from .kept import kept
 from .triton_runs import triton_runs
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 
 
-@lru_cache(maxsize=128)
+@kept(maxsize=128)
 def _reference_points(sizes: tuple[tuple[int, int], ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """(1, S, 1, 1, 2) centre (x, y) of every pixel of every level, in the [-1, 1] coordinates of ``grid_sample``."""
     with torch.inference_mode(False), torch.no_grad():
@@ -40,9 +40,9 @@ def _reference_points(sizes: tuple[tuple[int, int], ...], device: torch.device, 
         return torch.cat(points)[None, :, None, None].to(device=device, dtype=dtype)
 
 
-@lru_cache(maxsize=128)
+@kept(maxsize=128)
 def _pixel(size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(2) width and height of a pixel of a level, in the same coordinates; kept, for a copy waits for the device."""
+    """(2) width and height of a pixel of a level, in the same coordinates."""
     with torch.inference_mode(False), torch.no_grad():
         return torch.tensor([2 / size[1], 2 / size[0]], device=device, dtype=dtype)
 

@@ -18,28 +18,29 @@ and reads L * P numbers for each that comes out, and keeps them for the backward
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from .kept import kept
 from .triton_runs import launch
 
 _QUERIES = 16  # of a program: as many as leave their sums in registers
 
 
 @triton.jit
-def _softmax(logits, samples, SAMPLES: tl.constexpr, in_q):
-    """(BQ,) the highest logit of every query, and the sum of exponentials below it."""
-    highest = tl.load(logits + samples, mask=in_q, other=0.0).to(tl.float32)
+def _softmax(logits, first, SAMPLES: tl.constexpr, in_q):
+    """(BQ,) the highest logit of every query, and the sum of the exponentials of what all are below it."""
+    highest = tl.load(logits + first, mask=in_q, other=0.0).to(tl.float32)
     for i in range(1, SAMPLES):
-        highest = tl.maximum(highest, tl.load(logits + samples + i, mask=in_q, other=0.0).to(tl.float32))
+        highest = tl.maximum(highest, tl.load(logits + first + i, mask=in_q, other=0.0).to(tl.float32))
     total = tl.zeros_like(highest)
     for i in range(SAMPLES):
-        total += tl.exp(tl.load(logits + samples + i, mask=in_q, other=0.0).to(tl.float32) - highest)
+        total += tl.exp(tl.load(logits + first + i, mask=in_q, other=0.0).to(tl.float32) - highest)
     return highest, total
 
 
@@ -69,7 +70,7 @@ def _corner(values, pixel, c, inside, x, y, height, width, H, C):
 
 
 @triton.jit
-def forward(
+def forward_kernel(
     values, offsets, logits, centres, levels, out, S, H, C,
     L: tl.constexpr, P: tl.constexpr, BQ: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -105,11 +106,12 @@ def forward(
 
 
 @triton.jit
-def backward(
+def backward_kernel(
     values, offsets, logits, centres, levels, dout, dvalues, doffsets, dlogits, S, H, C,
     L: tl.constexpr, P: tl.constexpr, BQ: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Gradients, all float32; dvalues is added to, in no order, as ``grid_sample`` does. Grid as :func:`forward`."""
+    """Gradients, all float32; dvalues is added to, in no order, as ``grid_sample`` does. The grid is that of
+    :func:`forward_kernel`."""
     q = tl.program_id(0) * BQ + tl.arange(0, BQ)
     head, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     c = tl.arange(0, BC)
@@ -158,9 +160,9 @@ def backward(
         tl.store(dlogits + sample, weight * (worth - mean), mask=in_q)
 
 
-@lru_cache(maxsize=128)
+@kept(maxsize=128)
 def _grids(sizes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """centres and levels of :func:`forward`; kept, for a copy waits for the device."""
+    """centres and levels of :func:`forward_kernel`."""
     with torch.inference_mode(False), torch.no_grad():
         centres, levels, first = [], [], 0
         for height, width in sizes:
@@ -179,16 +181,17 @@ class _Attend(torch.autograd.Function):
         ctx.save_for_backward(values, offsets, logits)
         ctx.sizes = sizes
         out = torch.empty_like(values)
-        _launch(forward, (values, offsets, logits, *_grids(sizes, values.device), out))
+        _launch(forward_kernel, (values, offsets, logits, *_grids(sizes, values.device), out))
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
         values, offsets, logits = ctx.saved_tensors
         dvalues = torch.zeros_like(values, dtype=torch.float32)
         doffsets, dlogits = (torch.empty_like(each, dtype=torch.float32) for each in (offsets, logits))
         inputs = (values, offsets, logits, *_grids(ctx.sizes, values.device), dout.contiguous())
-        _launch(backward, (*inputs, dvalues, doffsets, dlogits))
+        _launch(backward_kernel, (*inputs, dvalues, doffsets, dlogits))
         return dvalues.to(values.dtype), doffsets.to(offsets.dtype), dlogits.to(logits.dtype), None
 
 
@@ -196,8 +199,11 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...]) -> None:
     values, _, logits, *_ = tensors
     batch, pixels, heads, channels = values.shape
     levels, points = logits.shape[3:]
+    grid = (triton.cdiv(pixels, _QUERIES), heads, batch)
     launch(
-        *(kernel, (triton.cdiv(pixels, _QUERIES), heads, batch), values),
+        kernel,
+        grid,
+        values,
         *tensors,
         *(pixels, heads, channels),
         L=levels,
@@ -216,6 +222,12 @@ def attend(values: Tensor, offsets: Tensor, logits: Tensor, sizes: Sequence[tupl
         sizes: height and width of each level.
 
     Returns:
-        (B, S, H, C), in the dtype of ``values``; weights, coordinates and sums are float32.
+        (B, S, H, C), in the dtype of ``values``; weights, coordinates and sums are float32. A sample whose place is not
+        a number counts as padding.
+
+    Raises:
+        ValueError: if the sizes are not those of the tensors.
     """
+    if len(sizes) != logits.shape[3] or sum(height * width for height, width in sizes) != values.shape[1]:
+        raise ValueError(f"levels of {list(sizes)} for {values.shape[1]} pixels of {logits.shape[3]} levels")
     return _Attend.apply(values.contiguous(), offsets.contiguous(), logits.contiguous(), tuple(sizes))

@@ -274,8 +274,10 @@ class FrameEncoder(nn.Module):
         Returns:
             X_t (B, D, H/8, W/8), mask features (B, mask_dim, H/4, W/4), and all levels of the encoder.
         """
-        features = self.backbone(images)
-        return self.pixel_decoder([features[name] for name in self.in_features])
+        learns = any(p.requires_grad for p in self.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (learns or images.requires_grad)):
+            features = self.backbone(images)
+            return self.pixel_decoder([features[name] for name in self.in_features])
 
 
 def _build_backbone(cfg: CfgNode) -> Backbone:

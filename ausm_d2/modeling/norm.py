@@ -1,38 +1,41 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""PyTorch's norms, which can be kept in half precision (precision.py).
+"""PyTorch's norms, which stay in half precision where their weights are kept in it (precision.py).
 
-They compute in float32 whatever they read and write. Autocast on CUDA does not count on that: it has them read a
-float32 copy and write float32, and all that is added to it is float32 too, until the next linear layer copies it again.
+Autocast on CUDA has them read a float32 copy and write float32, and all that is added to it is float32 too, until the
+next linear layer copies it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .autocast import outside_autocast
 
-
-def _in_its_precision(weight: Tensor, x: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
-    if weight.dtype not in (torch.bfloat16, torch.float16):
-        return norm(x)
-    with outside_autocast(x):
-        return norm(x.to(weight.dtype))
+_HALF = (torch.bfloat16, torch.float16)
 
 
 class LayerNorm(nn.LayerNorm):
-    """Over the last dimension."""
+    """Over the last dimension. The kernels compute in float32 whatever they read and write."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return _in_its_precision(self.weight, x, super().forward)
+        if self.weight.dtype not in _HALF:
+            return super().forward(x)
+        with outside_autocast(x):
+            return super().forward(x.to(self.weight.dtype))
 
 
 class GroupNorm(nn.GroupNorm):
-    """Over groups of channels and all pixels."""
+    """Over groups of channels and all pixels. It goes through float32: CUDA's kernel rounds mean and variance before
+    it uses them, in some versions (pytorch/pytorch#183946)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> (B, C, ...)."""
-        return _in_its_precision(self.weight, x, super().forward)
+        dtype = self.weight.dtype
+        if dtype not in _HALF:
+            return super().forward(x)
+        with outside_autocast(x):
+            weight, bias = self.weight.float(), self.bias.float()
+            return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(dtype)

@@ -9,15 +9,16 @@ Shape shorthand:
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from .kept import kept
+
 _TEMPERATURE = 10000.0
 
 
-@lru_cache(maxsize=16)  # each of a large frame takes tens of megabytes
+@kept(maxsize=16)  # each of a large frame takes tens of megabytes
 def sine_position(
     height: int, width: int, channels: int, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Tensor:
@@ -46,7 +47,7 @@ def sine_position(
         return torch.cat([y, x]).to(device=device, dtype=dtype)
 
 
-@lru_cache(maxsize=16)
+@kept(maxsize=16)
 def sine_tokens(
     height: int, width: int, channels: int, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Tensor:

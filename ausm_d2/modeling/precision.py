@@ -12,16 +12,14 @@ from .ssm import Mamba
 
 
 @torch.no_grad()
-def keep_weights_in(model: nn.Module, dtype: torch.dtype, *, norms: bool | None = None) -> None:
+def keep_weights_in(model: nn.Module, dtype: torch.dtype, *, norms: bool) -> None:
     """Convert once, where they lie, what autocast converts in every frame: the weights of linear layers, of attention
     and of convolutions over space. Under autocast the model computes what it did before; without it, it no longer runs.
 
     Args:
-        norms: also the weights of norms and embeddings, which rounds them. What goes through the model between its linear
-            layers is then ``dtype`` on CUDA too, where autocast would have it in float32. None: if the model is there.
+        norms: also the weights of norms and embeddings, which are rounded by that. All features are ``dtype`` then on
+            CUDA too, where autocast has them in float32 from norm to linear layer.
     """
-    if norms is None:
-        norms = any(parameter.is_cuda for parameter in model.parameters())
     in_float32 = {module.dt_proj.bias for module in model.modules() if isinstance(module, Mamba)}
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):

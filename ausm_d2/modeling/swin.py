@@ -12,7 +12,6 @@ Shape shorthand:
 from __future__ import annotations
 
 import warnings
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from ausm_d2.errors import UserError
 
 from .checkpointing import run_block
+from .kept import kept
 from .norm import LayerNorm
 
 _STAGES = ("res2", "res3", "res4", "res5")
@@ -40,7 +40,7 @@ class Windows(NamedTuple):
     padded: bool
 
 
-@lru_cache(maxsize=64)
+@kept(maxsize=64)
 def _windows(size: tuple[int, int], window: int, shift: int, device: torch.device) -> Windows:
     """The windows of a (h, w) grid that is padded at its ends to whole windows and rolled by ``-shift``."""
 

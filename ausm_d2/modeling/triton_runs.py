@@ -1,5 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Where Triton's kernels run: on CUDA, and on the CPU, slowly, in Triton's interpreter (TRITON_INTERPRET=1)."""
+"""Where Triton's kernels run: on CUDA, and on the CPU, slowly, in Triton's interpreter (TRITON_INTERPRET=1).
+
+The environment variable AUSM_TRITON=0 does without them, where Triton is installed but finds no C compiler, say.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ def _installed() -> bool:
 def triton_runs(x: Tensor) -> bool:
     """Whether kernels take tensors like ``x``; float64 is for PyTorch's operations."""
     interpreted = x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if os.environ.get("AUSM_TRITON") == "0":
+        return False
     return x.dtype != torch.float64 and (x.device.type == "cuda" or interpreted) and _installed()
 
 

@@ -84,7 +84,10 @@ class VideoPredictor:
         self.model = build_model(cfg).eval()
         AUSMCheckpointer(self.model, complete=True).load(cfg.MODEL.WEIGHTS)
         if self.settings.amp:
-            keep_weights_in(self.model, torch.bfloat16)
+            keep_weights_in(self.model, torch.bfloat16, norms=False)
+            if self.model.device.type == "cuda":
+                _ = self.fingerprint  # as a CPU has it: a saved session may go on there
+                keep_weights_in(self.model, torch.bfloat16, norms=True)
         self.head: str = cfg.TEST.AUSM.HEAD or cfg.MODEL.AUSM.HEADS[0][0]  # label set of detections
 
     def stream(self, frames: Iterable[np.ndarray]) -> Iterator[FrameResult]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..modeling.history import Memory
+from ..modeling.kept import holding
 from ..modeling.transfer import upload
 from .state import FREE, StreamState
 
@@ -113,7 +114,9 @@ class _Graph:
         # Weights that autocast has converted before would be freed after this frame: the graph converts its own.
         dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
         autocast = torch.autocast("cuda", dtype, enabled, cache_enabled=False)
-        with torch.cuda.device(device), autocast, torch.cuda.graph(self._graph):
+        # A stream of its own: PyTorch's would be one for all, on the device of whoever captured first.
+        capture = torch.cuda.graph(self._graph, stream=torch.cuda.Stream(device))
+        with holding() as self._held, torch.cuda.device(device), autocast, capture:
             self._output = step.run(self._image, self._ids, state)
 
     def replay(self, image: Tensor, ids: Tensor) -> StepOutput:

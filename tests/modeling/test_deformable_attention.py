@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -107,6 +109,21 @@ def _by_grid_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deformable_attention, "triton_runs", lambda x: False)
 
 
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels, as they are launched."""
+    from ausm_d2.modeling import deformable_triton
+
+    names: list[str] = []
+    launch = deformable_triton._launch
+
+    def noted(kernel: Any, tensors: tuple[Tensor, ...]) -> None:
+        names.append(kernel.__name__)
+        launch(kernel, tensors)
+
+    monkeypatch.setattr(deformable_triton, "_launch", noted)
+    return names
+
+
 @needs_triton
 @pytest.mark.parametrize("spread", [0.3, 3.0])
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
@@ -117,12 +134,13 @@ def test_triton_equals_grid_sample(
     layer, inputs = layer.to(DEVICE), [each.to(DEVICE).requires_grad_() for each in inputs]
     leaves = [*inputs, *layer.parameters()]
     outputs, weight = [], torch.randn(inputs[0].shape, device=DEVICE)
+    launched = launches(monkeypatch)
     for other in (False, True):
         if other:
             _by_grid_sample(monkeypatch)
         out = layer(*inputs, sizes)
         outputs.append([out, *torch.autograd.grad((out * weight).sum(), leaves)])
-    assert outputs[0][0].grad_fn is not None
+    assert launched == ["forward_kernel", "backward_kernel"]
     for found, expected in zip(*outputs, strict=True):
         scale = float(expected.detach().abs().max()) + 1e-6
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * scale)
@@ -142,6 +160,27 @@ def test_triton_takes_weights_far_apart_and_no_numbers(monkeypatch: pytest.Monke
     _by_grid_sample(monkeypatch)
     query[1, 5] = 0.0
     torch.testing.assert_close(found[others], layer(query, value, sizes)[others], rtol=1e-4, atol=1e-4)
+
+
+@needs_triton
+def test_triton_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = SIZES["three"]
+    layer, *inputs = (each.to(DEVICE) for each in layer_and_input(sizes))
+    launched = launches(monkeypatch)
+    monkeypatch.setenv("AUSM_TRITON", "0")
+    layer(*inputs, sizes)
+    assert not launched
+
+
+@needs_triton
+def test_triton_is_given_the_sizes_of_its_tensors() -> None:
+    from ausm_d2.modeling.deformable_triton import attend
+
+    values, offsets, logits = (torch.zeros(1, 30, 2, *rest, device=DEVICE) for rest in ((8,), (2, 2, 2), (2, 2)))
+    attend(values, offsets, logits, [(2, 3), (4, 6)])
+    for sizes in ([(2, 3), (5, 6)], [(5, 6)], [(5, 3), (5, 3), (0, 1)]):
+        with pytest.raises(ValueError, match="30 pixels of 2 levels"):
+            attend(values, offsets, logits, sizes)
 
 
 @needs_triton

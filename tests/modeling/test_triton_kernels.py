@@ -61,7 +61,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[s
     kernels = {name: _Compiler(getattr(triton_kernels, name), compiled) for name in names}
     monkeypatch.setattr(gpu, "_kernels", lambda: SimpleNamespace(**kernels))
     monkeypatch.setattr(gpu.TritonBackend, "supports", lambda self, x: True)
-    for name in ("forward", "backward"):
+    for name in ("forward_kernel", "backward_kernel"):
         monkeypatch.setattr(deformable_triton, name, _Compiler(getattr(deformable_triton, name), compiled))
     devices: list[Tensor] = []
     monkeypatch.setattr(torch.cuda, "device_of", lambda x: nullcontext(devices.append(x)))
@@ -102,7 +102,7 @@ def test_deformable_attention(compiled: dict[str, CompiledKernel], channels: int
     shape = (1, 30, heads)
     inputs = [(*shape, channels), (*shape, len(sizes), points, 2), (*shape, len(sizes), points)]
     attend(*(_leaf(*each, dtype=torch.bfloat16) for each in inputs), sizes).sum().backward()
-    _check(compiled, "forward", "backward")
+    _check(compiled, "forward_kernel", "backward_kernel")
 
 
 def _check(compiled: dict[str, CompiledKernel], *names: str) -> None:

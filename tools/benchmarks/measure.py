@@ -100,19 +100,18 @@ def interleaved(
     device: torch.device,
     *,
     cpu_time: bool = False,
-    warm: bool = False,
+    warm_up: bool = True,
 ) -> dict[str, list[float]]:
-    """Seconds of every call; in turns, so that whatever else the machine does falls on all of them alike. Unless they
-    are warm, the first round does not count."""
+    """Seconds of every call; in turns, so that whatever else the machine does falls on all of them alike."""
     clock = time.process_time if cpu_time else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for repeat in range(warm, repeats + 1):
+    for repeat in range(-1 if warm_up else 0, repeats):
         for name, function in functions.items():
             synchronize(device)
             start = clock()
             function()
             synchronize(device)
-            if repeat:
+            if repeat >= 0:
                 times[name].append(clock() - start)
     return times
 
@@ -138,7 +137,9 @@ def in_new_process(function: Callable[..., int], *args: Any) -> int:
         try:
             return pool.submit(function, *args).result()
         except BrokenProcessPool:
-            raise UserError("the process that measures memory was ended, most likely for want of memory") from None
+            raise UserError(
+                "the process that measures memory was ended: by the system, for want of memory, or by a crash"
+            ) from None
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device) -> int:

@@ -99,7 +99,7 @@ def _ours(config: str, objects: int | None, args: argparse.Namespace) -> Callabl
     opts = ("INPUT.MIN_SIZE_TEST", 0, "TEST.AUSM.AMP", args.amp)
     model = measure.random_model(config, measure.device_of(args), opts).eval()
     if args.amp:
-        keep_weights_in(model, torch.bfloat16)
+        keep_weights_in(model, torch.bfloat16, norms=model.device.type == "cuda")
     settings, size = VideoSettings.from_config(load_config(config, opts)), (args.size, args.size)
     image = settings.resize(noise(size))
     if objects is None:

@@ -45,11 +45,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for n in args.sequences:
         for t in args.frames:
             size = (n, t, args.channels, args.state)
-            scans = {name: _scan(name, size, device, dtype) for name in backends}
-            times = measure.interleaved(scans, args.repeats, device, cpu_time=args.cpu_time)
+            # Memory first: what this process takes for the timing, the others would lack.
             memory = {
                 name: measure.in_new_process(_peak_memory, name, size, args.device, args.dtype) for name in backends
             }
+            scans = {name: _scan(name, size, device, dtype) for name in backends}
+            times = measure.interleaved(scans, args.repeats, device, cpu_time=args.cpu_time)
             for name in backends:
                 median = statistics.median(times[name])
                 scan.append(

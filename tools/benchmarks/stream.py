@@ -120,7 +120,7 @@ def _build(config: str, variant: list[str], args: argparse.Namespace) -> tuple[A
     opts = ("INPUT.MIN_SIZE_TEST", 0, "TEST.AUSM.AMP", args.amp, "TEST.AUSM.CUDA_GRAPH", args.cuda_graph, *variant)
     model = measure.random_model(config, measure.device_of(args), opts).eval()
     if args.amp:
-        keep_weights_in(model, torch.bfloat16)
+        keep_weights_in(model, torch.bfloat16, norms=model.device.type == "cuda")
     return model, VideoSettings.from_config(load_config(config, opts))
 
 

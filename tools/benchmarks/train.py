@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             with _left_out_if_too_large(frames, name):
                 step()
                 steps[name] = step
-        times = measure.interleaved(steps, args.repeats, device, cpu_time=args.cpu_time, warm=True)
+        times = measure.interleaved(steps, args.repeats, device, cpu_time=args.cpu_time, warm_up=False)
         for name in steps:
             row = {"T": frames, "variant": name, **measure.spread(times[name])}
             if "iterative" in times:
@@ -83,9 +83,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _left_out_if_too_large(frames: int, name: str) -> Iterator[None]:
     try:
         yield
+        return
     except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
         print(f"T = {frames}, {name}: does not fit into the GPU's memory", flush=True)
+    torch.cuda.empty_cache()  # here the exception holds nothing any more
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:

@@ -55,7 +55,8 @@ class TritonBackend(FusedBackend):
         dinitial = empty(*inputs.initial.shape) if start and inputs.initial is not None else None
         scratch = empty(programs, groups, frames, options["BE"], options["BS"])
         _launch(
-            *("scan_backward", inputs.u),
+            "scan_backward",
+            inputs.u,
             *_scan_tensors(inputs, dy),
             dlast,
             *(du, ddelta, dz, dB, dC, dA, dD, dbias, dinitial, scratch),
@@ -80,7 +81,8 @@ class TritonBackend(FusedBackend):
         dweight, dbias = (torch.empty(programs, *like.shape, device=dy.device) for like in (inputs.weight, inputs.bias))
         dinitial = torch.empty_like(inputs.initial) if start and inputs.initial is not None else None
         _launch(
-            *("conv_backward", inputs.x),
+            "conv_backward",
+            inputs.x,
             *inputs,
             *(dy, dlast, dx, dinitial, gradient, dweight, dbias),
             *(*_strides(inputs.x), *_strides(dy), *inputs.x.shape),
