@@ -274,7 +274,8 @@ def _add_test_keys(cfg: CfgNode) -> None:
     # "video": the best (track, class) pairs of a video; "frame": the paper's instances per frame (deviations, 12).
     test.TOPK_SCOPE = "video"
     test.HEAD = ""  # label set of what VideoPredictor detects; empty: the first of MODEL.AUSM.HEADS
-    test.AMP = False  # bfloat16 autocast in streaming
+    # bfloat16 autocast in streaming and evaluation. On CUDA a VideoPredictor also keeps features in it between linear layers.
+    test.AMP = False
     test.CUDA_GRAPH = False  # capture the step of a stream in a CUDA graph, from its second frame on; CUDA only
     test.RESUME = False  # keep the videos that OUTPUT_DIR already holds results of
     # Times the input is repeated (Table 3): images as a still video, videos forward, backward, forward ..; the
