@@ -6,9 +6,9 @@ Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; S: state s
 Channels are the last dimension throughout, which is what the linear layers around these operations give and take:
 nothing is transposed to (N, E, T).
 
-Backends: ``cpu`` (C++, compiled on first use), ``triton`` (CUDA), ``mamba_ssm`` (CUDA, that package's kernels where it
-is installed) and ``loop`` (plain PyTorch, always there). The first that can is taken; the environment variable
-AUSM_SSM_BACKEND or :func:`use_backend` forces one.
+Backends: ``cpu`` (C++, compiled on first use), ``triton`` (CUDA; not with AUSM_TRITON=0), ``mamba_ssm`` (CUDA, that
+package's kernels where it is installed) and ``loop`` (plain PyTorch, always there). The first that can is taken; the
+environment variable AUSM_SSM_BACKEND or :func:`use_backend` forces one.
 """
 
 from __future__ import annotations
