@@ -29,16 +29,20 @@ types: $(READY)
 
 BENCHMARK := $(BIN)/python tools/benchmark.py
 STREAM := stream --device cuda --amp --cuda-graph --frames 0 --config-file configs/paper/stage3_long_swin_t.yaml
-TRAIN := train --device cuda --amp --size 480 864 --frames 16 --config-file configs/paper/stage3_long_swin_b.yaml
+TRAIN := train --device cuda --amp --size 480 864 --frames 16 --config-file configs/paper/stage3_long_swin_b.yaml \
+	--variants iterative parallel "parallel, checkpointed" --memory
 
+# All of it is tried, whatever fails.
 gpu: $(READY)
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "error: torch finds no GPU")'
 	mkdir -p output/gpu
-	-$(BIN)/python -m pytest tests/modeling tests/streaming tests/test_on_gpu.py
-	-$(BENCHMARK) ssm --device cuda --dtype bfloat16 --sequences 29184 --json output/gpu/ssm.json
-	-$(BENCHMARK) $(STREAM) --size 1024 1820 --json output/gpu/stream_1024.json
-	-$(BENCHMARK) $(STREAM) --size 360 640 --json output/gpu/stream_360.json
-	-$(BENCHMARK) $(TRAIN) --variants iterative parallel "parallel, checkpointed" --memory --json output/gpu/train.json
+	failed=; \
+	$(BIN)/python -m pytest tests/modeling tests/streaming tests/test_on_gpu.py || failed="$$failed tests"; \
+	$(BENCHMARK) ssm --device cuda --dtype bfloat16 --sequences 29184 --json output/gpu/ssm.json || failed="$$failed ssm"; \
+	$(BENCHMARK) $(STREAM) --size 1024 1820 --json output/gpu/stream_1024.json || failed="$$failed stream_1024"; \
+	$(BENCHMARK) $(STREAM) --size 360 640 --json output/gpu/stream_360.json || failed="$$failed stream_360"; \
+	$(BENCHMARK) $(TRAIN) --json output/gpu/train.json || failed="$$failed train"; \
+	test -z "$$failed" || { echo "error: failed:$$failed" >&2; exit 1; }
 
 # PIP_CONSTRAINT, not -c: it holds in the isolated builds of the source packages too.
 $(READY): export PIP_CONSTRAINT := constraints.txt

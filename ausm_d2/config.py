@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         opts: alternating keys and values, as on the command line.
 
     Raises:
-        UserError: if the file is missing or no YAML, or a key is unknown or has a value of another type.
+        UserError: if the file is missing or no YAML, a key is unknown or has a value of another type, or the device is
+            none.
     """
     cfg = get_cfg()
     add_ausm_config(cfg)
@@ -41,6 +43,8 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
             whole = isinstance(error, YAMLError) or not error.args  # what is wrong, and in which line
             text = " ".join(str(error if whole else error.args[0]).split())
             raise UserError(f"{where}: {text}") from error
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", cfg.MODEL.DEVICE):
+        raise UserError(f"MODEL.DEVICE: '{cfg.MODEL.DEVICE}', expected cpu, cuda or the number of a GPU as in cuda:1")
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE.startswith("cuda"):
         if "MODEL.DEVICE" in opts:
             raise UserError(f"MODEL.DEVICE: '{cfg.MODEL.DEVICE}', but PyTorch finds no GPU; expected cpu")

@@ -106,7 +106,7 @@ def _open_video(path: Path) -> Source:
             count = _count_frames(path, container)
     except av.FFmpegError as error:
         raise UserError(f"{path}: cannot be opened as a video: {error.strerror}") from None
-    return Source(path.name, _read_video(path), count, rate or _FOLDER_FPS)
+    return Source(path.name, _read_video(path, count), count, rate or _FOLDER_FPS)
 
 
 def _count_frames(path: Path, container: av.container.InputContainer) -> int:
@@ -115,11 +115,14 @@ def _count_frames(path: Path, container: av.container.InputContainer) -> int:
     Raises:
         UserError: there is none, or the file ends before it should: better now than after an hour of work.
     """
-    count, end, whole = 0, 0.0, True
+    video = container.streams.video[0]
+    count, skipped, end, whole = 0, 0, 0.0, True
     for packet in container.demux():
         if packet.size:
             whole = not packet.is_corrupt
-            count += packet.stream.type == "video" and packet.stream.index == container.streams.video[0].index
+            if packet.stream.index == video.index:
+                count += not packet.is_discard
+                skipped += packet.is_discard  # on purpose: the file says that playing starts later
             if packet.pts is not None and packet.time_base is not None:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
     if not count:
@@ -128,10 +131,13 @@ def _count_frames(path: Path, container: av.container.InputContainer) -> int:
     length = (container.duration or 0) / av.time_base
     if not whole or end - start < length - max(1.0, 0.02 * length):
         raise UserError(f"{path}: cut off: of {length:.1f} seconds, only the first {end - start:.1f} are there")
+    if video.frames > count + skipped:
+        found = count + skipped
+        tqdm.write(f"{path}: damaged: of {video.frames} frames, {found} are there; later ones move up", file=sys.stderr)
     return count
 
 
-def _read_video(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _read_video(path: Path, count: int) -> Iterator[tuple[str, np.ndarray]]:
     index = damaged = 0
     try:
         with open_video(str(path)) as container:
@@ -145,6 +151,9 @@ def _read_video(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         raise UserError(f"{path}: cannot be decoded after frame {index}: {error.strerror}") from None
     if damaged:
         tqdm.write(f"{path}: {damaged} of {index + 1} frames are damaged; their masks may be wrong", file=sys.stderr)
+    if index + 1 < count:
+        missing = count - index - 1
+        tqdm.write(f"{path}: {missing} of {count} frames cannot be decoded, and are left out", file=sys.stderr)
 
 
 def _open_camera(number: int) -> Source:

@@ -56,6 +56,29 @@ def test_a_gpu_that_is_asked_for_and_not_there(tmp_path: Path, monkeypatch: pyte
         load_config(str(config), ["MODEL.DEVICE", "cuda"])
 
 
+@pytest.mark.parametrize("device", ["gpu", "", "mps", "meta", "cuda:", "cuda:x", "cpu0"])
+def test_devices_that_are_none(device: str, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("VERSION: 2\n")
+    with pytest.raises(UserError, match=rf"^MODEL\.DEVICE: '{device}', expected cpu, cuda or"):
+        load_config(str(config), ["MODEL.DEVICE", device])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("TEST.AUSM.FG_THRESHOLD", 7.0, "7.0, expected a probability"),
+        ("TEST.AUSM.FG_THRESHOLD", -0.1, "-0.1, expected a probability"),
+        ("TEST.AUSM.TOPK", 0, "0, expected 1 or more"),
+        ("TEST.AUSM.REPEAT", 0, "0, expected 1 or more"),
+        ("INPUT.MIN_SIZE_TEST", -5, "-5, expected 0 or more"),
+    ],
+)
+def test_values_out_of_range(key: str, value: float, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"{key}: {message}")):
+        tiny_model(key, value)
+
+
 def test_a_file_that_is_no_yaml_is_told_with_its_line(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("VERSION: 2\nMODEL: [\n")

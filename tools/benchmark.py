@@ -57,7 +57,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     subjects = parser.add_subparsers(dest="subject", required=True)
     for name, module in SUBJECTS.items():
-        subject = subjects.add_parser(name, help=(module.__doc__ or "").splitlines()[0])
+        about = (module.__doc__ or "").splitlines()[0]
+        subject = subjects.add_parser(name, help=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         subject.add_argument("--json", type=Path, help="also write the figures to this file")
         if hasattr(module, "plot"):
             subject.add_argument("--plot", type=Path, help="also draw them, as a PNG")
@@ -69,6 +70,8 @@ def main() -> None:
         measure.matplotlib_figure()
         if plotting == args.json:
             raise UserError(f"--json and --plot: both are {plotting}")
+    if hasattr(args, "device"):
+        measure.device_of(args)
     # Should the picture fail, the figures are there.
     with _written(plotting) as plot_path:
         with _written(args.json) as json_path:

@@ -207,6 +207,9 @@ def check_train_config(cfg: CfgNode, processes: int) -> None:
     clips = cfg.SOLVER.IMS_PER_BATCH
     if clips < 1 or clips % processes:
         raise UserError(f"SOLVER.IMS_PER_BATCH: {clips} found; a multiple of {processes}, the processes, expected")
+    for key in ("BASE_LR", "MAX_ITER"):
+        if cfg.SOLVER[key] < 0:
+            raise UserError(f"SOLVER.{key}: {cfg.SOLVER[key]} found; 0 or more expected")
     names, ratios = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.DATASET_RATIO)
     if not names:
         raise UserError("DATASETS.TRAIN: empty, expected the names of the data sets to train on")

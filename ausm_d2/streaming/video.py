@@ -53,6 +53,15 @@ class VideoSettings:
         test = cfg.TEST.AUSM
         if test.TOPK_SCOPE not in ("video", "frame"):
             raise UserError(f"TEST.AUSM.TOPK_SCOPE: '{test.TOPK_SCOPE}' is not one of video, frame")
+        if not 0 <= test.FG_THRESHOLD <= 1:
+            raise UserError(f"TEST.AUSM.FG_THRESHOLD: {test.FG_THRESHOLD}, expected a probability, from 0 to 1")
+        for key, value, least in (
+            ("TEST.AUSM.TOPK", test.TOPK, 1),
+            ("TEST.AUSM.REPEAT", test.REPEAT, 1),
+            ("INPUT.MIN_SIZE_TEST", cfg.INPUT.MIN_SIZE_TEST, 0),
+        ):
+            if value < least:
+                raise UserError(f"{key}: {value}, expected {least} or more")
         return cls(
             min_size=cfg.INPUT.MIN_SIZE_TEST,
             max_size=cfg.INPUT.MAX_SIZE_TEST,

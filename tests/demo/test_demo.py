@@ -373,11 +373,34 @@ def test_input_that_cannot_be_used(config: Path, tmp_path: Path, make: Callable[
     assert "\n" not in str(error.value) and names(tmp_path) == before
 
 
+def test_frames_that_a_damaged_file_has_lost_are_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.height, stream.width, stream.pix_fmt = *SIZE, "yuvj420p"
+        for picture in np.random.default_rng(0).integers(0, 256, (12, *SIZE, 3), np.uint8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+        container.mux(stream.encode(None))
+    source = demo._open_video(path)
+    assert source.count == sum(1 for _ in source.frames) == 12 and not capsys.readouterr().err
+    path.write_bytes(path.read_bytes().replace(b"00dc", b"JUNK", 1))  # the name of a chunk that is a frame
+    source = demo._open_video(path)
+    assert source.count == sum(1 for _ in source.frames) == 11
+    assert "damaged: of 12 frames, 11 are there" in capsys.readouterr().err
+
+
+def test_frames_that_cannot_be_decoded_are_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_long_video(tmp_path / "a.mp4", 20)
+    assert len(list(demo._read_video(path, 20))) == 20 and not capsys.readouterr().err
+    assert len(list(demo._read_video(path, 23))) == 20  # as if packets had no frames
+    assert "3 of 23 frames cannot be decoded, and are left out" in capsys.readouterr().err
+
+
 def test_a_damaged_video_ends_though_somebody_has_asked_for_ffmpegs_messages(tmp_path: Path) -> None:
     path = damaged(write_long_video(tmp_path / "a.mp4", 20))
     code = "import av; av.logging.set_level(av.logging.ERROR)  # as torchvision does, in the versions that use it\n"
     code += "from pathlib import Path; from demo.demo import _read_video\n"
-    code += f"for _ in _read_video(Path({str(path)!r})): pass"
+    code += f"for _ in _read_video(Path({str(path)!r}), 20): pass"
     # In a process of its own, which can be ended.
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 1 and "cannot be decoded after frame" in run.stderr

@@ -135,6 +135,15 @@ def test_wrong_arguments_are_said_in_one_line(config: str, tmp_path: Path) -> No
             measured(module, *words)
 
 
+def test_a_device_that_is_not_there_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    out = tmp_path / "new" / "out.json"
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "ssm", "--device", "cuda", "--json", str(out)])
+    with pytest.raises(UserError, match="no GPU"):
+        benchmark.main()
+    assert not out.parent.exists()
+
+
 def test_what_cannot_be_written_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def work(args: argparse.Namespace) -> dict[str, Any]:
         raise AssertionError("was begun")

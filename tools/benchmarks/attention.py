@@ -66,3 +66,4 @@ def plot(figures: dict[str, Any], path: Path) -> None:
         for dtype, kernel in dict.fromkeys((row["dtype"], row["kernel"]) for row in figures["rows"]):
             rows = [row for row in figures["rows"] if (row["dtype"], row["kernel"]) == (dtype, kernel)]
             measure.draw(axes, f"{kernel}, {dtype}", [row["tokens"] for row in rows], rows)
+        axes.set_ylim(bottom=0)
