@@ -16,7 +16,6 @@ from ausm_d2.masks.rle import decode
 from ausm_d2.streaming.predictor import VideoPredictor
 from ausm_d2.streaming.video import VideoSettings, segment_video
 from tests.pretended_gpu import pretended_gpu
-from tests.streaming.test_state import frames
 from tests.streaming.test_step import assert_alike, follow
 from tests.tiny import clip, tiny_model
 
@@ -99,18 +98,21 @@ def test_whole_videos(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("amp", [False, True])
-def test_a_frame_waits_for_its_report_and_its_result_for_which_masks_are_empty(
-    amp: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("given", [True, False])
+def test_a_frame_waits_for_its_report_and_of_found_objects_for_which_masks_are_empty(
+    amp: bool, given: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images = [image.permute(1, 2, 0).numpy() for image in frames(3)]
+    record = SynthVis(SPLITS["val"][0], 2, 3, complete=True)[1]
+    images = [np.ascontiguousarray(record.frames[t][..., ::-1]) for t in range(3)]
     mask = np.zeros(images[0].shape[:2], bool)
     mask[10:30, 10:30] = True
     with pretended_gpu(monkeypatch) as gpu:
         opts = ["MODEL.DEVICE", "cuda:0", "TEST.AUSM.AMP", amp]
         predictor = VideoPredictor(load_config("configs/synth/ausm_nano.yaml", opts))
-        session = predictor.start(images[0], {1: mask, 5: ~mask})
+        session = predictor.start(images[0], {1: mask, 5: ~mask} if given else None)
         session.step(images[1])
         gpu.waits.clear()
         session.step(images[2])
         assert session.result.instances.pred_masks.is_cuda and session.result.instances.scores.is_cuda
-    assert [wait.split(" at ")[1].split(":")[0] for wait in gpu.waits] == ["stream.py", "predictor.py"], gpu.waits
+    waits = [wait.split(" at ")[1].split(":")[0] for wait in gpu.waits]
+    assert waits == ["stream.py", *["predictor.py"] * (not given)], gpu.waits

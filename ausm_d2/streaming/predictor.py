@@ -301,8 +301,10 @@ class Session:
         logits = self._frames.logits(shown, exact)
         owner = winners(logits)
         masks = logits > 0
-        # A mask may have lain in the padding only. All else is known here, and goes to the masks without waiting.
-        listed = (masks.flatten(1).any(dim=1).cpu() | shown.prompted).nonzero()[:, 0]
+        listed = shown.prompted  # All of a result but its masks is known here, and goes to them without waiting.
+        if not listed.all():  # a mask may have lain in the padding only
+            listed = listed | masks.flatten(1).any(dim=1).cpu()
+        listed = listed.nonzero()[:, 0]
         ids, mean = torch.tensor(shown.track_ids, dtype=torch.int64), shown.mean_probabilities
         scores = torch.where(shown.prompted, mean.sum(dim=1), mean.amax(dim=1)).float()
         known = {"scores": scores, "pred_classes": mean.argmax(dim=1), "track_ids": ids}
