@@ -77,8 +77,8 @@ def run(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
 
 
 def thresholds_between(foreground: list[float]) -> list[float]:
-    """Four that lie among these probabilities."""
-    return np.quantile(foreground, [0.2, 0.4, 0.6, 0.8]).tolist()
+    """Four that lie among these probabilities, which are sums of rounded ones and may pass 1."""
+    return np.quantile(foreground, [0.2, 0.4, 0.6, 0.8]).clip(max=1).tolist()
 
 
 def test_sweep_shares_streams_and_equals_one_pass_per_threshold() -> None:
@@ -86,13 +86,13 @@ def test_sweep_shares_streams_and_equals_one_pass_per_threshold() -> None:
     cfg = tiny_cfg("TEST.AUSM.TOPK", 100)
     model = tiny_model().eval()
     with torch.no_grad():
-        model.pixel_decoder.class_embed["synthvis"].weight.mul_(20)  # foregrounds that differ between frames
+        model.pixel_decoder.class_embed["synthvis"].weight.mul_(4)  # foregrounds that differ between frames
     records = get_records(VIS)
 
     stream = Stream(model, head="synthvis", detect=True, fg_threshold=0.0)
     frames = [torch.from_numpy(frame.transpose(2, 0, 1).copy()) for frame in records[0].frames]
     foreground = torch.cat([stream.step(frame).probabilities.sum(-1) for frame in frames]).tolist()
-    thresholds = [0.0, *thresholds_between(foreground), 1.0]
+    thresholds = sorted({0.0, *thresholds_between(foreground), 1.0})
     sweep = sweep_threshold.ThresholdSweep(model, VideoSettings.from_config(cfg), thresholds)
     found = set()
     for record in records:
@@ -104,7 +104,7 @@ def test_sweep_shares_streams_and_equals_one_pass_per_threshold() -> None:
             alone = segment_video(model, item, VideoSettings.from_config(cfg))
             assert json.dumps(swept[threshold]) == json.dumps(alone)
             found.add(len(alone["tracks"]))
-    assert len(found) > 2, "the thresholds make a difference"  # how much of one depends on PyTorch's version
+    assert len(found) > 3, "the thresholds make a difference"
     assert sweep.frames == 12
     assert 12 * 2 < sweep.steps < 12 * len(thresholds)
 
