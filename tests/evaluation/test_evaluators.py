@@ -424,7 +424,10 @@ def _in_a_process(rank: int, folder: Path, machines: int, stop_after: int | None
             (folder / f"{name}.json").write_text(json.dumps(scores))
         else:
             assert not scores
-    comm.synchronize()  # none leaves while another still listens to it
+    comm.synchronize()
+    (folder / f"{rank}.through").touch()  # none leaves while another still listens to it, in the barrier itself
+    while not all((folder / f"{other}.through").exists() for other in (0, 1)):
+        time.sleep(0.01)
     torch.distributed.destroy_process_group()
 
 
