@@ -278,7 +278,7 @@ def _add_test_keys(cfg: CfgNode) -> None:
     # "video": the best (track, class) pairs of a video; "frame": the paper's instances per frame (deviations, 12).
     test.TOPK_SCOPE = "video"
     test.HEAD = ""  # label set of what VideoPredictor detects; empty: the first of MODEL.AUSM.HEADS
-    # bfloat16 autocast in streaming and evaluation. On CUDA, a VideoPredictor keeps all its features in it.
+    # bfloat16 autocast in streaming and evaluation. On CUDA a VideoPredictor rounds norms and V to it too.
     test.AMP = False
     test.CUDA_GRAPH = False  # capture the step of a stream in a CUDA graph, from its second frame on; CUDA only
     test.RESUME = False  # keep the videos that OUTPUT_DIR already holds results of

@@ -45,9 +45,15 @@ def _softmax(logits, first, SAMPLES: tl.constexpr, in_q):
 
 
 @triton.jit
-def _centre(centres, q, in_q):
-    """(BQ,) x and y of every query, in [0, 1]."""
-    return tl.load(centres + 2 * q, mask=in_q, other=0.0), tl.load(centres + 2 * q + 1, mask=in_q, other=0.0)
+def _queries(centres, S, H, C, BQ: tl.constexpr):
+    """(BQ,) rows of the program's queries among all of (B, S, H), whether there are such queries, where the values of
+    their image and head begin, and (BQ,) x and y of the queries in [0, 1]."""
+    q = tl.program_id(0) * BQ + tl.arange(0, BQ)
+    head, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    in_q = q < S
+    x_centre = tl.load(centres + 2 * q, mask=in_q, other=0.0)
+    y_centre = tl.load(centres + 2 * q + 1, mask=in_q, other=0.0)
+    return (image * S + q) * H + head, in_q, (image * S * H + head) * C, x_centre, y_centre
 
 
 @triton.jit
@@ -76,14 +82,10 @@ def forward_kernel(
 ):  # fmt: skip
     """out (B, S, H, C); centres (S, 2), x and y of every pixel in [0, 1]; levels (L, 3): height, width, first pixel;
     grid (S / BQ, H, B)."""
-    q = tl.program_id(0) * BQ + tl.arange(0, BQ)
-    head, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    row, in_q, plane, x_centre, y_centre = _queries(centres, S, H, C, BQ)
     c = tl.arange(0, BC)
-    in_q = q < S
-    row = (image * S + q) * H + head
-    x_centre, y_centre = _centre(centres, q, in_q)
     highest, total = _softmax(logits, row * (L * P), L * P, in_q)
-    values += image * S * H * C + head * C
+    values += plane
     sums = tl.zeros((BQ, BC), tl.float32)
     for level in range(L):
         height, width = tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1)
@@ -112,16 +114,12 @@ def backward_kernel(
 ):  # fmt: skip
     """Gradients, all float32; dvalues is added to, in no order, as ``grid_sample`` does. The grid is that of
     :func:`forward_kernel`."""
-    q = tl.program_id(0) * BQ + tl.arange(0, BQ)
-    head, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    row, in_q, plane, x_centre, y_centre = _queries(centres, S, H, C, BQ)
     c = tl.arange(0, BC)
-    in_q = q < S
-    row = (image * S + q) * H + head
-    x_centre, y_centre = _centre(centres, q, in_q)
     highest, total = _softmax(logits, row * (L * P), L * P, in_q)
     g = tl.load(dout + row[:, None] * C + c[None, :], mask=in_q[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)
-    values += image * S * H * C + head * C
-    dvalues += image * S * H * C + head * C
+    values += plane
+    dvalues += plane
     mean = tl.zeros((BQ,), tl.float32)  # of what the samples are worth
     for level in range(L):
         height, width = tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1)

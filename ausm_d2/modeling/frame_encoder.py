@@ -264,7 +264,10 @@ class FrameEncoder(nn.Module):
 
     def train(self, mode: bool = True) -> FrameEncoder:
         """As usual; but one that is frozen stays as it is at inference, without stochastic depth."""
-        return super().train(mode and any(p.requires_grad for p in self.parameters()))
+        return super().train(mode and self._learns())
+
+    def _learns(self) -> bool:
+        return any(p.requires_grad for p in self.parameters())
 
     def forward(self, images: Tensor) -> FrameFeatures:
         """
@@ -274,8 +277,7 @@ class FrameEncoder(nn.Module):
         Returns:
             X_t (B, D, H/8, W/8), mask features (B, mask_dim, H/4, W/4), and all levels of the encoder.
         """
-        learns = any(p.requires_grad for p in self.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and (learns or images.requires_grad)):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (images.requires_grad or self._learns())):
             features = self.backbone(images)
             return self.pixel_decoder([features[name] for name in self.in_features])
 
