@@ -33,8 +33,8 @@ from detectron2.utils.file_io import PathHandler, PathManager
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from .errors import UserError
-from .io import atomic_write
+from ausm_d2.errors import UserError
+from ausm_d2.io import atomic_write
 
 _BACKBONE = "frame_encoder.backbone."
 _CLASS_EMBED = "pixel_decoder.class_embed."

@@ -14,7 +14,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from yaml import YAMLError
 
-from .errors import UserError
+from ausm_d2.errors import UserError
 
 
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:

@@ -17,15 +17,15 @@ from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
-from . import meta_arch as meta_arch  # registers AUSM
-from .checkpoint import AUSMCheckpointer
-from .data.build import TrainLoader, build_test_loader, build_train_loader, get_records, registered_names
-from .data.catalog import register_from_config
-from .errors import UserError
-from .evaluation.evaluators import Scores, VideoEvaluators, build_evaluator
-from .io import atomic_write
-from .streaming.baselines import references
-from .training.solver import build_optimizer
+from ausm_d2 import meta_arch as meta_arch  # registers AUSM
+from ausm_d2.checkpoint import AUSMCheckpointer
+from ausm_d2.data.build import TrainLoader, build_test_loader, build_train_loader, get_records, registered_names
+from ausm_d2.data.catalog import register_from_config
+from ausm_d2.errors import UserError
+from ausm_d2.evaluation.evaluators import Scores, VideoEvaluators, build_evaluator
+from ausm_d2.io import atomic_write
+from ausm_d2.streaming.baselines import references
+from ausm_d2.training.solver import build_optimizer
 
 logger = logging.getLogger(__name__)
 

@@ -21,19 +21,19 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from .config import check_model_config
-from .errors import UserError
-from .modeling.frame_encoder import FrameEncoder, FrameFeatures
-from .modeling.history import HistoryCompressor, HistoryDecoder, HistoryMarker, Memory, ObjectVectors
-from .modeling.id_pool import IDPool
-from .modeling.pixel_decoder import PixelDecoder, Predictions, memory_levels
-from .modeling.resize import resize_to
-from .streaming.video import VideoSettings, segment_video
-from .training.criterion import SetCriterion
-from .training.frame_class import FrameClassifier
-from .training.rollout import history_of_pass, own_history
-from .training.targets import ClipTargets
-from .training.teacher_forcing import HistoryNoise, TeacherForcing, draw_switch_times, frame_targets, preprocess
+from ausm_d2.config import check_model_config
+from ausm_d2.errors import UserError
+from ausm_d2.modeling.frame_encoder import FrameEncoder, FrameFeatures
+from ausm_d2.modeling.history import HistoryCompressor, HistoryDecoder, HistoryMarker, Memory, ObjectVectors
+from ausm_d2.modeling.id_pool import IDPool
+from ausm_d2.modeling.pixel_decoder import PixelDecoder, Predictions, memory_levels
+from ausm_d2.modeling.resize import resize_to
+from ausm_d2.streaming.video import VideoSettings, segment_video
+from ausm_d2.training.criterion import SetCriterion
+from ausm_d2.training.frame_class import FrameClassifier
+from ausm_d2.training.rollout import history_of_pass, own_history
+from ausm_d2.training.targets import ClipTargets
+from ausm_d2.training.teacher_forcing import HistoryNoise, TeacherForcing, draw_switch_times, frame_targets, preprocess
 
 SIZE_DIVISIBILITY = 32  # the coarsest stride of the frame encoder
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cpp import library_or_none
+from ausm_d2.modeling.cpp import library_or_none
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 

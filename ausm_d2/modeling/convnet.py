@@ -15,7 +15,7 @@ from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
-from .norm import GroupNorm
+from ausm_d2.modeling.norm import GroupNorm
 
 _GROUPS = 8  # of the group norms
 _WIDTHS = {"res2": 1, "res3": 2, "res4": 4, "res5": 4}  # channels of the stages over C

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cpp import library_or_none
-from .kept import kept
-from .triton_runs import triton_runs
+from ausm_d2.modeling.cpp import library_or_none
+from ausm_d2.modeling.kept import kept
+from ausm_d2.modeling.triton_runs import triton_runs
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 
@@ -119,7 +119,7 @@ class MSDeformAttn(nn.Module):
         logits = self.attention_weights(query).view(batch, pixels, heads, levels, points)
         offsets = self.sampling_offsets(query).view(batch, pixels, heads, levels, points, 2)
         if triton_runs(values):
-            from .deformable_triton import attend  # Triton is not everywhere, and takes a while
+            from ausm_d2.modeling.deformable_triton import attend  # Triton is not everywhere, and takes a while
 
             return self.output_proj(attend(values.view(batch, pixels, heads, -1), offsets, logits, sizes).flatten(2))
 

@@ -22,15 +22,14 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
 from ausm_d2.errors import UserError
-
-from .checkpointing import run_block
-from .convnet import build_convnet_backbone as build_convnet_backbone  # registers it
-from .deformable_attention import MSDeformAttn
-from .norm import GroupNorm, LayerNorm
-from .position import sine_tokens
-from .resize import resize_to
-from .swin import build_swin_backbone
-from .timm_backbone import build_timm_backbone as build_timm_backbone  # registers it
+from ausm_d2.modeling.checkpointing import run_block
+from ausm_d2.modeling.convnet import build_convnet_backbone as build_convnet_backbone  # registers it
+from ausm_d2.modeling.deformable_attention import MSDeformAttn
+from ausm_d2.modeling.norm import GroupNorm, LayerNorm
+from ausm_d2.modeling.position import sine_tokens
+from ausm_d2.modeling.resize import resize_to
+from ausm_d2.modeling.swin import build_swin_backbone
+from ausm_d2.modeling.timm_backbone import build_timm_backbone as build_timm_backbone  # registers it
 
 
 class FrameFeatures(NamedTuple):

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from .attention import Attention, FeedForward
-from .checkpointing import run_block
-from .norm import LayerNorm
-from .position import sine_tokens
-from .ssm import Mamba, SSMState
+from ausm_d2.modeling.attention import Attention, FeedForward
+from ausm_d2.modeling.checkpointing import run_block
+from ausm_d2.modeling.norm import LayerNorm
+from ausm_d2.modeling.position import sine_tokens
+from ausm_d2.modeling.ssm import Mamba, SSMState
 
 
 class Memory(NamedTuple):

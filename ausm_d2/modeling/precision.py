@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .attention import Attention
-from .norm import GroupNorm, LayerNorm
-from .ssm import Mamba
+from ausm_d2.modeling.attention import Attention
+from ausm_d2.modeling.norm import GroupNorm, LayerNorm
+from ausm_d2.modeling.ssm import Mamba
 
 
 @torch.no_grad()

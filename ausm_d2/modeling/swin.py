@@ -23,10 +23,9 @@ from detectron2.modeling.backbone.swin import SwinTransformer
 from torch import Tensor, nn
 
 from ausm_d2.errors import UserError
-
-from .checkpointing import run_block
-from .kept import kept
-from .norm import LayerNorm
+from ausm_d2.modeling.checkpointing import run_block
+from ausm_d2.modeling.kept import kept
+from ausm_d2.modeling.norm import LayerNorm
 
 _STAGES = ("res2", "res3", "res4", "res5")
 

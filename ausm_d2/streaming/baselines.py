@@ -21,12 +21,12 @@ from pycocotools import mask as coco_mask
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..data.video import VideoRecord
-from ..masks.rle import Rle, encode
-from .video import FrameStream, best_tracks, given_masks, shown_rows
+from ausm_d2.data.video import VideoRecord
+from ausm_d2.masks.rle import Rle, encode
+from ausm_d2.streaming.video import FrameStream, best_tracks, given_masks, shown_rows
 
 if TYPE_CHECKING:
-    from ..meta_arch import AUSM
+    from ausm_d2.meta_arch import AUSM
 
 
 class Reference(ABC):

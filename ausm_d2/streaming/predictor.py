@@ -33,16 +33,16 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import Tensor
 
-from .. import meta_arch as meta_arch  # registers AUSM
-from ..checkpoint import AUSMCheckpointer
-from ..data.catalog import register_from_config
-from ..errors import UserError
-from ..io import atomic_write
-from ..modeling.precision import keep_weights_in
-from ..modeling.transfer import upload
-from .state import StreamState
-from .stream import FrameOutput
-from .video import FrameStream, VideoSettings, shown_rows, winners
+from ausm_d2 import meta_arch as meta_arch  # registers AUSM
+from ausm_d2.checkpoint import AUSMCheckpointer
+from ausm_d2.data.catalog import register_from_config
+from ausm_d2.errors import UserError
+from ausm_d2.io import atomic_write
+from ausm_d2.modeling.precision import keep_weights_in
+from ausm_d2.modeling.transfer import upload
+from ausm_d2.streaming.state import StreamState
+from ausm_d2.streaming.stream import FrameOutput
+from ausm_d2.streaming.video import FrameStream, VideoSettings, shown_rows, winners
 
 logger = logging.getLogger(__name__)
 

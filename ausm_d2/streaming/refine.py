@@ -14,7 +14,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ..errors import UserError
+from ausm_d2.errors import UserError
 
 _CROP = 0.9  # side of a traversal crop over that of the image (Appendix A)
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..modeling.ssm import SSMState
+from ausm_d2.modeling.ssm import SSMState
 
 FREE = -1  # in StreamState.ids: the slot is not in use
 

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ..modeling.history import Memory
-from ..modeling.kept import holding
-from ..modeling.transfer import upload
-from .state import FREE, StreamState
+from ausm_d2.modeling.history import Memory
+from ausm_d2.modeling.kept import holding
+from ausm_d2.modeling.transfer import upload
+from ausm_d2.streaming.state import FREE, StreamState
 
 if TYPE_CHECKING:  # the model imports this package
-    from ..meta_arch import AUSM
+    from ausm_d2.meta_arch import AUSM
 
 
 _ROWS = 16  # slots that come and go together: the time of a frame does not follow single objects

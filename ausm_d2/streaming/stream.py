@@ -22,13 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError
-from ..modeling.history import masks_at_stride4
-from .state import FREE, StreamState
-from .step import FrameStep, upload
+from ausm_d2.errors import UserError
+from ausm_d2.modeling.history import masks_at_stride4
+from ausm_d2.streaming.state import FREE, StreamState
+from ausm_d2.streaming.step import FrameStep, upload
 
 if TYPE_CHECKING:  # the model imports this module
-    from ..meta_arch import AUSM
+    from ausm_d2.meta_arch import AUSM
 
 logger = logging.getLogger(__name__)
 

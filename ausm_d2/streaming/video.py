@@ -22,14 +22,14 @@ from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 from torch import Tensor
 
-from ..data.video import VideoRecord
-from ..errors import UserError
-from ..masks.rle import Rle, decode, encode, to_rle
-from .refine import Visit, crop, visits
-from .stream import FrameOutput, Stream
+from ausm_d2.data.video import VideoRecord
+from ausm_d2.errors import UserError
+from ausm_d2.masks.rle import Rle, decode, encode, to_rle
+from ausm_d2.streaming.refine import Visit, crop, visits
+from ausm_d2.streaming.stream import FrameOutput, Stream
 
 if TYPE_CHECKING:  # the model imports this module
-    from ..meta_arch import AUSM
+    from ausm_d2.meta_arch import AUSM
 
 
 @dataclass

@@ -17,7 +17,7 @@ from detectron2.projects.point_rend.point_features import point_sample
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..modeling.transfer import Download, upload
+from ausm_d2.modeling.transfer import Download, upload
 
 
 class PointTargets:

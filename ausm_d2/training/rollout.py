@@ -16,12 +16,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..modeling.history import masks_at_stride4
-from ..modeling.pixel_decoder import Predictions
-from .criterion import SetCriterion
-from .matcher import PointTargets
-from .targets import ClipTargets
-from .teacher_forcing import TeacherForcing
+from ausm_d2.modeling.history import masks_at_stride4
+from ausm_d2.modeling.pixel_decoder import Predictions
+from ausm_d2.training.criterion import SetCriterion
+from ausm_d2.training.matcher import PointTargets
+from ausm_d2.training.targets import ClipTargets
+from ausm_d2.training.teacher_forcing import TeacherForcing
 
 
 @torch.no_grad()

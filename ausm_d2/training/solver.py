@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
 
-from ..errors import UserError
+from ausm_d2.errors import UserError
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

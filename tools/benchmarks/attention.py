@@ -13,8 +13,7 @@ import torch.nn.functional as F
 
 from ausm_d2.errors import UserError
 from ausm_d2.modeling.attention import attend, kernel_for
-
-from . import measure
+from tools.benchmarks import measure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

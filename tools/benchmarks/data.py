@@ -23,8 +23,7 @@ from ausm_d2.data.catalog import register_ytvis_style
 from ausm_d2.data.mapper import ClipMapper
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.masks.rle import encode
-
-from . import measure
+from tools.benchmarks import measure
 
 _NAME = "benchmark_data"
 _SIZE = (720, 1280)  # pixels: height, width

@@ -30,8 +30,7 @@ from vos_benchmark.evaluator import Evaluator
 from ausm_d2.evaluation import ytvis
 from ausm_d2.evaluation.parallel import available_cores
 from ausm_d2.masks.png import read_labels, write_mask_png
-
-from . import measure
+from tools.benchmarks import measure
 
 _CATEGORIES = 40
 _OURS = "this project"

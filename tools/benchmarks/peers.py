@@ -16,9 +16,8 @@ from ausm_d2.errors import UserError
 from ausm_d2.modeling.precision import keep_weights_in
 from ausm_d2.streaming.stream import Stream
 from ausm_d2.streaming.video import VideoSettings
-
-from . import measure
-from .stream import noise, prompted, squares
+from tools.benchmarks import measure
+from tools.benchmarks.stream import noise, prompted, squares
 
 SAM2, VIDEOMT = "SAM 2.1 Tiny", "VidEoMT-S"
 _CONFIGS = ["configs/paper/stage3_long_swin_t.yaml", "configs/edge/ausm_edge.yaml", "configs/synth/ausm_nano.yaml"]

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from ausm_d2.modeling.cpp import CompileError
 from ausm_d2.modeling.ssm_kernels import BACKENDS, selective_scan, use_backend
-
-from . import measure
+from tools.benchmarks import measure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

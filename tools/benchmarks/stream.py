@@ -22,8 +22,7 @@ from ausm_d2.meta_arch import AUSM
 from ausm_d2.modeling.precision import keep_weights_in
 from ausm_d2.streaming.stream import FrameOutput
 from ausm_d2.streaming.video import FrameStream, VideoSettings
-
-from . import measure
+from tools.benchmarks import measure
 
 _SETTLED = 100  # frame from which memory is watched
 _LATER = 1000  # frame whose state is compared with that of frame 2

@@ -20,8 +20,7 @@ import torch
 
 from ausm_d2.config import load_config
 from ausm_d2.errors import UserError
-
-from . import measure
+from tools.benchmarks import measure
 
 CHECKPOINTED = "parallel, checkpointed"
 VARIANTS = ("iterative", "parallel", CHECKPOINTED)

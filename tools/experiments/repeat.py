@@ -14,9 +14,8 @@ from ausm_d2.engine import Trainer
 from ausm_d2.errors import UserError
 from ausm_d2.meta_arch import AUSM
 from ausm_d2.streaming.video import VideoSettings
-
-from .report import Paper, Report, Row
-from .setup import common_config, load_model
+from tools.experiments.report import Paper, Report, Row
+from tools.experiments.setup import common_config, load_model
 
 PAPER = Paper(
     source="Table 3 and Appendix A, Swin-B; COCO at threshold 0.9",

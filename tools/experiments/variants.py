@@ -25,9 +25,8 @@ from ausm_d2.engine import Trainer, check_datasets
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation.evaluators import Scores
 from ausm_d2.io import atomic_write
-
-from .report import Paper, Report, Row
-from .setup import common_config
+from tools.experiments.report import Paper, Report, Row
+from tools.experiments.setup import common_config
 
 logger = logging.getLogger(__name__)
 
