@@ -1,0 +1,174 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Augmentations that move pixels: the same for every frame of a clip, or a path through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ausm_d2.data.augmentation.plan import Augmentation, ClipPlan, scaling, translation
+from ausm_d2.errors import UserError
+
+
+class ResizeShortestEdge(Augmentation):
+    """Scale so that the shorter side has one of ``sizes`` (drawn per clip) and the longer one at most ``max_size``."""
+
+    def __init__(self, sizes: Sequence[int], max_size: int, sampling: str = "choice") -> None:
+        """``sampling``: "choice" of ``sizes``, or any size in the "range" of the two; "..._by_clip" means the same."""
+        self.sampling = sampling.removesuffix("_by_clip")
+        if self.sampling not in ("choice", "range") or (self.sampling == "range" and len(sizes) != 2) or not sizes:
+            raise UserError(f"INPUT.MIN_SIZE_TRAIN(_SAMPLING): cannot draw a size by {sampling!r} from {list(sizes)}")
+        self.sizes = list(sizes)
+        self.max_size = max_size
+
+    def __call__(self, plan: ClipPlan, rng: np.random.Generator) -> None:
+        if self.sampling == "range":
+            short = int(rng.integers(self.sizes[0], self.sizes[1] + 1))
+        else:
+            short = self.sizes[int(rng.integers(len(self.sizes)))]
+        height, width = plan.size
+        scale = min(short / min(height, width), self.max_size / max(height, width))
+        new = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
+        if new != plan.size:
+            plan.transform(scaling(new[1] / width, new[0] / height), new)
+
+
+class RandomFlip(Augmentation):
+    """Mirror the whole clip left to right (or top to bottom)."""
+
+    def __init__(self, prob: float = 0.5, vertical: bool = False) -> None:
+        self.prob = prob
+        self.vertical = vertical
+
+    def __call__(self, plan: ClipPlan, rng: np.random.Generator) -> None:
+        if rng.random() < self.prob:
+            matrix = np.eye(3)
+            axis = 1 if self.vertical else 0
+            matrix[axis, axis], matrix[axis, 2] = -1.0, plan.size[0] if self.vertical else plan.size[1]
+            plan.transform(matrix)
+
+
+class RandomCrop(Augmentation):
+    """Cut a window of one size; it may drift over the clip, in a straight line and by whole pixels."""
+
+    def __init__(self, kind: str, size: Sequence[float], drift: float = 0.0) -> None:
+        """
+        Args:
+            kind: Detectron2's INPUT.CROP.TYPE: "absolute_range" (smallest, largest side in pixels), "absolute"
+                (height, width), "relative" (of the height, of the width), "relative_range" (those up to 1).
+            size: two numbers, read as ``kind`` says.
+            drift: largest way of the window over the clip, relative to its own size.
+        """
+        if kind not in ("absolute_range", "absolute", "relative", "relative_range") or len(size) != 2:
+            raise UserError(
+                f"INPUT.CROP.TYPE: {kind!r} with SIZE {list(size)} is not one of Detectron2's kinds of crop"
+            )
+        self.kind = kind
+        self.size = size
+        self.drift = drift
+
+    def _window(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
+        a, b = self.size
+        if self.kind == "absolute_range":
+            low, high = int(a), int(b)
+            sides = [int(rng.integers(min(side, low), min(side, high) + 1)) for side in (height, width)]
+            return sides[0], sides[1]
+        if self.kind == "absolute":
+            return min(height, int(a)), min(width, int(b))
+        if self.kind == "relative_range":
+            a, b = a + rng.random() * (1 - a), b + rng.random() * (1 - b)
+        return max(1, int(height * a + 0.5)), max(1, int(width * b + 0.5))
+
+    def __call__(self, plan: ClipPlan, rng: np.random.Generator) -> None:
+        window = self._window(*plan.size, rng)
+        path = np.linspace(0.0, 1.0, plan.num_frames)
+        starts = []
+        for full, cut in zip(plan.size, window, strict=True):
+            first = rng.integers(full - cut + 1)
+            last = np.clip(first + rng.uniform(-self.drift, self.drift) * cut, 0, full - cut)
+            starts.append(np.round(first + (last - first) * path))
+        plan.transform(translation(-starts[1], -starts[0]), window)
+
+
+class RandomRotation(Augmentation):
+    """Turn the frames about one point; the angles are sorted over the clip, in either direction (VITA, GenVIS)."""
+
+    def __init__(self, degrees: float = 15.0, centre: tuple[float, float] = (0.4, 0.6)) -> None:
+        """Angles in [-degrees, degrees]; the centre in the given range of both sides, relative. No expansion."""
+        self.degrees = degrees
+        self.centre = centre
+
+    def __call__(self, plan: ClipPlan, rng: np.random.Generator) -> None:
+        angles = np.sort(rng.uniform(-self.degrees, self.degrees, plan.num_frames))
+        if rng.random() < 0.5:
+            angles = angles[::-1]
+        y, x = rng.uniform(*self.centre, size=2) * plan.size
+        cos, sin = np.cos(np.deg2rad(angles)), np.sin(np.deg2rad(angles))
+        turn = np.zeros((plan.num_frames, 3, 3))
+        turn[:, 0, 0], turn[:, 0, 1], turn[:, 1, 0], turn[:, 1, 1], turn[:, 2, 2] = cos, -sin, sin, cos, 1.0
+        plan.transform(translation(x, y) @ turn @ translation(-x, -y))
+
+
+class CropScalePath(Augmentation):
+    """Pan and zoom: a window of the frame's shape moves and scales evenly from one place to another."""
+
+    def __init__(self, smallest: float = 0.6) -> None:
+        """``smallest``: least side of the window, relative to the frame's."""
+        self.smallest = smallest
+
+    def __call__(self, plan: ClipPlan, rng: np.random.Generator) -> None:
+        path = np.linspace(0.0, 1.0, plan.num_frames)
+        first, last = np.log(rng.uniform(self.smallest, 1.0, size=2))
+        side = np.exp(first + (last - first) * path)
+        height, width = plan.size
+        (y0, x0), (y1, x1) = rng.random((2, 2))
+        y = (y0 + (y1 - y0) * path) * (1 - side) * height
+        x = (x0 + (x1 - x0) * path) * (1 - side) * width
+        zoom = np.zeros((plan.num_frames, 3, 3))
+        zoom[:, 0, 0] = zoom[:, 1, 1] = 1 / side
+        zoom[:, 2, 2] = 1.0
+        plan.transform(zoom @ translation(-x, -y))
+
+
+class LargeScaleJitter(Augmentation):
+    """Scale to fit a square of ``size``, times a factor drawn per clip, then cut or pad to that square."""
+
+    def __init__(self, size: int = 1024, min_scale: float = 0.1, max_scale: float = 2.0) -> None:
+        self.size = size
+        self.min_scale = min_scale
+        self.max_scale = max_scale
+
+    def __call__(self, plan: ClipPlan, rng: np.random.Generator) -> None:
+        scale = rng.uniform(self.min_scale, self.max_scale) * self.size / max(plan.size)
+        new = [max(1, int(side * scale + 0.5)) for side in plan.size]
+        y, x = (int(rng.integers(max(side - self.size, 0) + 1)) for side in new)
+        resize = scaling(new[1] / plan.size[1], new[0] / plan.size[0])
+        plan.transform(translation(-x, -y) @ resize, (self.size, self.size))
+
+
+class SoftWarp(Augmentation):
+    """Deforms the frames as soft things move: every part on a way of its own, to and fro.
+
+    It is applied after all matrices, wherever in a chain it stands.
+    """
+
+    pasted_too = True
+
+    def __init__(self, largest: float = 0.05, cells: tuple[int, int] = (3, 7)) -> None:
+        """
+        Args:
+            largest: standard deviation of the way of a grid point, relative to the frame's sides, in the softest clip.
+            cells: least and most grid points along a side.
+        """
+        self.largest = largest
+        self.cells = cells
+
+    def __call__(self, plan: ClipPlan, rng: np.random.Generator) -> None:
+        rows, columns = rng.integers(self.cells[0], self.cells[1] + 1, size=2)
+        # A grid as fine as it can be moves less, so that no part is folded over another.
+        reach = rng.random() * self.largest * self.cells[0] / max(rows, columns)
+        ways, phases, speeds = rng.normal(size=(rows, columns, 2)), *rng.random((2, rows, columns, 1))
+        path = np.linspace(0.0, 1.0, plan.num_frames)[:, None, None, None]
+        swing = np.sin(2 * np.pi * (phases + speeds * path)) - np.sin(2 * np.pi * phases)
+        plan.warp((reach * ways * swing).astype(np.float32))
