@@ -35,11 +35,11 @@ import numpy as np
 from tqdm import tqdm
 
 from ausm_d2.config import load_config
-from ausm_d2.data.catalog.vos import sorted_files
 from ausm_d2.data.frames import open_video, read_image
 from ausm_d2.errors import UserError, cli
 from ausm_d2.masks.png import VOID, read_labels, read_picture, write_mask_png
 from ausm_d2.masks.rle import Rle, encode
+from ausm_d2.names import sorted_files
 from ausm_d2.streaming.predictor import FrameResult, VideoPredictor
 from ausm_d2.visualization import VideoWriter, draw_masks, readable_scale
 

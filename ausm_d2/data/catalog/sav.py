@@ -12,7 +12,7 @@ from typing import Any
 from detectron2.data import MetadataCatalog
 
 from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_HEAD, find, find_all, read_list, register
-from ausm_d2.data.catalog.vos import folders, sorted_files
+from ausm_d2.data.catalog.vos import folders
 from ausm_d2.data.catalog.ytvis import drop_invalid, read_mask, read_table
 from ausm_d2.data.frames import ImageFiles, VideoFile, image_size
 from ausm_d2.data.mask_sources import FirstFrames, ListedMasks, ObjectFolders
@@ -20,6 +20,7 @@ from ausm_d2.data.problems import LeftOut, problem
 from ausm_d2.data.video import DeferredRecord, Instance, VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.masks.rle import StoredMask
+from ausm_d2.names import sorted_files
 
 _STEP = 4  # frames of the video per labelled frame: 24 fps over 6 fps
 _ROOTS = ("sav", "sa-v", "SA-V", "sa_v", ".")

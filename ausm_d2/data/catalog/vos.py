@@ -22,6 +22,7 @@ from ausm_d2.data.problems import LeftOut, problem
 from ausm_d2.data.video import DeferredRecord, Instance, VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.io import read_json
+from ausm_d2.names import sorted_files
 
 _DAVIS, _MOSE = "https://davischallenge.org", "https://github.com/henghuiding/MOSE-api"
 _YOUTUBE_VOS = "https://youtube-vos.org"
@@ -157,17 +158,6 @@ def load_records(
         records.append(DeferredRecord(load, video_id=video, name=video, frames=frames, **known))
     left_out.warn()
     return records
-
-
-def sorted_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
-    """Names of the files in ``folder``: numbers in their order (2 before 10), then names."""
-    found = [entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(suffixes)]
-
-    def order(name: str) -> tuple[int, int, str]:
-        stem = os.path.splitext(name)[0]
-        return (0, int(stem), name) if stem.isdecimal() else (1, 0, name)
-
-    return sorted((name for name in found if not name.startswith(".")), key=order)
 
 
 def _read_rest(frames: ImageFiles, mask_folder: Path) -> dict[str, Any]:
