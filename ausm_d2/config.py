@@ -249,7 +249,7 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.AUGMENTATIONS = []
     cfg.INPUT.CROP.PROB = 0.5  # probability of the crop, where INPUT.CROP.ENABLED (VITA, as the two below)
     cfg.INPUT.CROP.RESIZE = [400, 500, 600]  # short side before the crop, pixels
-    cfg.INPUT.CROP.DRIFT = 0.0  # largest way of the crop window over a clip, relative to its own size
+    cfg.INPUT.CROP.DRIFT = 0.0  # largest way of the crop window over a clip, relative to its own size (VITA: any)
 
     # Pseudo-videos: clips made of one image (data sets with task "image"), VITA's names.
     cfg.INPUT.PSEUDO = pseudo = CfgNode()

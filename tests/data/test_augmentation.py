@@ -167,6 +167,15 @@ def test_crop_drifts_evenly_and_stays_inside() -> None:
     assert moved > 30
 
 
+def test_a_crop_that_may_slide_anywhere_ends_anywhere() -> None:
+    ends = []
+    for seed in range(300):
+        plan = make_plan([RandomCrop("absolute", (40, 70), drift=2.0)], seed, frames=3)
+        ends.append(-plan.matrices[-1, :2, 2] / (SIZE[1] - 70, SIZE[0] - 40))
+    shares = np.histogram(np.array(ends)[:, 0], 5, (0.0, 1.0))[0] / len(ends)
+    assert abs(shares - 0.2).max() < 0.07
+
+
 def test_crop_window_larger_than_the_frame_is_the_frame() -> None:
     assert make_plan([RandomCrop("absolute_range", (384, 600))]).size == SIZE
     assert make_plan([RandomCrop("absolute", (384, 50))]).size == (90, 50)
@@ -266,7 +275,32 @@ def test_chain_of_the_config() -> None:
     assert kinds == [RandomApply, ResizeShortestEdge, RandomRotation, RandomFlip, ColourJitter]
     cfg.INPUT.LSJ_AUG.ENABLED = True
     kinds = [type(augmentation) for augmentation in build_augmentations(cfg, pseudo=True)]
-    assert kinds == [LargeScaleJitter, RandomRotation, RandomFlip]
+    assert kinds == [RandomFlip, RandomRotation, LargeScaleJitter]
+    cfg.INPUT.PSEUDO.AUGMENTATIONS = ["rotation", "warp"]
+    with pytest.raises(UserError, match="LSJ_AUG"):
+        build_augmentations(cfg, pseudo=True)
+
+
+def test_motion_of_a_pseudo_video_does_not_depend_on_the_scale_drawn() -> None:
+    """Of points of the picture, from its first to its last frame, in diagonals of the picture as it is shown."""
+    height, width = 480, 640
+    y, x = np.mgrid[0.05 * height : 0.95 * height : 9j, 0.05 * width : 0.95 * width : 9j]
+    points = np.stack([x.ravel(), y.ravel(), np.ones(81)])
+    motion, lost = {}, {}
+    for scale in (0.1, 0.4, 1.0, 2.0):
+        cfg = small_cfg(INPUT__RANDOM_FLIP="flip_by_clip")
+        cfg.INPUT.LSJ_AUG.ENABLED, cfg.INPUT.LSJ_AUG.MIN_SCALE, cfg.INPUT.LSJ_AUG.MAX_SCALE = True, scale, scale
+        chain, ways, gone = build_augmentations(cfg, pseudo=True), [], []
+        for seed in range(200):
+            plan = make_plan(chain, seed, frames=3, size=(height, width))
+            assert plan.size == (1024, 1024)
+            shown = (plan.matrices @ points)[:, :2]
+            ways.append(np.linalg.norm(shown[-1] - shown[0], axis=0) / (scale * np.hypot(1024, 768)))
+            gone.append(((shown < 0) | (shown > 1024)).any(axis=(0, 1)).mean())
+        motion[scale], lost[scale] = np.array(ways), np.mean(gone)
+        assert 0.06 < motion[scale].mean() < 0.09
+        assert np.allclose(motion[scale], motion[0.1], rtol=0.02, atol=1e-3)
+    assert lost[0.1] < 0.15 and lost[0.4] < 0.15  # turned out of the picture, no more
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,14 @@ from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 
 from ausm_d2.config import add_ausm_config
-from ausm_d2.data.augmentation import LargeScaleJitter, RandomApply, RandomFlip, RandomRotation, ResizeShortestEdge
+from ausm_d2.data.augmentation import (
+    LargeScaleJitter,
+    RandomApply,
+    RandomCrop,
+    RandomFlip,
+    RandomRotation,
+    ResizeShortestEdge,
+)
 from ausm_d2.data.build import registered_names
 from ausm_d2.data.mapper import ClipMapper
 from tests.data.stubs import moving_square, register
@@ -43,8 +50,15 @@ def test_stage(stage: str, backbone: str) -> None:
     kinds = [type(augmentation) for augmentation in mapper.augmentations]
     assert kinds == [RandomApply, ResizeShortestEdge, RandomFlip]
     kinds = [type(augmentation) for augmentation in mapper.pseudo_augmentations]
-    first = [LargeScaleJitter] if stage == "stage1_coco" else [RandomApply, ResizeShortestEdge]
-    assert kinds == [*first, RandomRotation, RandomFlip]
+    if stage == "stage1_coco":
+        assert kinds == [RandomFlip, RandomRotation, LargeScaleJitter]
+    else:
+        assert kinds == [RandomApply, ResizeShortestEdge, RandomRotation, RandomFlip]
+
+    for crop in (mapper.augmentations[0], mapper.pseudo_augmentations[0]):
+        if isinstance(crop, RandomApply):  # it slides
+            window = crop.augmentations[1]
+            assert isinstance(window, RandomCrop) and window.drift == 1.0
 
     register("stub", [moving_square(0, length=1, size=(90, 120))], task="image")
     mapper.samplers = {"stub": mapper.samplers["coco_2017_train"]}

@@ -55,15 +55,20 @@ def build_augmentations(cfg: CfgNode, pseudo: bool) -> list[Augmentation]:
         resize = ResizeShortestEdge(cfg.INPUT.CROP.RESIZE, keys.MAX_SIZE_TRAIN * 4)
         crop = RandomCrop(keys.CROP.TYPE, keys.CROP.SIZE, cfg.INPUT.CROP.DRIFT)
         chain.append(RandomApply(cfg.INPUT.CROP.PROB, [resize, crop]))
-    if pseudo and cfg.INPUT.LSJ_AUG.ENABLED:
-        lsj = cfg.INPUT.LSJ_AUG
-        chain.append(LargeScaleJitter(lsj.IMAGE_SIZE, lsj.MIN_SCALE, lsj.MAX_SCALE))
-    else:
-        chain.append(ResizeShortestEdge(keys.MIN_SIZE_TRAIN, keys.MAX_SIZE_TRAIN, keys.MIN_SIZE_TRAIN_SAMPLING))
-    chain += [_PATHS[name]() for name in keys.AUGMENTATIONS if name in _PATHS]
+    moves: list[Augmentation] = [_PATHS[name]() for name in keys.AUGMENTATIONS if name in _PATHS]
     vertical = flips[cfg.INPUT.RANDOM_FLIP]
-    if vertical is not None:
-        chain.append(RandomFlip(vertical=vertical))
+    flip: list[Augmentation] = [] if vertical is None else [RandomFlip(vertical=vertical)]
+    if pseudo and cfg.INPUT.LSJ_AUG.ENABLED:
+        if "warp" in keys.AUGMENTATIONS:
+            raise UserError(
+                "INPUT.PSEUDO.AUGMENTATIONS: 'warp' goes by the size of the padded frame, which INPUT.LSJ_AUG makes "
+                "larger than the picture; expected one of the two"
+            )
+        lsj = cfg.INPUT.LSJ_AUG
+        chain += [*flip, *moves, LargeScaleJitter(lsj.IMAGE_SIZE, lsj.MIN_SCALE, lsj.MAX_SCALE)]
+    else:
+        sizes = ResizeShortestEdge(keys.MIN_SIZE_TRAIN, keys.MAX_SIZE_TRAIN, keys.MIN_SIZE_TRAIN_SAMPLING)
+        chain += [sizes, *moves, *flip]
     colours = [name for name in keys.AUGMENTATIONS if name in _COLOURS]
     if colours:
         chain.append(ColourJitter(colours, drift=pseudo))

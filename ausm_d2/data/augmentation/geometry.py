@@ -50,7 +50,10 @@ class RandomFlip(Augmentation):
 
 
 class RandomCrop(Augmentation):
-    """Cut a window of one size; it may drift over the clip, in a straight line and by whole pixels."""
+    """Cut a window of one size; it may slide over the clip, in a straight line and by whole pixels.
+
+    VITA's and GenVIS's window slides too: between two places anywhere in the frame, with sorted random steps.
+    """
 
     def __init__(self, kind: str, size: Sequence[float], drift: float = 0.0) -> None:
         """
@@ -58,7 +61,7 @@ class RandomCrop(Augmentation):
             kind: Detectron2's INPUT.CROP.TYPE: "absolute_range" (smallest, largest side in pixels), "absolute"
                 (height, width), "relative" (of the height, of the width), "relative_range" (those up to 1).
             size: two numbers, read as ``kind`` says.
-            drift: largest way of the window over the clip, relative to its own size.
+            drift: largest way of the window over the clip, relative to its own size; it ends anywhere within.
         """
         if kind not in ("absolute_range", "absolute", "relative", "relative_range") or len(size) != 2:
             raise UserError(
@@ -85,8 +88,8 @@ class RandomCrop(Augmentation):
         path = np.linspace(0.0, 1.0, plan.num_frames)
         starts = []
         for full, cut in zip(plan.size, window, strict=True):
-            first = rng.integers(full - cut + 1)
-            last = np.clip(first + rng.uniform(-self.drift, self.drift) * cut, 0, full - cut)
+            first, way = int(rng.integers(full - cut + 1)), self.drift * cut
+            last = rng.uniform(max(first - way, 0), min(first + way, full - cut))
             starts.append(np.round(first + (last - first) * path))
         plan.transform(translation(-starts[1], -starts[0]), window)
 
@@ -132,7 +135,11 @@ class CropScalePath(Augmentation):
 
 
 class LargeScaleJitter(Augmentation):
-    """Scale to fit a square of ``size``, times a factor drawn per clip, then cut or pad to that square."""
+    """Scale to fit a square of ``size``, times a factor drawn per clip, then cut or pad to that square.
+
+    The padding is to the right and below. Whatever is relative to the picture comes before (VITA: flip, rotation, scale,
+    crop): after it, it would be relative to the square, and the motion would be the larger the smaller the picture is.
+    """
 
     def __init__(self, size: int = 1024, min_scale: float = 0.1, max_scale: float = 2.0) -> None:
         self.size = size
