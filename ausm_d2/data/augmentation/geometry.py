@@ -137,8 +137,8 @@ class CropScalePath(Augmentation):
 class LargeScaleJitter(Augmentation):
     """Scale to fit a square of ``size``, times a factor drawn per clip, then cut or pad to that square.
 
-    The padding is to the right and below. Whatever is relative to the picture comes before (VITA: flip, rotation, scale,
-    crop): after it, it would be relative to the square, and the motion would be the larger the smaller the picture is.
+    The padding is to the right and below. Whatever is relative to the picture comes before (VITA: flip, rotation,
+    scale, crop): after it, it would be relative to the square, and move small pictures more than large ones.
     """
 
     def __init__(self, size: int = 1024, min_scale: float = 0.1, max_scale: float = 2.0) -> None:
