@@ -38,6 +38,24 @@ setup(
     extras_require={
         "cuda": ["mamba-ssm", "causal-conv1d"],  # build against the installed torch: pip install --no-build-isolation
         "demo": ["matplotlib"],
-        "dev": ["einops", "mypy", "pytest", "ruff", "trackeval", "transformers"],
+        "app": ["gradio>=6"],
+        "export": ["onnx", "onnxruntime", "onnxscript"],
+        "ray": ["ray[data]"],
+        "supervision": ["supervision"],
+        "docs": ["pdoc"],
+        "dev": [
+            "build",
+            "einops",
+            "hypothesis",
+            "ipykernel",
+            "mypy",
+            "nbclient",
+            "nbformat",
+            "playwright",
+            "pytest",
+            "ruff",
+            "trackeval",
+            "transformers",
+        ],
     },
 )
