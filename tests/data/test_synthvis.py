@@ -22,7 +22,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ausm_d2.data import synthvis
 from ausm_d2.data.catalog import synthvis as catalog
-from ausm_d2.data.synthvis import CLASSES, HEIGHT, MIN_VISIBLE, NUM_FRAMES, SPLITS, WIDTH, Spec, SynthVis
+from ausm_d2.data.synthvis import CLASSES, HEIGHT, MIN_VISIBLE, NUM_FRAMES, SPLITS, WIDTH, SynthVis
+from ausm_d2.data.synthvis.renderer import Video
+from ausm_d2.data.synthvis.scene import Spec, cast_of
 from ausm_d2.data.video import FrameSource, MaskSource, VideoRecord
 from ausm_d2.errors import UserError
 
@@ -63,9 +65,9 @@ def test_same_bytes_in_another_process_and_order() -> None:
 
 
 def test_number_of_threads_changes_nothing() -> None:
-    one = synthvis._Video(Spec(3), 5).render(9)
+    one = Video(Spec(3), 5).render(9)
     cv2.setNumThreads(4)
-    four = synthvis._Video(Spec(3), 5).render(9)
+    four = Video(Spec(3), 5).render(9)
     assert (one[0] == four[0]).all()
     assert (one[1] == four[1]).all()
 
@@ -109,7 +111,7 @@ def test_masks_are_what_is_seen() -> None:
     """Turn the colours of one object around: the image changes on its mask, and nowhere but there and at its border."""
     checked = 0
     for index in range(12):
-        video = synthvis._Video(Spec(7), index)
+        video = Video(Spec(7), index)
         video.noise, video.gain = 0.0, np.ones(NUM_FRAMES)
         for layer, sprite in zip(video.layers, video.sprites, strict=True):
             if not layer.instance_id:
@@ -135,13 +137,13 @@ def test_masks_are_what_is_seen() -> None:
 def test_hidden_objects_are_not_drawn() -> None:
     checked = 0
     for index in range(15):
-        video = synthvis._Video(Spec(7), index)
+        video = Video(Spec(7), index)
         for frame in range(0, NUM_FRAMES, 4):
             image, owner = video.render(frame)
             hidden = [i for i, a in enumerate(video.layers) if a.instance_id and not (owner == a.instance_id).any()]
             if not hidden:
                 continue
-            fewer = synthvis._Video(Spec(7), index)
+            fewer = Video(Spec(7), index)
             fewer.layers = [layer for i, layer in enumerate(fewer.layers) if i not in hidden]
             fewer.sprites = [sprite for i, sprite in enumerate(fewer.sprites) if i not in hidden]
             assert (fewer.render(frame)[0] == image).all()
@@ -281,7 +283,7 @@ def test_optical_flow_is_not_enough(courses: list[Course]) -> None:
 
 def test_other_seeds_are_alike() -> None:
     for seed in catalog.EXTRA_SEEDS:
-        casts = [synthvis._cast(Spec(seed), index) for index in range(SPLITS["val"][1])]
+        casts = [cast_of(Spec(seed), index) for index in range(SPLITS["val"][1])]
         objects = sum(len(cast.classes) for cast in casts)
         assert 3.2 <= objects / len(casts) <= 3.7
         assert 0.13 <= sum(len(cast.small) for cast in casts) / objects <= 0.21
