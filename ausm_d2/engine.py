@@ -23,8 +23,9 @@ from ausm_d2.data.build import TrainLoader, build_test_loader, build_train_loade
 from ausm_d2.data.catalog import register_from_config
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation.evaluators import Scores, VideoEvaluators, build_evaluator
+from ausm_d2.evaluation.references import references
 from ausm_d2.io import atomic_write
-from ausm_d2.streaming.baselines import references
+from ausm_d2.streaming.single_frames import SingleFrames
 from ausm_d2.training.solver import build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ class Trainer(DefaultTrainer):
             if not cfg.TEST.AUSM.BASELINES:
                 continue
             task = MetadataCatalog.get(dataset_name).task
-            for key, reference in references(task, ausm).items():
+            for key, reference in references(task, SingleFrames(ausm)).items():
                 logger.info("Reference on %s: %s", dataset_name, reference.name)
                 own = cfg.clone()  # as TEST.AUSM.RESUME has it, each keeps its results in a folder of its own
                 own.defrost()

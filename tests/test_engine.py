@@ -16,7 +16,7 @@ from ausm_d2.data.synthvis import CLASSES, SynthVis
 from ausm_d2.engine import Trainer, check_datasets, results_table
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation import vos
-from ausm_d2.streaming.baselines import FlowMask
+from ausm_d2.evaluation.references import FlowMask
 from tests.tiny import tiny_cfg, tiny_model
 
 NAMES = ("tiny_val", "tiny_val_vos")

@@ -97,16 +97,16 @@ def check_video(record: VideoRecord) -> Findings:
 def _check_video(record: VideoRecord, found: Findings) -> None:
     categories = {instance.instance_id: instance.category_id for instance in record.instances}
     seen: dict[int, int] = {}  # class by object
-    labelled = [True] * record.length if record.labelled is None else record.labelled
-    if len(labelled) != record.length:
-        problem(f"video {record.name}: {len(labelled)} frames are described, but the video has {record.length}")
+    if record.labelled is not None and len(record.labelled) != record.length:
+        described = len(record.labelled)
+        problem(f"video {record.name}: {described} frames are described, but the video has {record.length}")
     for index, name in enumerate(record.frames.names):
         found.frames += 1
         try:
             read_frame(record, index)
         except UserError as error:
             problem(str(error))
-        if record.masks is None or index >= len(labelled) or not labelled[index]:
+        if record.masks is None or not record.is_labelled(index):
             continue
         found.labelled += 1
         try:

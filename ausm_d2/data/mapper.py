@@ -103,7 +103,7 @@ class ClipMapper:
         metadata = MetadataCatalog.get(dataset_name)
         sampler = self.samplers[dataset_name]
         pseudo = metadata.task == "image"
-        indices = [0] * sampler.num_frames if pseudo else sampler(labelled_frames(record), rng)
+        indices = [0] * sampler.num_frames if pseudo else sampler(_frames_to_draw(record), rng)
         plan = ClipPlan.identity(len(indices), (record.height, record.width))
         for augmentation in self.pseudo_augmentations if pseudo else self.augmentations:
             augmentation(plan, rng)
@@ -117,7 +117,7 @@ class ClipMapper:
             clip.paste(self._render(other, indices, pasted_plan, rng), rng)
             clip.limit(self.max_instances, rng)
 
-        labelled = [record.labelled is None or record.labelled[index] for index in indices]
+        labelled = [record.is_labelled(index) for index in indices]
         return {
             "image": torch.from_numpy(clip.image),
             "masks": torch.from_numpy(clip.masks),
@@ -223,16 +223,13 @@ def _passing_by(plan: ClipPlan, size: tuple[int, int], rng: np.random.Generator)
     return other
 
 
-def labelled_frames(record: VideoRecord) -> Sequence[int]:
+def _frames_to_draw(record: VideoRecord) -> list[int]:
     """Indices of the frames that carry labels, ascending.
 
     Raises:
         UserError: there is none.
     """
-    if record.labelled is None:
-        frames: Sequence[int] = range(record.length)
-    else:
-        frames = [index for index, labelled in enumerate(record.labelled) if labelled]
+    frames = record.labelled_frames
     if not frames:
         raise UserError(f"video {record.name}: has no frame with labels (of {record.length} frames)")
     return frames

@@ -15,7 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ausm_d2.masks.rle import StoredMask
+from ausm_d2.errors import UserError
+from ausm_d2.masks.rle import StoredMask, decode, to_rle
 
 
 @runtime_checkable
@@ -70,6 +71,33 @@ class VideoRecord:
     def length(self) -> int:
         """Number of frames T."""
         return len(self.frames)
+
+    def is_labelled(self, frame: int) -> bool:
+        """Whether a frame carries labels (or would, if this were not a test set)."""
+        return self.labelled is None or (frame < len(self.labelled) and self.labelled[frame])
+
+    @property
+    def labelled_frames(self) -> list[int]:
+        """Indices of the frames that carry labels, ascending."""
+        return [frame for frame in range(self.length) if self.is_labelled(frame)]
+
+    def prompts(self) -> dict[int, dict[int, np.ndarray]]:
+        """The masks that are given to the model: bool (H, W) by frame, then by object id.
+
+        Raises:
+            UserError: no object is prompted, or one has no mask in the frame it is prompted at.
+        """
+        if self.masks is None or self.prompt_frames is None:
+            raise UserError(f"video {self.name}: has no masks to prompt with")
+        prompts: dict[int, dict[int, np.ndarray]] = {}
+        for object_id, frame in self.prompt_frames.items():
+            rle = to_rle(self.masks.read(frame).get(object_id), self.height, self.width)
+            if rle is None:
+                raise UserError(
+                    f"video {self.name}: object {object_id} has no mask in frame {frame}, where it is prompted"
+                )
+            prompts.setdefault(frame, {})[object_id] = decode(rle)
+        return prompts
 
 
 class DeferredRecord(VideoRecord):

@@ -73,7 +73,7 @@ class _OneFrame:
 
 
 def _still(record: VideoRecord) -> VideoRecord:
-    labelled = [i for i in range(record.length) if record.labelled is None or record.labelled[i]]
+    labelled = record.labelled_frames
     one = _OneFrame(record.frames, record.masks, labelled[len(labelled) // 2] if labelled else record.length // 2)
     visible = one.read(0) if record.masks is not None else {}
     return VideoRecord(

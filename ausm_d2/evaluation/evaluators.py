@@ -22,10 +22,12 @@ from detectron2.utils.file_io import PathManager
 
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
-from ausm_d2.evaluation import vos, writers, ytvis
+from ausm_d2.evaluation import vos, ytvis
 from ausm_d2.evaluation.parallel import available_cores, in_parallel
 from ausm_d2.evaluation.reappearance import Reappearances, count_reappearances
 from ausm_d2.evaluation.results import ResultFolder
+from ausm_d2.evaluation.submission import archive
+from ausm_d2.evaluation.submission.base import DataSet
 from ausm_d2.evaluation.tracks import Track, true_masks, true_tracks
 from ausm_d2.evaluation.video_evaluator import Scores, VideoEvaluator
 
@@ -44,9 +46,9 @@ class YTVISEvaluator(VideoEvaluator):
             evaluation.add(record.video_id, true_tracks(record), predicted_tracks(self.results, record))
         scores = evaluation.scores(class_names)
         logger.info("AP on %s:\n%s", self.dataset_name, ytvis.table(scores))
-        form = writers.FORMATS[self.metadata.evaluator_type]
-        data = writers.DataSet.of(self.dataset_name, self.records)
-        writers.write(self.output_dir / "results.json", form.members(data, self.results))
+        form = archive.FORMATS[self.metadata.evaluator_type]
+        data = DataSet.of(self.dataset_name, self.records)
+        archive.write(self.output_dir / "results.json", form.members(data, self.results))
         per_category = {f"AP-{name}": value for name, value in scores.pop("per_category").items()}
         return {"segm": {name: value for name, value in {**scores, **per_category}.items() if value is not None}}
 
@@ -129,7 +131,7 @@ class ReappearanceEvaluator(VideoEvaluator):
 
     def _count(self, record: VideoRecord) -> Reappearances:
         counts = Reappearances()
-        frames = vos.labelled_frames(record)
+        frames = record.labelled_frames
         output = self.results.read(record)
         unprompted = [track["segmentations"] for track in output.best_classes()]
         for object_id, masks in true_masks(record).items():

@@ -17,8 +17,9 @@ from detectron2.utils import comm
 from ausm_d2.data.build import get_records
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
-from ausm_d2.evaluation import vos, writers
+from ausm_d2.evaluation import vos
 from ausm_d2.evaluation.results import ResultFolder
+from ausm_d2.evaluation.submission import archive
 from ausm_d2.io import atomic_write
 
 Scores = dict[str, dict[str, float]]
@@ -157,4 +158,4 @@ class VideoEvaluator(DatasetEvaluator):
 
     def submit(self) -> None:
         """Write what the data set's server scores."""
-        writers.write_submission(self.dataset_name, self.records, self.results, self.output_dir)
+        archive.write_submission(self.dataset_name, self.records, self.results, self.output_dir)

@@ -94,7 +94,7 @@ def score_record(
     """
     assert record.masks is not None
     frames = scored_frames(record)
-    if skip_last_frame and frames[-1:] == labelled_frames(record)[-1:]:
+    if skip_last_frame and frames[-1:] == record.labelled_frames[-1:]:
         frames = frames[:-1]
     prompts = record.prompt_frames or {}
     evaluators: dict[int, ObjectEvaluator] = {}
@@ -113,11 +113,6 @@ def score_record(
     return _conclude(record.name, evaluators)
 
 
-def labelled_frames(record: VideoRecord) -> list[int]:
-    """The frames that carry labels."""
-    return [frame for frame in range(record.length) if record.labelled is None or record.labelled[frame]]
-
-
 def scored_frames(record: VideoRecord) -> list[int]:
     """The frames on which objects can be scored: those that carry labels and come after a prompt.
 
@@ -126,7 +121,7 @@ def scored_frames(record: VideoRecord) -> list[int]:
     prompts = record.prompt_frames or {}
     if not prompts or record.masks is None:
         return []
-    labelled = labelled_frames(record)
+    labelled = record.labelled_frames
     frames = [frame for frame in labelled if frame > min(prompts.values())]
     if not set(prompts.values()).issuperset(labelled):
         return frames

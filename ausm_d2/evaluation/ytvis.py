@@ -23,8 +23,8 @@ from pycocotools import mask as coco_mask
 
 from ausm_d2.errors import cli
 from ausm_d2.evaluation.average_precision import METRICS, MOST_DETECTIONS, Detections, match, summarise
-from ausm_d2.evaluation.track_files import GroundTruth, Video, read_results, read_truth
 from ausm_d2.evaluation.tracks import Track, VideoId, measured_overlaps
+from ausm_d2.evaluation.ytvis_files import GroundTruth, Video, read_results, read_truth
 from ausm_d2.io import atomic_write
 
 __all__ = [

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
-from ausm_d2.masks.rle import Rle, decode, encode, to_rle
+from ausm_d2.masks.rle import Rle, encode
 from ausm_d2.streaming.refine import Visit, crop, visits
 from ausm_d2.streaming.stream import FrameOutput, Stream
 
@@ -289,25 +289,8 @@ def best_tracks(masks: dict[int, list[Rle | None]], scores: dict[int, Tensor], s
     ]
 
 
-def given_masks(record: VideoRecord) -> dict[int, dict[int, np.ndarray]]:
-    """The prompts of a record: bool (H, W) masks by frame, then by object id.
-
-    Raises:
-        UserError: if an object has no mask in the frame it is given at.
-    """
-    if record.masks is None or record.prompt_frames is None:
-        raise UserError(f"video {record.name}: has no masks to prompt with")
-    prompts: dict[int, dict[int, np.ndarray]] = {}
-    for object_id, frame in record.prompt_frames.items():
-        rle = to_rle(record.masks.read(frame).get(object_id), record.height, record.width)
-        if rle is None:
-            raise UserError(f"video {record.name}: object {object_id} has no mask in frame {frame}, where it is given")
-        prompts.setdefault(frame, {})[object_id] = decode(rle)
-    return prompts
-
-
 def _segment_prompted(model: AUSM, record: VideoRecord, settings: VideoSettings, *, overlap: bool) -> dict[str, Any]:
-    prompts = given_masks(record)
+    prompts = record.prompts()
     stream = FrameStream(model, settings, head=settings.prompt_head, detect=False)
     objects: dict[int, list[Rle | None]] = {
         object_id: [None] * record.length for by_id in prompts.values() for object_id in by_id

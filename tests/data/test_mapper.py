@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ausm_d2.data.mapper import ClipMapper, labelled_frames
+from ausm_d2.data.mapper import ClipMapper
 from ausm_d2.data.video import Instance, VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.masks.rle import encode
@@ -51,7 +51,7 @@ def test_only_labelled_frames_are_drawn() -> None:
     item = one_item(record)
     assert item["frame_indices"] == [0, 2, 4, 6] and item["labelled"].all()
     with pytest.raises(UserError, match=r"video0: has no frame with labels \(of 8 frames\)"):
-        labelled_frames(replace(record, labelled=[False] * 8))
+        one_item(replace(record, labelled=[False] * 8))
 
 
 def test_clip_played_backwards_has_its_masks_backwards() -> None:

@@ -20,7 +20,6 @@ from ausm_d2.streaming.predictor import VideoPredictor
 from ausm_d2.streaming.state import FREE, StreamState
 from ausm_d2.streaming.step import FrameStep, rows_in_use
 from ausm_d2.streaming.stream import Stream
-from ausm_d2.streaming.video import given_masks
 from tests.streaming.test_state import frames, tensors
 from tests.tiny import tiny_model
 
@@ -181,7 +180,7 @@ def follow(*opts: Any) -> list[Tensor]:
     """The masks (N, H, W) of every frame of a short video whose objects are given, with the trained weights."""
     record = SynthVis(SPLITS["val"][0], 2, 8, complete=True)[1]
     images = [np.ascontiguousarray(record.frames[t][..., ::-1]) for t in range(record.length)]
-    session = VideoPredictor(load_config("configs/synth/ausm_nano.yaml", opts)).start(images[0], given_masks(record)[0])
+    session = VideoPredictor(load_config("configs/synth/ausm_nano.yaml", opts)).start(images[0], record.prompts()[0])
     results = [session.result, *(session.step(image) for image in images[1:])]
     return [result.instances.pred_masks.cpu() for result in results]
 

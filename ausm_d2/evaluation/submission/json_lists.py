@@ -11,7 +11,7 @@ from typing import Any
 
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.evaluation.results import ResultFolder
-from ausm_d2.evaluation.submission import DataSet, Files, Format, Member
+from ausm_d2.evaluation.submission.base import DataSet, Files, Format, Member
 from ausm_d2.masks.rle import Rle, first_invalid, to_rle
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.evaluation.results import ResultFolder
-from ausm_d2.evaluation.submission import DataSet, Files, Format, Member
+from ausm_d2.evaluation.submission.base import DataSet, Files, Format, Member
 from ausm_d2.masks.png import decode_picture, encode_mask_png
 from ausm_d2.masks.rle import decode
 
@@ -89,6 +89,6 @@ class ObjectTree(MaskTree):
 
     def expected(self, record: VideoRecord) -> Iterator[tuple[str, int, int | None]]:
         for object_id, prompt in sorted((record.prompt_frames or {}).items()):
-            for frame in range(prompt, record.length):
-                if record.labelled is None or record.labelled[frame]:
+            for frame in record.labelled_frames:
+                if frame >= prompt:
                     yield f"{record.name}/{object_id:03d}/{record.frames.names[frame]}.png", frame, object_id

@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.evaluation.results import ResultFolder
-from ausm_d2.evaluation.submission import DataSet, Files, Format, Member
+from ausm_d2.evaluation.submission.base import DataSet, Files, Format, Member
 
 
 class MOTText(Format):

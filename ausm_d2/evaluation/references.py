@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""References: what a model has to beat. Called as a model in evaluation mode is: test items -> one result each.
+"""Baselines that a model has to beat. They are called like a model in evaluation mode: test items -> one result each.
 
 Shape shorthand:
     H, W: stored frame size
@@ -12,21 +12,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
-from detectron2.evaluation import inference_context
 from pycocotools import mask as coco_mask
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.masks.rle import Rle, encode
-from ausm_d2.streaming.video import FrameStream, best_tracks, given_masks, shown_rows
-
-if TYPE_CHECKING:
-    from ausm_d2.meta_arch import AUSM
 
 
 class Reference(ABC):
@@ -51,7 +46,7 @@ class CopiedMask(Reference):
     def segment(self, item: dict[str, Any]) -> dict[str, Any]:
         record: VideoRecord = item["record"]
         objects: dict[int, list[Rle | None]] = {}
-        for frame, masks in given_masks(record).items():
+        for frame, masks in record.prompts().items():
             for object_id, mask in masks.items():
                 objects[object_id] = [None] * frame + [encode(mask)] * (record.length - frame)
         return {"video_id": record.video_id, "objects": objects}
@@ -70,7 +65,7 @@ class FlowMask(Reference):
 
     def segment(self, item: dict[str, Any]) -> dict[str, Any]:
         record: VideoRecord = item["record"]
-        prompts = given_masks(record)
+        prompts = record.prompts()
         objects: dict[int, list[Rle | None]] = {
             object_id: [None] * record.length for masks in prompts.values() for object_id in masks
         }
@@ -104,6 +99,16 @@ class _Track:
     class_sums: Tensor  # (K): class probabilities, summed over the detections
 
 
+class Detector(Protocol):
+    """What :class:`FrameByFrame` asks of a model; see :class:`ausm_d2.streaming.single_frames.SingleFrames`."""
+
+    def detect(self, frame: np.ndarray, head: str) -> tuple[list[Rle], Tensor]:
+        """Masks (R) and class probabilities (R, K) of a frame, uint8 (H, W, 3) RGB, seen on its own."""
+
+    def best_tracks(self, masks: dict[int, list[Rle | None]], scores: dict[int, Tensor]) -> list[dict[str, Any]]:
+        """The result entries of a video, best first, from masks (T) and class scores (K) by track."""
+
+
 class FrameByFrame(Reference):
     """The same weights on every frame by itself, without any history; detections are linked by the overlap of masks.
 
@@ -114,39 +119,29 @@ class FrameByFrame(Reference):
 
     name = "frame by frame, IoU linking"
 
-    def __init__(self, model: AUSM, *, min_overlap: float = 0.1) -> None:
+    def __init__(self, detector: Detector, *, min_overlap: float = 0.1) -> None:
         """
         Args:
-            model: the weights; also how frames are resized, and which detections and results are kept.
+            detector: the model.
             min_overlap: intersection over union from which a detection continues a track.
         """
-        self.model = model
+        self.detector = detector
         self.min_overlap = min_overlap
 
     def segment(self, item: dict[str, Any]) -> dict[str, Any]:
         record: VideoRecord = item["record"]
         tracks: list[_Track] = []
-        with inference_context(self.model):
-            for frame in range(record.length):
-                masks, probabilities = self._detect(record.frames[frame], item["head"])
-                self._link(tracks, frame, masks, probabilities, record.length)
+        for frame in range(record.length):
+            masks, probabilities = self.detector.detect(record.frames[frame], item["head"])
+            self._link(tracks, frame, masks, probabilities, record.length)
         numbered = dict(enumerate(tracks, 1))
         return {
             "video_id": record.video_id,
-            "tracks": best_tracks(
+            "tracks": self.detector.best_tracks(
                 {track_id: track.segmentations for track_id, track in numbered.items()},
                 {track_id: track.class_sums / (record.length - track.begun) for track_id, track in numbered.items()},
-                self.model.video,
             ),
         }
-
-    def _detect(self, frame: np.ndarray, head: str) -> tuple[list[Rle], Tensor]:
-        """Masks (R) and class probabilities (R, K) of a frame (H, W, 3), in a stream that begins and ends with it."""
-        stream = FrameStream(self.model, self.model.video, head=head, detect=True)
-        shown = shown_rows(stream.step(frame))
-        masks = (stream.logits(shown) > 0).cpu().numpy()
-        kept = [row for row, mask in enumerate(masks) if mask.any()]
-        return [encode(masks[row]) for row in kept], shown.probabilities[kept]
 
     def _link(self, tracks: list[_Track], frame: int, masks: list[Rle], probabilities: Tensor, length: int) -> None:
         """Continue ``tracks`` with the detections of a frame; those that fit none begin tracks of their own."""
@@ -167,10 +162,10 @@ class FrameByFrame(Reference):
             track.segmentations[frame] = mask
 
 
-def references(task: str, model: AUSM) -> dict[str, Reference]:
-    """The references for a data set's task, by a key that fits into file names; none for images."""
+def references(task: str, detector: Detector) -> dict[str, Reference]:
+    """The baselines for a data set's task, by a key that fits into file names; none for images."""
     if task == "vos":
         return {"first_mask": CopiedMask(), "optical_flow": FlowMask()}
     if task == "vis":
-        return {"frame_by_frame": FrameByFrame(model)}
+        return {"frame_by_frame": FrameByFrame(detector)}
     return {}

@@ -17,6 +17,8 @@ from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation import writers
 from ausm_d2.evaluation.results import ResultFolder
+from ausm_d2.evaluation.submission import archive
+from ausm_d2.evaluation.submission.base import DataSet, Files, Member
 from ausm_d2.masks.rle import encode
 from tests.data.stubs import ArrayFrames
 
@@ -93,24 +95,24 @@ def write(kind: str, path: Path, form: str = "") -> Path:
     return path
 
 
-def picture(files: writers.Files, name: str) -> np.ndarray:
+def picture(files: Files, name: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(files.read(name))))
 
 
 def test_what_is_written_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for kind in TYPES:
         path = write(kind, tmp_path / kind / "submission.zip")
-        assert writers.check(path, f"write_{kind}") == []
+        assert archive.check(path, f"write_{kind}") == []
         assert writers.main(["check", str(path), "--dataset", f"write_{kind}"]) == 0
         assert f"can be submitted for write_{kind}" in capsys.readouterr().out
     for kind in ("vos", "sav"):
-        assert writers.check(write(kind, tmp_path / kind / "tree"), f"write_{kind}") == []
+        assert archive.check(write(kind, tmp_path / kind / "tree"), f"write_{kind}") == []
     for kind in ("vos", "ytvis"):
-        assert writers.check(write(kind, tmp_path / kind / "mot.zip", "mot"), f"write_{kind}", "mot") == []
+        assert archive.check(write(kind, tmp_path / kind / "mot.zip", "mot"), f"write_{kind}", "mot") == []
 
 
 def test_youtube_vis(tmp_path: Path) -> None:
-    files = writers.Files(write("ytvis", tmp_path / "a.zip"))
+    files = Files(write("ytvis", tmp_path / "a.zip"))
     assert files.names == ["results.json"]
     entries = json.loads(files.read("results.json"))
     assert [(entry["video_id"], entry["category_id"], entry["score"]) for entry in entries] == [
@@ -123,7 +125,7 @@ def test_youtube_vis(tmp_path: Path) -> None:
 
 
 def test_coco(tmp_path: Path) -> None:
-    files = writers.Files(write("coco", tmp_path / "a.zip"))
+    files = Files(write("coco", tmp_path / "a.zip"))
     assert files.names == ["detections_write_coco_ausm_results.json"]
     entry = json.loads(files.read(files.names[0]))[0]
     assert entry == {"image_id": 10, "category_id": 4, "score": 0.5, "segmentation": encode(mask(0))}
@@ -133,7 +135,7 @@ def test_trees(tmp_path: Path) -> None:
     expected = mask(0).astype(int)
     expected[mask(2)] = 3
     for kind, top, frames in (("vos", "", (0, 1, 2, 3)), ("ytvos", "Annotations/", (0, 1, 3))):
-        files = writers.Files(write(kind, tmp_path / f"{kind}.zip"))
+        files = Files(write(kind, tmp_path / f"{kind}.zip"))
         assert files.names == [f"{top}v{video}/{frame:05d}.png" for video in (10, 20) for frame in frames]
         assert np.array_equal(picture(files, files.names[0]), mask(0))
         assert np.array_equal(picture(files, files.names[1]), expected)
@@ -141,7 +143,7 @@ def test_trees(tmp_path: Path) -> None:
 
 def test_objects_of_sa_v_overlap(tmp_path: Path) -> None:
     """Labelled frames only, and an object from its prompt on; object 0 is one."""
-    files = writers.Files(write("sav", tmp_path / "tree"))
+    files = Files(write("sav", tmp_path / "tree"))
     of_one = ["000/00000.png", "000/00002.png", "003/00002.png"]
     assert files.names == [f"{video}/{name}" for video in ("v10", "v20") for name in of_one]
     assert np.array_equal(picture(files, "v10/000/00002.png") > 0, mask(0))
@@ -149,14 +151,14 @@ def test_objects_of_sa_v_overlap(tmp_path: Path) -> None:
 
 
 def test_mot(tmp_path: Path) -> None:
-    files = writers.Files(write("ytvis", tmp_path / "a.zip", "mot"))
+    files = Files(write("ytvis", tmp_path / "a.zip", "mot"))
     assert files.names == ["v10.txt", "v20.txt"]
     lines = files.read("v10.txt").decode().splitlines()
     # A track once, with its best score; ids, frames and pixels from 1.
     assert lines[:3] == ["1,1,1,2,3,3,0.75,-1,-1,-1", "2,1,1,2,3,3,0.75,-1,-1,-1", "2,6,3,2,3,3,0.25,-1,-1,-1"]
     assert len(lines) == 7
     # A user's ids stay what they are, if MOTChallenge can have them.
-    lines = writers.Files(write("vos", tmp_path / "b.zip", "mot")).read("v10.txt").decode().splitlines()
+    lines = Files(write("vos", tmp_path / "b.zip", "mot")).read("v10.txt").decode().splitlines()
     assert {line.split(",")[1] for line in lines} == {"1", "3"}
 
 
@@ -164,19 +166,19 @@ def test_nothing_half_written(tmp_path: Path) -> None:
     results = results_of("vos", tmp_path / "videos")
     records = DatasetCatalog.get("write_vos")
     results.path(records[1]).write_text("{}")
-    data = writers.DataSet.of("write_vos", records)
+    data = DataSet.of("write_vos", records)
 
-    def members() -> Iterator[writers.Member]:
-        yield from list(writers.FORMATS["vos"].members(data, results))[:3]
+    def members() -> Iterator[Member]:
+        yield from list(archive.FORMATS["vos"].members(data, results))[:3]
         raise KeyboardInterrupt
 
     for name in ("a.zip", "tree"):
         with pytest.raises(KeyboardInterrupt):
-            writers.write(tmp_path / name, members())
+            archive.write(tmp_path / name, members())
     assert [path.name for path in tmp_path.iterdir()] == ["videos"]
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="mine: exists already"):
-        writers.write(tmp_path / "mine", [])
+        archive.write(tmp_path / "mine", [])
     results.path(records[1]).unlink()
     with pytest.raises(UserError, match="1 videos have no result, the first of them v20"):
         writers.main(["write", str(results.folder), str(tmp_path / "b.zip"), "--dataset", "write_vos"])
@@ -227,7 +229,7 @@ def test_entries_that_a_server_refuses(tmp_path: Path, change: dict[str, Any], p
     content = json.dumps([VIS_ENTRY, {**VIS_ENTRY, **change}]).encode()
     path = zipped(tmp_path / "a.zip", {"results.json": content})
     expected = [] if problem is None else [f"results.json: entry 1: {problem}"]
-    assert writers.check(path, "write_ytvis") == expected
+    assert archive.check(path, "write_ytvis") == expected
 
 
 @pytest.mark.parametrize(
@@ -244,14 +246,14 @@ def test_entries_that_a_server_refuses(tmp_path: Path, change: dict[str, Any], p
     ],
 )
 def test_files_that_a_server_refuses(tmp_path: Path, files: dict[str, bytes], problems: list[str]) -> None:
-    assert writers.check(zipped(tmp_path / "a.zip", files), "write_ytvis") == problems
+    assert archive.check(zipped(tmp_path / "a.zip", files), "write_ytvis") == problems
 
 
 def test_a_file_that_is_no_zip(tmp_path: Path) -> None:
     path = write("ytvis", tmp_path / "results.json")
-    assert writers.check(path, "write_ytvis") == ["not a zip: servers take a zip with results.json at its root"]
+    assert archive.check(path, "write_ytvis") == ["not a zip: servers take a zip with results.json at its root"]
     with pytest.raises(UserError, match=r"none\.zip: no such file or folder"):
-        writers.check(tmp_path / "none.zip", "write_ytvis")
+        archive.check(tmp_path / "none.zip", "write_ytvis")
 
 
 @pytest.mark.parametrize("kind", ["ytvis", "vos"])
@@ -261,7 +263,7 @@ def test_a_zip_that_is_damaged(tmp_path: Path, kind: str) -> None:
     content[60:90] = b"?" * 30  # in the first file
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"a\.zip: .* in it cannot be read: "):
-        writers.check(path, f"write_{kind}")
+        archive.check(path, f"write_{kind}")
 
 
 def png(ids: np.ndarray) -> bytes:
@@ -283,11 +285,11 @@ def png(ids: np.ndarray) -> bytes:
     ],
 )
 def test_trees_that_a_server_refuses(tmp_path: Path, name: str, content: bytes | None, problem: str) -> None:
-    files = writers.Files(write("vos", tmp_path / "a.zip"))
+    files = Files(write("vos", tmp_path / "a.zip"))
     contents: dict[str, Any] = {each: files.read(each) for each in files.names}
     contents[name] = content
     changed = {each: value for each, value in contents.items() if value is not None}
-    assert writers.check(zipped(tmp_path / "b.zip", changed), "write_vos") == [problem]
+    assert archive.check(zipped(tmp_path / "b.zip", changed), "write_vos") == [problem]
 
 
 @pytest.mark.parametrize(
@@ -303,19 +305,19 @@ def test_trees_that_a_server_refuses(tmp_path: Path, name: str, content: bytes |
 def test_coco_entries_that_a_server_refuses(tmp_path: Path, change: dict[str, Any], problem: str | None) -> None:
     entry = {"image_id": 10, "category_id": 4, "score": 0.5, "segmentation": encode(mask(0)), **change}
     name = "detections_val2017_mine_results.json"
-    found = writers.check(zipped(tmp_path / "a.zip", {name: json.dumps([entry]).encode()}), "write_coco")
+    found = archive.check(zipped(tmp_path / "a.zip", {name: json.dumps([entry]).encode()}), "write_coco")
     assert not found if problem is None else len(found) == 1 and found[0].startswith(f"{name}: entry 0: {problem}")
 
 
 def test_object_folders_that_a_server_refuses(tmp_path: Path) -> None:
     """SA-V: one object a picture, with the value that it likes."""
-    files = writers.Files(write("sav", tmp_path / "a.zip"))
+    files = Files(write("sav", tmp_path / "a.zip"))
     contents = {name: files.read(name) for name in files.names}
     contents["v10/003/00002.png"] = png(mask(0) * 255)
-    assert writers.check(zipped(tmp_path / "b.zip", contents), "write_sav") == []
+    assert archive.check(zipped(tmp_path / "b.zip", contents), "write_sav") == []
     contents["v10/003/00002.png"] = png(mask(0) * 1 + mask(4) * 2)
     contents["v20/3/00002.png"] = contents.pop("v20/003/00002.png")
-    assert writers.check(zipped(tmp_path / "c.zip", contents), "write_sav") == [
+    assert archive.check(zipped(tmp_path / "c.zip", contents), "write_sav") == [
         "v10/003/00002.png: values [0, 1, 2], expected one object in black and white",
         "v20/003/00002.png: missing",
         "v20/3/00002.png: a file too many",
@@ -328,7 +330,7 @@ def test_a_top_folder_too_many_or_too_few(tmp_path: Path, capsys: pytest.Capture
         ("ytvos", "vos", "at its root: v10, v20 found; expected Annotations/..."),
     ):
         path = write(other, tmp_path / f"{other}.zip")
-        assert message in writers.check(path, f"write_{kind}")
+        assert message in archive.check(path, f"write_{kind}")
         assert writers.main(["check", str(path), "--dataset", f"write_{kind}"]) == 1
         assert "missing" in capsys.readouterr().out
 
@@ -345,7 +347,7 @@ def test_a_top_folder_too_many_or_too_few(tmp_path: Path, capsys: pytest.Capture
 def test_mot_lines_that_a_server_refuses(tmp_path: Path, line: str, problem: str) -> None:
     text = f"2,1,1,1,3,3,1,-1,-1,-1\n{line}\n"
     path = zipped(tmp_path / "a.zip", {"v10.txt": text.encode(), "v20.txt": b""})
-    assert writers.check(path, "write_ytvis", "mot") == [f"v10.txt, line 2: {problem}"]
+    assert archive.check(path, "write_ytvis", "mot") == [f"v10.txt, line 2: {problem}"]
 
 
 def test_a_data_set_of_ones_own_is_known_by_the_config(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ausm_d2.data.synthvis import SynthVis
 from ausm_d2.data.video import Instance, VideoRecord
+from ausm_d2.evaluation.references import CopiedMask, FlowMask, FrameByFrame, references
 from ausm_d2.masks.rle import Rle, decode, encode
-from ausm_d2.streaming.baselines import CopiedMask, FlowMask, FrameByFrame, references
+from ausm_d2.streaming.single_frames import SingleFrames
 from tests.data.stubs import ArrayFrames, ListedMasks
 from tests.tiny import tiny_model
 
@@ -89,16 +90,15 @@ def test_flow_loses_what_leaves_the_picture() -> None:
     assert result["objects"][1][7] is None
 
 
-class Scripted(FrameByFrame):
-    """Linking of detections that are made up: by frame, (mask, class probabilities)."""
+class Scripted(SingleFrames):
+    """Detections that are made up: by frame, (mask, class probabilities)."""
 
     def __init__(self, detections: list[list[tuple[np.ndarray, list[float]]]], **settings: Any) -> None:
-        model = nn.Module()
-        model.video = SimpleNamespace(topk=10, topk_scope="video")
-        super().__init__(model, **settings)
+        super().__init__(SimpleNamespace(video=SimpleNamespace(topk=10, topk_scope="video")))
         self.detections = detections
+        self.settings = settings
 
-    def _detect(self, frame: np.ndarray, head: str) -> tuple[list[Rle], Tensor]:
+    def detect(self, frame: np.ndarray, head: str) -> tuple[list[Rle], Tensor]:
         found = self.detections[frame[0, 0, 0]]
         probabilities = torch.tensor([p for _, p in found], dtype=torch.float64).view(-1, CLASSES)
         return [encode(mask) for mask, _ in found], probabilities
@@ -107,7 +107,7 @@ class Scripted(FrameByFrame):
         """Entries of the result by track id and class."""
         length = len(self.detections)
         frames = [np.full((*SIZE, 3), t, np.uint8) for t in range(length)]
-        [result] = self([item(record({1: [box(0)] * length}, frames), "vis")])
+        [result] = FrameByFrame(self, **self.settings)([item(record({1: [box(0)] * length}, frames), "vis")])
         tracks: dict[int, dict[int, Any]] = {}
         for entry in result["tracks"]:
             tracks.setdefault(entry["track_id"], {})[entry["category_id"]] = entry
@@ -156,10 +156,10 @@ def test_no_detections() -> None:
 def test_frames_are_segmented_without_any_history() -> None:
     video = SynthVis(5, 1, 3, complete=True)[0]
     model = tiny_model("TEST.AUSM.FG_THRESHOLD", 0.0, "TEST.AUSM.TOPK", 1000)  # untrained: everything counts
-    reference = FrameByFrame(model)
-    masks = [reference._detect(video.frames[t], "synthvis")[0] for t in range(3)]
+    detector = SingleFrames(model)
+    masks = [detector.detect(video.frames[t], "synthvis")[0] for t in range(3)]
     assert masks[2]
-    [result] = reference([item(video, "vis")])
+    [result] = FrameByFrame(detector)([item(video, "vis")])
     found = {t: [e["segmentations"][t]["counts"] for e in result["tracks"] if e["segmentations"][t]] for t in range(3)}
     assert {t: set(counts) for t, counts in found.items()} == {
         t: {mask["counts"] for mask in of} for t, of in enumerate(masks)
@@ -168,7 +168,7 @@ def test_frames_are_segmented_without_any_history() -> None:
 
 
 def test_references_by_task() -> None:
-    model = tiny_model()
-    assert [type(each) for each in references("vos", model).values()] == [CopiedMask, FlowMask]
-    assert [type(each) for each in references("vis", model).values()] == [FrameByFrame]
-    assert references("image", model) == {}
+    detector = SingleFrames(tiny_model())
+    assert [type(each) for each in references("vos", detector).values()] == [CopiedMask, FlowMask]
+    assert [type(each) for each in references("vis", detector).values()] == [FrameByFrame]
+    assert references("image", detector) == {}

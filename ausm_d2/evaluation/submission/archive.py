@@ -1,0 +1,84 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""A submission as a zip, a JSON file or a folder: written from an evaluation's results, and checked."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from detectron2.data import MetadataCatalog
+
+from ausm_d2.data.build import get_records
+from ausm_d2.data.video import VideoRecord
+from ausm_d2.errors import UserError
+from ausm_d2.evaluation.results import ResultFolder
+from ausm_d2.evaluation.submission import json_lists
+from ausm_d2.evaluation.submission.base import DataSet, Files, Format, Member
+from ausm_d2.evaluation.submission.mask_pictures import MaskTree, ObjectTree
+from ausm_d2.evaluation.submission.mot_text import MOTText
+from ausm_d2.io import atomic_write
+
+logger = logging.getLogger(__name__)
+
+FORMATS: dict[str, Format] = {  # the first five by metadata evaluator_type
+    "ytvis": json_lists.YTVIS,
+    "coco": json_lists.COCO,
+    "vos": MaskTree(),
+    "ytvos": MaskTree("Annotations/"),
+    "sav": ObjectTree(),
+    "mot": MOTText(),
+}
+
+
+def write(path: str | os.PathLike[str], members: Iterable[Member]) -> None:
+    """Write the files of a submission as a zip, a single ``.json`` or else a folder, which is complete or not there."""
+    target = Path(path)
+    if target.suffix == ".zip":
+        with atomic_write(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in members:
+                with archive.open(name, "w", force_zip64=True) as file:
+                    file.writelines(content)
+    elif target.suffix == ".json":
+        with atomic_write(target) as temporary, temporary.open("wb") as file:
+            for _, content in members:
+                file.writelines(content)
+    else:
+        if target.exists():
+            raise UserError(f"{target}: exists already; expected a new folder, or a file name ending in .zip or .json")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary_folder:
+            folder = Path(temporary_folder, "complete")
+            for name, content in members:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                with (folder / name).open("wb") as file:
+                    file.writelines(content)
+            folder.replace(target)
+
+
+def write_submission(
+    dataset_name: str, records: Sequence[VideoRecord], results: ResultFolder, output_dir: str | os.PathLike[str]
+) -> None:
+    """Write ``output_dir/submission.zip`` for a data set whose labels are not public, and say what to do with it."""
+    path = Path(output_dir, "submission.zip")
+    metadata = MetadataCatalog.get(dataset_name)
+    write(path, FORMATS[metadata.evaluator_type].members(DataSet.of(dataset_name, records), results))
+    server = f"the evaluation server that {metadata.homepage} names" if metadata.get("homepage") else "its server"
+    logger.info("%s has no public labels, so nothing is scored here. Submit %s to %s.", dataset_name, path, server)
+
+
+def check(path: str | os.PathLike[str], dataset_name: str, form: str | None = None) -> list[str]:
+    """What a server would refuse in a submission for a data set; nothing, if it is as it should be.
+
+    Args:
+        form: key of ``FORMATS``; by default the one that the data set's server takes.
+
+    Raises:
+        UserError: no such file, no such data set.
+    """
+    records = get_records(dataset_name)
+    kind = form or MetadataCatalog.get(dataset_name).evaluator_type
+    return list(FORMATS[kind].problems(DataSet.of(dataset_name, records), Files(path)))

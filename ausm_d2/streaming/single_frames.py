@@ -1,0 +1,43 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""A model that sees every frame on its own, for the frame by frame baseline.
+
+Shape shorthand:
+    H, W: stored frame size
+    T: frames of the video
+    R: detections of a frame
+    K: classes
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from detectron2.evaluation import inference_context
+from torch import Tensor
+
+from ausm_d2.masks.rle import Rle, encode
+from ausm_d2.streaming.video import FrameStream, best_tracks, shown_rows
+
+if TYPE_CHECKING:
+    from ausm_d2.meta_arch import AUSM
+
+
+class SingleFrames:
+    """The :class:`ausm_d2.evaluation.references.Detector` of a model: its weights, sizes and thresholds."""
+
+    def __init__(self, model: AUSM) -> None:
+        self.model = model
+
+    def detect(self, frame: np.ndarray, head: str) -> tuple[list[Rle], Tensor]:
+        """Masks (R) and class probabilities (R, K) of a frame, uint8 (H, W, 3) RGB, in a stream of this frame only."""
+        with inference_context(self.model):
+            stream = FrameStream(self.model, self.model.video, head=head, detect=True)
+            shown = shown_rows(stream.step(frame))
+            masks = (stream.logits(shown) > 0).cpu().numpy()
+        kept = [row for row, mask in enumerate(masks) if mask.any()]
+        return [encode(masks[row]) for row in kept], shown.probabilities[kept]
+
+    def best_tracks(self, masks: dict[int, list[Rle | None]], scores: dict[int, Tensor]) -> list[dict[str, Any]]:
+        """The result entries of a video, best first, from masks (T) and class scores (K) by track."""
+        return best_tracks(masks, scores, self.model.video)
