@@ -15,8 +15,7 @@ setup(
     packages=find_packages(include=["ausm_d2", "ausm_d2.*"]),
     package_data={
         "ausm_d2": ["weights/*.pth"],
-        "ausm_d2.modeling": ["*.cpp", "*.h"],
-        "ausm_d2.modeling.ssm_kernels": ["*.cpp"],
+        "ausm_d2.kernels": ["*.h", "*/*.cpp"],
     },
     python_requires=">=3.11",
     # Detectron2 is needed too, but is not on the package index under its own name:

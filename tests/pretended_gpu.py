@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map
 
 import ausm_d2
-from ausm_d2.modeling import deformable_attention, kept
-from ausm_d2.modeling.ssm_kernels import use_backend
+from ausm_d2.kernels import deformable as deformable_attention
+from ausm_d2.kernels import kept
+from ausm_d2.kernels.scan import use_backend
 
 CUDA = torch.device("cuda", 0)
 _READ = ("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal")

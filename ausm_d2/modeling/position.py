@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from ausm_d2.modeling.kept import kept
+from ausm_d2.kernels.kept import kept
 
 _TEMPERATURE = 10000.0
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ausm_d2.modeling.ssm_kernels import causal_conv, selective_scan
+from ausm_d2.kernels.scan import causal_conv, selective_scan
 
 
 class SSMState(NamedTuple):

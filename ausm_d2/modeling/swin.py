@@ -23,8 +23,8 @@ from detectron2.modeling.backbone.swin import SwinTransformer
 from torch import Tensor, nn
 
 from ausm_d2.errors import UserError
+from ausm_d2.kernels.kept import kept
 from ausm_d2.modeling.checkpointing import run_block
-from ausm_d2.modeling.kept import kept
 from ausm_d2.modeling.norm import LayerNorm
 
 _STAGES = ("res2", "res3", "res4", "res5")

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ausm_d2.kernels.kept import holding
 from ausm_d2.modeling.history import Memory
-from ausm_d2.modeling.kept import holding
 from ausm_d2.modeling.transfer import upload
 from ausm_d2.streaming.state import FREE, StreamState
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ausm_d2.kernels.scan import BACKENDS, use_backend
 from ausm_d2.modeling.ssm import Mamba
-from ausm_d2.modeling.ssm_kernels import BACKENDS, use_backend
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:

@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ausm_d2.config import load_config
+from ausm_d2.kernels import kept
+from ausm_d2.kernels.scan import triton as gpu
 from ausm_d2.meta_arch import AUSM
-from ausm_d2.modeling import kept
 from ausm_d2.modeling.precision import keep_weights_in
-from ausm_d2.modeling.ssm_kernels import gpu
 from ausm_d2.streaming.step import FrameStep
 from ausm_d2.streaming.stream import Stream
 from tests.pretended_gpu import skip_unless_it_can_be_pretended
@@ -53,7 +53,7 @@ class _Launches(TorchDispatchMode):
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Launches]:
     """On CUDA under autocast, where kernels that look at the device itself are one note each."""
-    from ausm_d2.modeling import deformable_triton
+    from ausm_d2.kernels.deformable import triton as deformable_triton
 
     skip_unless_it_can_be_pretended()
     noted = _Launches()

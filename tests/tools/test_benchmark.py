@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from ausm_d2.errors import UserError
-from ausm_d2.modeling.attention import kernel_for
+from ausm_d2.kernels.attention import kernel_for
 from tools import benchmark
 from tools.benchmarks import attention, measure, peers, ssm, stream, train
 

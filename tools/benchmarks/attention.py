@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ausm_d2.errors import UserError
-from ausm_d2.modeling.attention import attend, kernel_for
+from ausm_d2.kernels.attention import attend, kernel_for
 from tools.benchmarks import measure
 
 

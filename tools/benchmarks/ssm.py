@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ausm_d2.modeling.cpp import CompileError
-from ausm_d2.modeling.ssm_kernels import BACKENDS, selective_scan, use_backend
+from ausm_d2.kernels.cpp import CompileError
+from ausm_d2.kernels.scan import BACKENDS, selective_scan, use_backend
 from tools.benchmarks import measure
 
 

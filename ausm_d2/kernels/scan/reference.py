@@ -21,7 +21,7 @@ class LoopBackend:
     def causal_conv(
         self, x: Tensor, weight: Tensor, bias: Tensor, initial: Tensor | None, inplace: bool
     ) -> tuple[Tensor, Tensor]:
-        """See :func:`ausm_d2.modeling.ssm_kernels.causal_conv`."""
+        """See :func:`ausm_d2.kernels.scan.causal_conv`."""
         frames, width = x.shape[1], weight.shape[1]
         before = x.new_zeros(len(x), x.shape[2], width) if initial is None else initial
         inputs = torch.cat([before.transpose(1, 2).to(x.dtype), x], dim=1)  # (N, K + T, E)
@@ -46,7 +46,7 @@ class LoopBackend:
         initial_state: Tensor | None,
         inplace: bool,
     ) -> tuple[Tensor, Tensor]:
-        """See :func:`ausm_d2.modeling.ssm_kernels.selective_scan`."""
+        """See :func:`ausm_d2.kernels.scan.selective_scan`."""
         compute = torch.promote_types(u.dtype, torch.float32)
         out_dtype = u.dtype
         u, delta, A, B, C = (tensor.to(compute) for tensor in (u, delta, A, B, C))

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The fused CPU backend: cpu.cpp, called with addresses and strides.
+"""The fused CPU backend: scan.cpp, called with addresses and strides.
 
 Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; S: state size; K: width of the convolution.
 """
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ausm_d2.modeling.cpp import load_library
-from ausm_d2.modeling.ssm_kernels.fused import ConvInputs, FusedBackend, ScanGradients, ScanInputs
+from ausm_d2.kernels.cpp import load_library
+from ausm_d2.kernels.scan.autograd import ConvInputs, FusedBackend, ScanGradients, ScanInputs
 
 
 class _Rows(ctypes.Structure):
@@ -33,7 +33,7 @@ def _fields(sizes: str, flags: str, *others: tuple[Any, str]) -> list[tuple[str,
 
 
 class _Scan(ctypes.Structure):
-    """``Scan`` of cpu.cpp."""
+    """``Scan`` of scan.cpp."""
 
     _fields_ = _fields(
         "N T E S",
@@ -46,7 +46,7 @@ class _Scan(ctypes.Structure):
 
 
 class _Conv(ctypes.Structure):
-    """``Conv`` of cpu.cpp."""
+    """``Conv`` of scan.cpp."""
 
     _fields_ = _fields(
         "N T E K",
@@ -65,7 +65,7 @@ def library() -> ctypes.CDLL:
     Raises:
         CompileError: they cannot be compiled here.
     """
-    return load_library(Path(__file__).with_name("cpu.cpp"))
+    return load_library(Path(__file__).with_name("scan.cpp"))
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ausm_d2.modeling import deformable_attention
-from ausm_d2.modeling.cpp import library_or_none
+from ausm_d2.kernels import deformable as deformable_attention
+from ausm_d2.kernels.cpp import library_or_none
 from ausm_d2.modeling.deformable_attention import MSDeformAttn
-from tests.modeling.interpreter import GPU, RUNS_TRITON, run_interpreted
+from tests.kernels.interpreter import GPU, RUNS_TRITON, run_interpreted
 
 SIZES = {"one level": [(5, 3)], "three": [(2, 3), (4, 6), (7, 11)], "one pixel": [(1, 1), (1, 2)]}
 
@@ -111,7 +111,7 @@ def _by_grid_sample(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the kernels, as they are launched."""
-    from ausm_d2.modeling import deformable_triton
+    from ausm_d2.kernels.deformable import triton as deformable_triton
 
     names: list[str] = []
     launch = deformable_triton._launch
@@ -174,7 +174,7 @@ def test_triton_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_triton
 def test_triton_is_given_the_sizes_of_its_tensors() -> None:
-    from ausm_d2.modeling.deformable_triton import attend
+    from ausm_d2.kernels.deformable.triton import attend
 
     values, offsets, logits = (torch.zeros(1, 30, 2, *rest, device=DEVICE) for rest in ((8,), (2, 2, 2), (2, 2)))
     attend(values, offsets, logits, [(2, 3), (4, 6)])
@@ -186,7 +186,7 @@ def test_triton_is_given_the_sizes_of_its_tensors() -> None:
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_triton_rounds_nothing_but_its_results(dtype: torch.dtype) -> None:
-    from ausm_d2.modeling.deformable_triton import attend
+    from ausm_d2.kernels.deformable.triton import attend
 
     sizes = [(2, 3), (3, 4)]
     shapes = [(2, 18, 2, 8), (2, 18, 2, 2, 2, 2), (2, 18, 2, 2, 2)]

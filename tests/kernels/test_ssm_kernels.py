@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ausm_d2.errors import UserError
-from ausm_d2.modeling import ssm_kernels
-from ausm_d2.modeling.cpp import CompileError
-from ausm_d2.modeling.ssm_kernels import causal_conv, cpu, selective_scan, use_backend
-from tests.modeling.interpreter import GPU, RUNS_TRITON, run_interpreted
+from ausm_d2.kernels import scan as ssm_kernels
+from ausm_d2.kernels.cpp import CompileError
+from ausm_d2.kernels.scan import causal_conv, cpu, selective_scan, use_backend
+from tests.kernels.interpreter import GPU, RUNS_TRITON, run_interpreted
 
 # N, T, E, S: one frame, sizes that fill no vector, sizes that fill vectors exactly, the smallest of all; then one frame
 # whose states are one, two or four vectors, of whatever width, and channels that fill none.

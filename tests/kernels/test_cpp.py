@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ausm_d2.modeling import cpp
+from ausm_d2.kernels import cpp
 
 
 def test_a_failing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class ScanInputs(NamedTuple):
-    """As in :func:`ausm_d2.modeling.ssm_kernels.selective_scan`, with all activations in one dtype and their rows
+    """As in :func:`ausm_d2.kernels.scan.selective_scan`, with all activations in one dtype and their rows
     without gaps (at any distance over frames and sequences), everything else in float32 and contiguous."""
 
     u: Tensor
@@ -46,7 +46,7 @@ class ScanGradients(NamedTuple):
 
 
 class ConvInputs(NamedTuple):
-    """As in :func:`ausm_d2.modeling.ssm_kernels.causal_conv`, with the weight as (K, E)."""
+    """As in :func:`ausm_d2.kernels.scan.causal_conv`, with the weight as (K, E)."""
 
     x: Tensor
     weight: Tensor
@@ -98,7 +98,7 @@ class FusedBackend(ABC):
         initial_state: Tensor | None,
         inplace: bool,
     ) -> tuple[Tensor, Tensor]:
-        """See :func:`ausm_d2.modeling.ssm_kernels.selective_scan`."""
+        """See :func:`ausm_d2.kernels.scan.selective_scan`."""
         dtype = self._activation_dtype(u)
         initial = _plain(initial_state, torch.float32)
         tensors = (
@@ -116,7 +116,7 @@ class FusedBackend(ABC):
     def causal_conv(
         self, x: Tensor, weight: Tensor, bias: Tensor, initial: Tensor | None, inplace: bool
     ) -> tuple[Tensor, Tensor]:
-        """See :func:`ausm_d2.modeling.ssm_kernels.causal_conv`."""
+        """See :func:`ausm_d2.kernels.scan.causal_conv`."""
         dtype = self._activation_dtype(x)
         before = _plain(initial, dtype)
         y, last = _CausalConv.apply(

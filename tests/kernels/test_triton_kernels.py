@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ausm_d2.modeling.ssm_kernels import causal_conv, gpu, selective_scan, use_backend
+from ausm_d2.kernels.scan import causal_conv, selective_scan, use_backend
+from ausm_d2.kernels.scan import triton as gpu
 
 pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -52,8 +53,8 @@ def _type(value: Tensor | int) -> str:
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, CompiledKernel]]:
     """What was compiled, by the name of the kernel."""
-    from ausm_d2.modeling import deformable_triton
-    from ausm_d2.modeling.ssm_kernels import triton_kernels
+    from ausm_d2.kernels.deformable import triton as deformable_triton
+    from ausm_d2.kernels.scan import triton_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     compiled: dict[str, CompiledKernel] = {}
@@ -96,7 +97,7 @@ def test_the_convolution(compiled: dict[str, CompiledKernel], memory: bool) -> N
 
 @pytest.mark.parametrize("channels", [32, 24])
 def test_deformable_attention(compiled: dict[str, CompiledKernel], channels: int) -> None:
-    from ausm_d2.modeling.deformable_triton import attend
+    from ausm_d2.kernels.deformable.triton import attend
 
     sizes, heads, points = [(2, 3), (4, 6)], 8, 4
     shape = (1, 30, heads)

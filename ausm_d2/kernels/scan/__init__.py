@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from ausm_d2.errors import UserError
-from ausm_d2.modeling.cpp import CompileError
-from ausm_d2.modeling.ssm_kernels.cpu import CpuBackend
-from ausm_d2.modeling.ssm_kernels.fused import FusedBackend
-from ausm_d2.modeling.ssm_kernels.gpu import TritonBackend
-from ausm_d2.modeling.ssm_kernels.loop import LoopBackend
-from ausm_d2.modeling.ssm_kernels.mamba_ssm import MambaSsmBackend
+from ausm_d2.kernels.cpp import CompileError
+from ausm_d2.kernels.scan.autograd import FusedBackend
+from ausm_d2.kernels.scan.cpu import CpuBackend
+from ausm_d2.kernels.scan.mamba_ssm import MambaSsmBackend
+from ausm_d2.kernels.scan.reference import LoopBackend
+from ausm_d2.kernels.scan.triton import TritonBackend
 
 BACKENDS: dict[str, FusedBackend | LoopBackend] = {
     "cpu": CpuBackend(),

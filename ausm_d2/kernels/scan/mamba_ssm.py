@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ausm_d2.modeling.ssm_kernels.gpu import TritonBackend
+from ausm_d2.kernels.scan.triton import TritonBackend
 
 
 @functools.cache

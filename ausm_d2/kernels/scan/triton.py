@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ausm_d2.modeling.ssm_kernels.fused import ConvInputs, FusedBackend, ScanGradients, ScanInputs
-from ausm_d2.modeling.triton_runs import launch, triton_runs
+from ausm_d2.kernels.scan.autograd import ConvInputs, FusedBackend, ScanGradients, ScanInputs
+from ausm_d2.kernels.triton_runs import launch, triton_runs
 
 _CHANNELS = 64  # of a group
 _PROGRAMS_PER_PROCESSOR = 16  # enough of them in flight to hide the latency of memory
@@ -23,7 +23,7 @@ _PROGRAMS_PER_PROCESSOR = 16  # enough of them in flight to hide the latency of 
 @functools.cache
 def _kernels() -> Any:
     """Imported late: Triton is not everywhere, and takes a while."""
-    from ausm_d2.modeling.ssm_kernels import triton_kernels
+    from ausm_d2.kernels.scan import triton_kernels
 
     return triton_kernels
 

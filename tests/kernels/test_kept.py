@@ -8,7 +8,7 @@ import weakref
 import torch
 from torch import Tensor
 
-from ausm_d2.modeling.kept import forget, holding, kept
+from ausm_d2.kernels.kept import forget, holding, kept
 
 
 def test_kept_held_and_forgotten() -> None:

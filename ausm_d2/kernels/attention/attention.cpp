@@ -8,7 +8,7 @@
 // Both products are of words of 32 bits: a float, or two neighbouring bfloat16, whose products the processor adds to a
 // float at once (AVX512_BF16). Keys and values are packed once so that whole vectors of words are read.
 
-#include "vector.h"
+#include "../vector.h"
 
 namespace {
 

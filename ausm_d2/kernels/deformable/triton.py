@@ -26,8 +26,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ausm_d2.modeling.kept import kept
-from ausm_d2.modeling.triton_runs import launch
+from ausm_d2.kernels.kept import kept
+from ausm_d2.kernels.triton_runs import launch
 
 _QUERIES = 16  # of a program: as many as leave their sums in registers
 
