@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ausm_d2.modeling.autocast import outside_autocast
+from ausm_d2.kernels.autocast import outside_autocast
 
 _HALF = (torch.bfloat16, torch.float16)
 

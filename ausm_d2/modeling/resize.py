@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ausm_d2.modeling.autocast import outside_autocast
+from ausm_d2.kernels.autocast import outside_autocast
 
 
 def resize_to(x: Tensor, like: Tensor) -> Tensor:
