@@ -6,16 +6,22 @@ from setuptools import find_packages, setup
 with open("ausm_d2/__init__.py", encoding="utf-8") as init:
     VERSION = next(line.split('"')[1] for line in init if line.startswith("__version__ = "))
 
+with open("README.md", encoding="utf-8") as readme:
+    LONG_DESCRIPTION = readme.read()
+
 setup(
     name="ausm_d2",
     version=VERSION,
     description="The Autoregressive Universal Video Segmentation Model (AUSM) in Detectron2",
+    long_description=LONG_DESCRIPTION,
+    long_description_content_type="text/markdown",
+    url="https://arxiv.org/abs/2508.19242",
     license="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
     packages=find_packages(include=["ausm_d2", "ausm_d2.*"]),
     package_data={
-        "ausm_d2": ["weights/*.pth"],
-        "ausm_d2.kernels": ["*.h", "*/*.cpp"],
+        "": ["*.cpp", "*.h"],  # of every package: the sources of the compiled kernels
+        "ausm_d2": ["weights/*.pth", "configs/**/*.yaml"],  # ausm_d2/configs is a link to configs/; wheels hold copies
     },
     python_requires=">=3.11",
     # Detectron2 is needed too, but is not on the package index under its own name:
@@ -29,8 +35,10 @@ setup(
         "av",  # video files: SA-V, the demo
         "pillow",
         "pycocotools",
+        "PyYAML",
         "fvcore",
         "timm",  # Detectron2's Swin imports it
+        "tabulate",
         "tqdm",
         "vos-benchmark",
     ],

@@ -13,6 +13,7 @@ import argparse
 import os
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
@@ -35,6 +36,7 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
     Raises:
         UserError: a config, data sets or weights that cannot be used.
     """
+    _check_gpus(args)
     cfg = load_config(args.config_file, args.opts)
     if args.eval_only and not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST: empty, expected the names of the data sets to evaluate on")
@@ -66,6 +68,18 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
         cfg.TEST.AUSM.BASELINES = False  # what the model is compared with, once it is trained
     cfg.freeze()
     return cfg
+
+
+def _check_gpus(args: argparse.Namespace) -> None:
+    """Raises UserError if this machine lacks the GPUs of ``--num-gpus``: Detectron2 starts one process for each."""
+    there = torch.cuda.device_count()
+    if args.num_gpus < 0 or args.num_machines < 1:
+        raise UserError(
+            f"--num-gpus {args.num_gpus} --num-machines {args.num_machines}: expected 0 or more GPUs on each of 1 or "
+            "more machines"
+        )
+    if args.num_gpus * args.num_machines > 1 and args.num_gpus > there:  # without it, one process runs on the CPU
+        raise UserError(f"--num-gpus: {args.num_gpus}, but PyTorch finds {there} on this machine")
 
 
 def _check_output(folder: Path) -> None:

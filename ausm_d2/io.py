@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Files that are written completely or not at all, and JSON files that are read or explained."""
+"""Files that are written completely or not at all; JSON and YAML files whose faults are explained."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from ausm_d2.errors import UserError
 
@@ -63,8 +65,46 @@ def read_json(path: str | os.PathLike[str], object_hook: Callable[[dict[str, Any
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a JSON file: it is not text") from None
     except RecursionError:
-        raise UserError(f"{path}: not read: lists in lists in lists, too deep") from None
+        raise UserError(f"{path}: not read: nested too deeply") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not a JSON file: {error.msg} at line {error.lineno}") from None
     except ValueError:  # Python's limit for whole numbers
         raise UserError(f"{path}: not read: a number of thousands of digits") from None
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML's safe loader; of two equal keys in a mapping PyYAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """The contents of a YAML file: plain values only, nothing is run.
+
+    Raises:
+        UserError: it is missing or not YAML, asks for a Python object, or has a key twice.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read().decode("utf-8-sig")
+        return yaml.load(text, _UniqueKeyLoader)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a YAML file: not UTF-8 text (byte {error.start})") from None
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}: not a YAML file that can be used: {error.problem or error.context}{line}") from None
+    except yaml.YAMLError as error:  # control characters
+        raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not read: nested too deeply") from None
+    except ValueError as error:  # dates and numbers that there are none of
+        raise UserError(f"{path}: not a YAML file that can be used: {error}") from None

@@ -179,6 +179,8 @@ MISTAKES = {
         "['synthvis_train', 'synthvis_val'], not all 0",
     ),
     "a frame range too many": (["INPUT.SAMPLING_FRAME_RANGES", [3, 4]], "INPUT.SAMPLING_FRAME_RANGES: 2 numbers"),
+    "more GPUs than there are": (["--num-gpus", 3], "--num-gpus: 3, but PyTorch finds 2 on this machine"),
+    "fewer GPUs than none": (["--num-gpus", -1], "--num-gpus -1 --num-machines 1: expected 0 or more GPUs"),
     "clips that two processes cannot share": (
         ["--num-gpus", 2, "SOLVER.IMS_PER_BATCH", 3],
         "SOLVER.IMS_PER_BATCH: 3 found; a multiple of 2, the processes, expected",
@@ -211,6 +213,7 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", "nowhere")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     arguments, message = MISTAKES[mistake]
     assert run(*arguments) == 1
     captured = capsys.readouterr()

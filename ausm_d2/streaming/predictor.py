@@ -1,7 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """A trained model to use: frames in, masks out, in the manner of Detectron2's DefaultPredictor.
 
-    predictor = VideoPredictor(cfg)
+    predictor = VideoPredictor.from_pretrained("ausm_edge")     # or VideoPredictor(cfg)
     for result in predictor.stream(frames):            # unprompted; any iterator of frames
         ...
     session = predictor.start(first_frame, prompts={7: mask})
@@ -18,7 +18,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -35,6 +35,7 @@ from torch import Tensor
 
 from ausm_d2 import meta_arch as meta_arch  # registers AUSM
 from ausm_d2.checkpoint import AUSMCheckpointer
+from ausm_d2.config import pretrained_config
 from ausm_d2.data.catalog import register_from_config
 from ausm_d2.errors import UserError
 from ausm_d2.io import atomic_write
@@ -89,6 +90,18 @@ class VideoPredictor:
                 _ = self.fingerprint  # as a CPU has it: a saved session may go on there
                 keep_weights_in(self.model, torch.bfloat16, norms=True)
         self.head: str = cfg.TEST.AUSM.HEAD or cfg.MODEL.AUSM.HEADS[0][0]  # label set of detections
+
+    @classmethod
+    def from_pretrained(cls, name: str, opts: Sequence[Any] = ()) -> VideoPredictor:
+        """A model whose weights come with the package: ``"ausm_edge"`` (real video) or ``"ausm_nano"`` (synthetic).
+
+        Args:
+            opts: alternating keys and values that replace those of its config, such as ``["MODEL.DEVICE", "cpu"]``.
+
+        Raises:
+            UserError: an unknown name or key.
+        """
+        return cls(pretrained_config(name, opts))
 
     def stream(self, frames: Iterable[np.ndarray]) -> Iterator[FrameResult]:
         """Find and follow all objects of a video, without prompts. A result leaves before the next frame is asked for.

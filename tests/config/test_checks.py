@@ -2,12 +2,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ausm_d2.config import load_config
 from ausm_d2.errors import UserError
 from tests.tiny import tiny_cfg, tiny_model
 
@@ -41,29 +39,6 @@ def test_a_config_without_a_base_reads_what_the_model_reads() -> None:
     assert cfg.MODEL.PIXEL_MEAN[0] > cfg.MODEL.PIXEL_MEAN[2]
 
 
-def test_mixed_precision_is_left_to_gpus(tmp_path: Path) -> None:
-    config = tmp_path / "c.yaml"
-    config.write_text("MODEL: {DEVICE: cpu}\nSOLVER: {AMP: {ENABLED: True}}\n")
-    assert not load_config(str(config)).SOLVER.AMP.ENABLED
-
-
-def test_a_gpu_that_is_asked_for_and_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    config = tmp_path / "c.yaml"
-    config.write_text("VERSION: 2\n")
-    assert load_config(str(config)).MODEL.DEVICE == "cpu"  # Detectron2's default is cuda
-    with pytest.raises(UserError, match=r"MODEL\.DEVICE: 'cuda', but PyTorch finds no GPU"):
-        load_config(str(config), ["MODEL.DEVICE", "cuda"])
-
-
-@pytest.mark.parametrize("device", ["gpu", "", "mps", "meta", "cuda:", "cuda:x", "cpu0"])
-def test_devices_that_are_none(device: str, tmp_path: Path) -> None:
-    config = tmp_path / "c.yaml"
-    config.write_text("VERSION: 2\n")
-    with pytest.raises(UserError, match=rf"^MODEL\.DEVICE: '{device}', expected cpu, cuda or"):
-        load_config(str(config), ["MODEL.DEVICE", device])
-
-
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -77,10 +52,3 @@ def test_devices_that_are_none(device: str, tmp_path: Path) -> None:
 def test_values_out_of_range(key: str, value: float, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"{key}: {message}")):
         tiny_model(key, value)
-
-
-def test_a_file_that_is_no_yaml_is_told_with_its_line(tmp_path: Path) -> None:
-    config = tmp_path / "c.yaml"
-    config.write_text("VERSION: 2\nMODEL: [\n")
-    with pytest.raises(UserError, match=r"line [23]"):
-        load_config(str(config))

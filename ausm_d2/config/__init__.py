@@ -1,0 +1,8 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""The configuration: its keys (defaults.py), what they require of each other (checks.py), its files (files.py)."""
+
+from ausm_d2.config.checks import check_model_config as check_model_config
+from ausm_d2.config.defaults import add_ausm_config as add_ausm_config
+from ausm_d2.config.files import PRETRAINED as PRETRAINED
+from ausm_d2.config.files import load_config as load_config
+from ausm_d2.config.files import pretrained_config as pretrained_config

@@ -1,0 +1,61 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""What the configuration keys require of each other."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+from ausm_d2.errors import UserError
+
+
+def check_model_config(cfg: CfgNode) -> None:
+    """Check the keys of the model against each other.
+
+    Raises:
+        UserError: naming the key, what was found and what is expected.
+    """
+    ausm = cfg.MODEL.AUSM
+    heads = [head for head in ausm.HEADS if _is_head(head)]
+    if not heads or len(heads) != len(ausm.HEADS) or len(dict(heads)) != len(heads):
+        raise UserError(f"MODEL.AUSM.HEADS: {ausm.HEADS}, expected [[name, number of classes], ...], each name once")
+    names = [name for name, _ in heads]
+    for key, name in (("MODEL.AUSM.PROMPT_HEAD", ausm.PROMPT_HEAD), ("TEST.AUSM.HEAD", cfg.TEST.AUSM.HEAD or names[0])):
+        if name not in names:
+            raise UserError(f"{key}: no head '{name}', MODEL.AUSM.HEADS has {names}")
+    if ausm.HIDDEN_DIM < 4 or ausm.HIDDEN_DIM % 4:
+        raise UserError(f"MODEL.AUSM.HIDDEN_DIM: {ausm.HIDDEN_DIM}, expected a multiple of 4")
+    for part in ("COMPRESSOR", "DECODER", "PIXEL_DECODER"):
+        width = ausm[part].HEAD_DIM
+        if width < 1 or ausm.HIDDEN_DIM % width:
+            raise UserError(
+                f"MODEL.AUSM.{part}.HEAD_DIM: {width} does not divide the {ausm.HIDDEN_DIM} channels of "
+                "MODEL.AUSM.HIDDEN_DIM"
+            )
+    choices = {
+        "PROMPT_INDEX": (ausm.PROMPT_INDEX, ("frame", "zero")),
+        "PROPAGATE": (ausm.PROPAGATE, ("marker", "vectors")),
+        "TRAIN.MODE": (ausm.TRAIN.MODE, ("parallel", "iterative", "rollout")),
+    }
+    for key, (value, known) in choices.items():
+        if value not in known:
+            raise UserError(f"MODEL.AUSM.{key}: '{value}' is not one of {', '.join(known)}")
+    if ausm.TRAIN.OWN_PASSES < 0 or (ausm.TRAIN.OWN_PASSES and ausm.TRAIN.MODE != "parallel"):
+        raise UserError(
+            f"MODEL.AUSM.TRAIN.OWN_PASSES: {ausm.TRAIN.OWN_PASSES}, expected 0 or, in the mode parallel, more"
+        )
+    if ausm.SPATIAL_REDUCTION < 1:
+        raise UserError(f"MODEL.AUSM.SPATIAL_REDUCTION: {ausm.SPATIAL_REDUCTION}, expected 1 or more")
+    if ausm.NUM_ID < 1:
+        raise UserError(f"MODEL.AUSM.NUM_ID: {ausm.NUM_ID}, expected 1 or more")
+    strides = list(ausm.PIXEL_DECODER.MEMORY_STRIDES)
+    if not strides or not set(strides) <= {8, 16, 32}:
+        raise UserError(f"MODEL.AUSM.PIXEL_DECODER.MEMORY_STRIDES: {strides}, expected some of 8, 16, 32")
+    if cfg.INPUT.FORMAT != "RGB":
+        raise UserError(f"INPUT.FORMAT: '{cfg.INPUT.FORMAT}', expected RGB")
+
+
+def _is_head(entry: object) -> bool:
+    if not isinstance(entry, list | tuple) or len(entry) != 2:
+        return False
+    name, classes = entry
+    return isinstance(name, str) and isinstance(classes, int) and classes > 0

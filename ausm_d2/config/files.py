@@ -1,0 +1,158 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Finds config files, also those in the package, and reads them with the files that they are based on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+
+from ausm_d2.config.defaults import add_ausm_config
+from ausm_d2.errors import UserError
+from ausm_d2.io import read_yaml
+
+PACKAGED = Path(__file__).resolve().parents[1] / "configs"  # in a checkout, a link to its configs/
+PRETRAINED = {"ausm_edge": "edge/ausm_edge.yaml", "ausm_nano": "synth/ausm_nano.yaml"}
+"""The models whose weights come with the package, and their configs."""
+
+_BASE = "_BASE_"
+
+
+def load_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
+    """A complete config from a YAML file and ``KEY VALUE`` pairs.
+
+    Args:
+        config_file: path of a YAML file, or of one of the packaged configs relative to their folder, such as
+            ``edge/ausm_edge.yaml``. The file may name another one as ``_BASE_``, relative to its own folder or to
+            that of the packaged configs.
+        opts: alternating keys and values, as on the command line.
+
+    Raises:
+        UserError: if a file is missing or is not a YAML mapping, a key is unknown or has a value of another type, or
+            MODEL.DEVICE is not available.
+    """
+    cfg = get_cfg()
+    add_ausm_config(cfg)
+    _merge_file(cfg, _find(config_file, Path()), ())
+    _merge(cfg, "command line", lambda: cfg.merge_from_list(list(opts)))
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", cfg.MODEL.DEVICE):
+        raise UserError(f"MODEL.DEVICE: '{cfg.MODEL.DEVICE}', expected cpu, cuda or the number of a GPU as in cuda:1")
+    if not torch.cuda.is_available() and cfg.MODEL.DEVICE.startswith("cuda"):
+        if "MODEL.DEVICE" in opts:
+            raise UserError(f"MODEL.DEVICE: '{cfg.MODEL.DEVICE}', but PyTorch finds no GPU; expected cpu")
+        cfg.MODEL.DEVICE = "cpu"
+    if cfg.MODEL.DEVICE == "cpu":
+        cfg.SOLVER.AMP.ENABLED = False  # Detectron2's is for CUDA only
+    return cfg
+
+
+def pretrained_config(name: str, opts: Sequence[Any] = ()) -> CfgNode:
+    """The config of a model whose weights come with the package (``PRETRAINED`` has their names).
+
+    Args:
+        opts: alternating keys and values.
+
+    Raises:
+        UserError: an unknown name, or as :func:`load_config`.
+    """
+    if name not in PRETRAINED:
+        raise UserError(f"there is no pretrained model '{name}', expected one of {', '.join(sorted(PRETRAINED))}")
+    return load_config(str(PACKAGED / PRETRAINED[name]), opts)
+
+
+def _find(config_file: str, folder: Path, named_in: Path | None = None) -> Path:
+    """The path of a config file that is given relative to a folder or to that of the packaged configs.
+
+    Args:
+        named_in: the file whose ``_BASE_`` it is.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if not config_file:
+        raise UserError("config file: none given, expected the path of a YAML file (--config-file)")
+    path = folder / Path(config_file).expanduser()
+    if path.is_file():
+        return path
+    packaged = PACKAGED / config_file  # an absolute path is itself
+    if packaged.is_file():
+        return packaged
+    where = f"{named_in}: {_BASE}: " if named_in else ""
+    if path.is_dir():
+        raise UserError(f"{where}config file '{config_file}' is a folder, expected a YAML file")
+    raise UserError(
+        f"{where}config file '{config_file}' does not exist; looked in {folder.resolve()} and, for the packaged "
+        f"configs, in {PACKAGED}"
+    )
+
+
+def _merge_file(cfg: CfgNode, path: Path, above: tuple[Path, ...]) -> None:
+    """Merge a file into a config, after the files that it is based on.
+
+    Args:
+        above: the files that led here by their ``_BASE_``.
+    """
+    if path.resolve() in above:
+        raise UserError(f"{path}: {_BASE}: the file is based on itself")
+    keys = _read(path)
+    bases = keys.pop(_BASE, [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{path}: {_BASE}: {bases!r}, expected the path of a YAML file, or a list of them")
+    for base in bases:
+        _merge_file(cfg, _find(base, path.parent, path), (*above, path.resolve()))
+    version = keys.get("VERSION", cfg.VERSION)
+    if version != cfg.VERSION:
+        raise UserError(f"{path}: VERSION: {version!r}, expected {cfg.VERSION}")
+    _check_sections(cfg, keys, path)
+    _merge(cfg, str(path), lambda: cfg.merge_from_other_cfg(CfgNode(keys)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The keys of a config file.
+
+    Raises:
+        UserError: it is not a YAML file of keys.
+    """
+    if path.suffix == ".py":
+        raise UserError(f"{path}: a Python file (Detectron2's LazyConfig), expected a YAML file")
+    keys = read_yaml(path)
+    if keys is None:
+        raise UserError(f"{path}: the file is empty, expected YAML with keys of the config")
+    if not isinstance(keys, dict):
+        raise UserError(f"{path}: holds a {type(keys).__name__}, expected a YAML mapping with keys of the config")
+    return keys
+
+
+def _check_sections(cfg: CfgNode, keys: dict[Any, Any], path: Path, section: str = "") -> None:
+    """Refuse what yacs accepts silently (a key without a value) or reports at great length (a value for a section).
+
+    Args:
+        cfg: the config, or one of its sections.
+        keys: the keys that the file has for it.
+        section: the name of the section, with a dot at its end.
+    """
+    for key, value in keys.items():
+        where = f"{path}: {section}{key}"
+        if not isinstance(key, str):
+            raise UserError(f"{where}: a {type(key).__name__}, expected the name of a key")
+        known = cfg.get(key)
+        if isinstance(known, CfgNode) and not isinstance(value, dict):
+            raise UserError(f"{where}: {'empty' if value is None else repr(value)}, expected the keys of a section")
+        if known is not None and value is None:
+            raise UserError(f"{where}: empty, expected a value such as {known!r}")
+        if isinstance(known, CfgNode):
+            _check_sections(known, value, path, f"{section}{key}.")
+
+
+def _merge(cfg: CfgNode, where: str, merge: Callable[[], Any]) -> None:
+    """Call ``merge``; what it raises becomes one line that begins with ``where``."""
+    try:
+        merge()
+    except Exception as error:  # yacs and fvcore raise a dozen kinds
+        text = " ".join(str(error.args[0] if error.args else error).split())
+        raise UserError(f"{where}: {text}") from error
