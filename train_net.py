@@ -25,7 +25,7 @@ from torch import nn
 
 from ausm_d2.checkpoint import AUSMCheckpointer, ShippedWeights
 from ausm_d2.config import load_config
-from ausm_d2.data.build import check_train_config, require_files
+from ausm_d2.data.build import available_test_sets, check_train_config, require_files
 from ausm_d2.engine import Trainer, check_datasets
 from ausm_d2.errors import UserError, cli
 
@@ -42,9 +42,12 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
         raise UserError("DATASETS.TEST: empty, expected the names of the data sets to evaluate on")
     if not args.eval_only:
         check_train_config(cfg, max(args.num_gpus, 1) * args.num_machines)
-    names = [*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)]
-    check_datasets(cfg, names)
-    require_files(names)
+    tests, missing = available_test_sets(cfg)  # none in a training that does not evaluate
+    if args.eval_only and not tests:
+        raise UserError(f"DATASETS.TEST: none of its data sets is there (TEST.SKIP_MISSING is on); {missing[0]}")
+    training = [] if args.eval_only else list(cfg.DATASETS.TRAIN)
+    check_datasets(cfg, [*tests, *training])
+    require_files(training)
     if cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY:
         raise UserError(f"MODEL.META_ARCHITECTURE: unknown '{cfg.MODEL.META_ARCHITECTURE}', expected AUSM")
     _check_output(Path(cfg.OUTPUT_DIR))

@@ -15,14 +15,23 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
+from detectron2.utils.logger import log_first_n
 from torch import nn
 
 from ausm_d2 import meta_arch as meta_arch  # registers AUSM
 from ausm_d2.checkpoint import AUSMCheckpointer
-from ausm_d2.data.build import TrainLoader, build_test_loader, build_train_loader, get_records, registered_names
+from ausm_d2.data.build import (
+    TrainLoader,
+    available_test_sets,
+    build_test_loader,
+    build_train_loader,
+    get_records,
+    registered_names,
+)
 from ausm_d2.data.catalog import register_from_config
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation.evaluators import Scores, VideoEvaluators, build_evaluator
+from ausm_d2.evaluation.paper import markdown_table, paper_table
 from ausm_d2.evaluation.references import references
 from ausm_d2.io import atomic_write
 from ausm_d2.streaming.single_frames import SingleFrames
@@ -94,7 +103,8 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         """Evaluate on every data set of ``DATASETS.TEST``, with ``TEST.AUSM.BASELINES`` the references too.
 
-        The table of all results is logged and written to ``OUTPUT_DIR/table.md``.
+        The table of all results, and that of the paper where it has the data sets, are logged and written to
+        ``OUTPUT_DIR/table.md``. Data sets without public labels have no scores; their submission is written.
 
         Args:
             model: an AUSM, or the DistributedDataParallel of one.
@@ -104,13 +114,16 @@ class Trainer(DefaultTrainer):
             the references' under ``<data set>/<reference>``; in all processes but the first they are empty.
 
         Raises:
-            UserError: data sets that are unknown or do not fit the config.
+            UserError: data sets that are unknown, do not fit the config or, without SKIP_MISSING, are not there.
         """
-        check_datasets(cfg, cfg.DATASETS.TEST)
+        names, missing = available_test_sets(cfg)
+        for text in missing:
+            log_first_n(logging.WARNING, f"Left out (TEST.SKIP_MISSING): {text}", name=__name__, key="message")
+        check_datasets(cfg, names)
         ausm: Any = getattr(model, "module", model)
         results: dict[str, Scores] = {}
         rows: list[tuple[str, str, Scores]] = []
-        for dataset_name in cfg.DATASETS.TEST:
+        for dataset_name in names:
             results[dataset_name] = cls._evaluate(cfg, dataset_name, model)
             rows.append((dataset_name, cfg.MODEL.META_ARCHITECTURE, results[dataset_name]))
             if not cfg.TEST.AUSM.BASELINES:
@@ -126,6 +139,8 @@ class Trainer(DefaultTrainer):
                 rows.append((dataset_name, reference.name, scores))
         if rows and comm.is_main_process():
             table = results_table(rows)
+            if paper := paper_table(results, rows[0][1]):
+                table += f"\n\n{paper}"
             logger.info("Results:\n%s", table)
             with atomic_write(Path(cfg.OUTPUT_DIR, "table.md")) as path:
                 path.write_text(table + "\n", encoding="utf-8")
@@ -158,10 +173,7 @@ def results_table(rows: Sequence[tuple[str, str, Scores]]) -> str:
         titles.append("Hidden objects back on their track")
         columns.append([_came_back(scores.get("reappearance")) for _, _, scores in rows])
 
-    widths = [max(map(len, (title, *column))) for title, column in zip(titles, columns, strict=True)]
-    lines = [titles, ["-" * width for width in widths], *zip(*columns, strict=True)]
-    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+    return markdown_table(titles, list(zip(*columns, strict=True)))
 
 
 def _came_back(counts: Mapping[str, float] | None) -> str:

@@ -2,21 +2,27 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 from torch import nn
 
 from ausm_d2.data.synthvis import CLASSES, SynthVis
 from ausm_d2.engine import Trainer, check_datasets, results_table
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation import vos
+from ausm_d2.evaluation.paper import paper_table
 from ausm_d2.evaluation.references import FlowMask
+from ausm_d2.masks.rle import decode, to_rle
 from tests.tiny import tiny_cfg, tiny_model
 
 NAMES = ("tiny_val", "tiny_val_vos")
@@ -149,3 +155,51 @@ def test_table() -> None:
         "| a_val    | AUSM   | 51.3 | 70.0 |      |      |      | 5 of 7                             |",
         "| b        | flow   |      |      | 80.0 | 78.9 | 81.1 |                                    |",
     ]
+
+
+def paper_sets(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    """A data root that has DAVIS's validation set, two videos of it, and nothing else."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    lists = root / "DAVIS" / "ImageSets" / "2017"
+    lists.mkdir(parents=True)
+    (lists / "val.txt").write_text("0\n1\n")
+    for video, record in enumerate(DatasetCatalog.get(NAMES[1])):
+        images, masks = (root / "DAVIS" / kind / "480p" / str(video) for kind in ("JPEGImages", "Annotations"))
+        images.mkdir(parents=True)
+        masks.mkdir(parents=True)
+        for t in range(record.length):
+            cv2.imwrite(str(images / f"{t:05d}.jpg"), record.frames[t][..., ::-1])
+            labels = np.zeros((record.height, record.width), np.uint8)
+            for object_id, mask in record.masks.read(t).items():
+                labels[decode(to_rle(mask, record.height, record.width))] = object_id
+            Image.fromarray(labels).save(masks / f"{t:05d}.png")
+
+
+def test_data_sets_that_are_not_there_are_left_out_on_request_and_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    paper_sets(monkeypatch, tmp_path / "data")
+    cfg = cfg_for(tmp_path / "out", "DATASETS.TEST", ["davis_2017_val", "mose_val", "ytvis_2019_val"])
+    with pytest.raises(UserError, match=r"mose_val: no folder found; looked for .*data/mose/valid"):
+        Trainer.test(cfg, Counting(cfg))
+    cfg.TEST.SKIP_MISSING = True
+    with caplog.at_level(logging.WARNING, "ausm_d2"):
+        for _ in range(2):  # a training may evaluate again and again
+            scores = Trainer.test(cfg, Counting(cfg))
+    assert "J&F" in scores["vos"]
+    left_out = [text for text in caplog.messages if "SKIP_MISSING" in text]
+    assert len(left_out) == 2 and "mose_val" in left_out[0] and "ytvis_2019_val" in left_out[1]
+
+    table = (tmp_path / "out" / "table.md").read_text().splitlines()
+    [titles, _, ours, swin_t, swin_b] = table[4:9]
+    assert titles.split("|")[2:4] == [" DAVIS17 J&F ", " MOSE J&F "]
+    assert [cell.strip() for cell in ours.split("|")[1:4]] == ["AUSM", f"{scores['vos']['J&F']:.1f}", "-"]
+    assert [cell.strip() for cell in swin_t.split("|")[1:4]] == ["the paper, Swin-T", "76.4", "58.8"]
+    assert [cell.strip() for cell in swin_b.split("|")[-2:-1]] == ["34.2"]
+
+
+def test_a_data_set_without_public_labels_says_submission_in_the_papers_table() -> None:
+    table = paper_table({"mose_val": {}, "ovis_val": {"segm": {"AP": 39.44}}}, "AUSM").splitlines()
+    cells = [cell.strip() for cell in table[2].split("|")[1:-1]]
+    assert cells == ["AUSM", "-", "submission", "-", "-", "-", "-", "39.4", "-"]
+    assert paper_table({"synthvis_val": {"segm": {"AP": 80.0}}}, "AUSM") == ""

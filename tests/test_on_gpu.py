@@ -87,6 +87,7 @@ def areas(result: dict[str, Any]) -> list[int]:
 def test_whole_videos(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = load_config("configs/synth/ausm_nano.yaml", ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
     item = {"record": SynthVis(SPLITS["val"][0], 2, 3, complete=True)[1], "task": task, "overlap": False}
+    item |= {"dataset_name": "synthvis_val", "topk": 10}
     model, settings, results = build_model(cfg).eval(), VideoSettings.from_config(cfg), []
     item["head"] = next(iter(model.heads))
     results.append(segment_video(model, item, settings))

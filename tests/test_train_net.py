@@ -155,6 +155,21 @@ def test_resumed_evaluation_is_of_the_weights_that_are_there_now(
     assert "the results there are of other weights" in capsys.readouterr().err
 
 
+def test_a_training_without_test_sets_asks_for_none_and_one_with_them_may_leave_them_out(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", "nowhere")
+    heads = ["MODEL.AUSM.HEADS", [["synthvis", 6], ["object", 1]], "SOLVER.MAX_ITER", 1]
+    assert run(*heads, "DATASETS.TEST", []) == 0
+    missing = ["DATASETS.TEST", ["davis_2017_val"], "OUTPUT_DIR", tmp_path / "again"]
+    assert run(*heads, *missing, "TEST.SKIP_MISSING", True) == 0
+    capsys.readouterr()
+    weights = ["MODEL.WEIGHTS", tmp_path / "out" / "model_final.pth"]
+    assert run("--eval-only", *heads, *missing, *weights, "TEST.SKIP_MISSING", True) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "DATASETS.TEST: none of its data sets is there" in line and "nowhere/DAVIS/ImageSets" in line
+
+
 MISTAKES = {
     "unknown data set": (["DATASETS.TEST", ["no_such_val"]], "data set 'no_such_val' is not registered"),
     "unknown training set": (["DATASETS.TRAIN", ["no_such"]], "data set 'no_such' is not registered"),

@@ -102,9 +102,10 @@ class ThresholdSweep:
         self.frames = 0  # shown
         self.steps = 0  # of a stream
 
-    def segment(self, record: VideoRecord, head: str) -> dict[float, dict[str, Any]]:
-        """What ``segment_video`` gives for each threshold."""
-        settings = self._settings
+    def segment(self, item: dict[str, Any]) -> dict[float, dict[str, Any]]:
+        """What ``segment_video`` gives of a test item for each threshold."""
+        record: VideoRecord = item["record"]
+        settings, head = self._settings.for_item(item), item["head"]
         branches = [_Branch(self._thresholds, self._stream(self._thresholds[0], head), VideoTracks(record.length))]
         for visit in visits(record.length, repeat=settings.repeat, spatial_traversal=settings.spatial_traversal):
             frame = record.frames[visit.frame]
@@ -173,7 +174,7 @@ def sweep(cfg: CfgNode, model: AUSM, thresholds: Sequence[float], report: Report
         sweeper = ThresholdSweep(model, VideoSettings.from_config(cfg), thresholds)
         loader = Trainer.build_test_loader(cfg, dataset_name, finished)
         for [item] in tqdm(loader, desc=dataset_name, disable=None):
-            results = sweeper.segment(item["record"], item["head"])
+            results = sweeper.segment(item)
             for threshold, evaluator in evaluators.items():
                 evaluator.process([item], [results[threshold]])
         for threshold, evaluator in evaluators.items():

@@ -174,9 +174,14 @@ def _add_input_keys(cfg: CfgNode) -> None:
 
 
 def _add_test_keys(cfg: CfgNode) -> None:
+    # Leave out data sets of DATASETS.TEST whose files are not there, and say so once; False: an error.
+    cfg.TEST.SKIP_MISSING = False
     cfg.TEST.AUSM = test = CfgNode()
     test.FG_THRESHOLD = 0.5  # foreground probability from which a row of V becomes a track (paper, Sec. 4)
-    test.TOPK = 10  # predictions kept; 10 for YouTube-VIS, 20 for OVIS (paper)
+    test.FG_THRESHOLDS = []  # [[data set, threshold], ...] where it is another (Table 3: 0.9 for COCO)
+    # Predictions kept of a video; 0: as many as its data set says: 10 for YouTube-VIS, 20 for OVIS (paper, Sec. 4), 100
+    # for images (COCO). A VideoPredictor then shows 10 found objects a frame.
+    test.TOPK = 0
     # "video": the best (track, class) pairs of a video; "frame": the paper's instances per frame (deviations, 12).
     test.TOPK_SCOPE = "video"
     test.HEAD = ""  # label set of what VideoPredictor detects; empty: the first of MODEL.AUSM.HEADS

@@ -22,6 +22,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 from ausm_d2.data.catalog import register_from_config
+from ausm_d2.data.catalog.base import DEFAULT_TOPK
 from ausm_d2.data.mapper import ClipMapper
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
@@ -228,6 +229,29 @@ def require_files(names: Iterable[str]) -> None:
             locate()
 
 
+def available_test_sets(cfg: CfgNode) -> tuple[list[str], list[str]]:
+    """The data sets of ``DATASETS.TEST``, and with ``TEST.SKIP_MISSING`` what is said of those that are left out.
+
+    Returns:
+        Names, and one text for each data set whose files are not there; without the key: all names, whose files are.
+
+    Raises:
+        UserError: files are missing that are needed, or there are none for any data set; it says what was looked for.
+    """
+    register_from_config(cfg)
+    names = list(cfg.DATASETS.TEST)
+    if not cfg.TEST.SKIP_MISSING:
+        require_files(names)
+        return names, []
+    missing: dict[str, str] = {}
+    for name in names:
+        try:
+            require_files([name])
+        except UserError as error:
+            missing[name] = str(error)
+    return [name for name in names if name not in missing], list(missing.values())
+
+
 def build_train_loader(cfg: CfgNode) -> TrainLoader:
     """Endless batches of ``SOLVER.IMS_PER_BATCH`` clips (all processes together) drawn from ``DATASETS.TRAIN``.
 
@@ -267,7 +291,7 @@ def build_test_loader(
         finished: ids of videos to leave out (their results exist already).
 
     Returns:
-        A loader of ``[{"record", "dataset_name", "task", "head", "overlap"}]``.
+        A loader of ``[{"record", "dataset_name", "task", "head", "overlap", "topk"}]``.
 
     Raises:
         UserError: an unknown or empty data set.
@@ -284,6 +308,7 @@ def build_test_loader(
             "task": metadata.task,
             "head": metadata.head,
             "overlap": metadata.get("overlap", False),
+            "topk": metadata.get("topk", DEFAULT_TOPK),
         }
         for record in records[comm.get_rank() :: comm.get_world_size()]
     ]

@@ -16,6 +16,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ausm_d2.data.build import get_records
+from ausm_d2.data.catalog.base import IMAGE_TOPK
 from ausm_d2.data.video import FrameSource, MaskSource, VideoRecord
 from ausm_d2.masks.rle import StoredMask
 
@@ -35,6 +36,7 @@ def stills(name: str) -> str:
         lambda: [_still(each) for each in get_records(name)],
         task="image",
         evaluator_type="coco",
+        topk=IMAGE_TOPK,
     )
 
 

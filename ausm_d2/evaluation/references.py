@@ -102,11 +102,13 @@ class _Track:
 class Detector(Protocol):
     """What :class:`FrameByFrame` asks of a model; see :class:`ausm_d2.streaming.single_frames.SingleFrames`."""
 
-    def detect(self, frame: np.ndarray, head: str) -> tuple[list[Rle], Tensor]:
-        """Masks (R) and class probabilities (R, K) of a frame, uint8 (H, W, 3) RGB, seen on its own."""
+    def detect(self, frame: np.ndarray, item: dict[str, Any]) -> tuple[list[Rle], Tensor]:
+        """Masks (R) and class probabilities (R, K) of a frame of a test item, uint8 (H, W, 3) RGB, seen on its own."""
 
-    def best_tracks(self, masks: dict[int, list[Rle | None]], scores: dict[int, Tensor]) -> list[dict[str, Any]]:
-        """The result entries of a video, best first, from masks (T) and class scores (K) by track."""
+    def best_tracks(
+        self, item: dict[str, Any], masks: dict[int, list[Rle | None]], scores: dict[int, Tensor]
+    ) -> list[dict[str, Any]]:
+        """The result entries of a test item, best first, from masks (T) and class scores (K) by track."""
 
 
 class FrameByFrame(Reference):
@@ -132,12 +134,13 @@ class FrameByFrame(Reference):
         record: VideoRecord = item["record"]
         tracks: list[_Track] = []
         for frame in range(record.length):
-            masks, probabilities = self.detector.detect(record.frames[frame], item["head"])
+            masks, probabilities = self.detector.detect(record.frames[frame], item)
             self._link(tracks, frame, masks, probabilities, record.length)
         numbered = dict(enumerate(tracks, 1))
         return {
             "video_id": record.video_id,
             "tracks": self.detector.best_tracks(
+                item,
                 {track_id: track.segmentations for track_id, track in numbered.items()},
                 {track_id: track.class_sums / (record.length - track.begun) for track_id, track in numbered.items()},
             ),

@@ -37,6 +37,7 @@ from ausm_d2 import meta_arch as meta_arch  # registers AUSM
 from ausm_d2.checkpoint import AUSMCheckpointer
 from ausm_d2.config import pretrained_config
 from ausm_d2.data.catalog import register_from_config
+from ausm_d2.data.catalog.base import DEFAULT_TOPK
 from ausm_d2.errors import UserError
 from ausm_d2.io import atomic_write
 from ausm_d2.modeling.precision import keep_weights_in
@@ -82,6 +83,7 @@ class VideoPredictor:
         if cfg.TEST.AUSM.REPEAT > 1 or cfg.TEST.AUSM.SPATIAL_TRAVERSAL:
             logger.warning("TEST.AUSM.REPEAT and SPATIAL_TRAVERSAL act in evaluation only: a stream sees a frame once")
         self.settings = VideoSettings.from_config(cfg)
+        self.settings.topk = self.settings.topk or DEFAULT_TOPK
         self.model = build_model(cfg).eval()
         AUSMCheckpointer(self.model, complete=True).load(cfg.MODEL.WEIGHTS)
         if self.settings.amp:

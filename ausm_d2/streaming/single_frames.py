@@ -29,15 +29,18 @@ class SingleFrames:
     def __init__(self, model: AUSM) -> None:
         self.model = model
 
-    def detect(self, frame: np.ndarray, head: str) -> tuple[list[Rle], Tensor]:
+    def detect(self, frame: np.ndarray, item: dict[str, Any]) -> tuple[list[Rle], Tensor]:
         """Masks (R) and class probabilities (R, K) of a frame, uint8 (H, W, 3) RGB, in a stream of this frame only."""
+        settings = self.model.video.for_item(item)
         with inference_context(self.model):
-            stream = FrameStream(self.model, self.model.video, head=head, detect=True)
+            stream = FrameStream(self.model, settings, head=item["head"], detect=True)
             shown = shown_rows(stream.step(frame))
             masks = (stream.logits(shown) > 0).cpu().numpy()
         kept = [row for row, mask in enumerate(masks) if mask.any()]
         return [encode(masks[row]) for row in kept], shown.probabilities[kept]
 
-    def best_tracks(self, masks: dict[int, list[Rle | None]], scores: dict[int, Tensor]) -> list[dict[str, Any]]:
-        """The result entries of a video, best first, from masks (T) and class scores (K) by track."""
-        return best_tracks(masks, scores, self.model.video)
+    def best_tracks(
+        self, item: dict[str, Any], masks: dict[int, list[Rle | None]], scores: dict[int, Tensor]
+    ) -> list[dict[str, Any]]:
+        """The result entries of a test item, best first, from masks (T) and class scores (K) by track."""
+        return best_tracks(masks, scores, self.model.video.for_item(item))

@@ -11,7 +11,7 @@ Shape shorthand:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -39,7 +39,8 @@ class VideoSettings:
     min_size: int  # short side at the model's input, pixels; 0: as stored
     max_size: int  # long side at most
     fg_threshold: float
-    topk: int
+    fg_thresholds: Mapping[str, float]  # of data sets that have another one
+    topk: int | None  # None: the data set's own
     topk_scope: str  # "video" or "frame"
     prompt_head: str  # of prompted rows
     amp: bool  # bfloat16 autocast
@@ -55,8 +56,12 @@ class VideoSettings:
             raise UserError(f"TEST.AUSM.TOPK_SCOPE: '{test.TOPK_SCOPE}' is not one of video, frame")
         if not 0 <= test.FG_THRESHOLD <= 1:
             raise UserError(f"TEST.AUSM.FG_THRESHOLD: {test.FG_THRESHOLD}, expected a probability, from 0 to 1")
+        for entry in test.FG_THRESHOLDS:
+            good = isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[1], int | float)
+            if not good or not 0 <= entry[1] <= 1:
+                raise UserError(f"TEST.AUSM.FG_THRESHOLDS: {entry!r}, expected [data set, a probability from 0 to 1]")
         for key, value, least in (
-            ("TEST.AUSM.TOPK", test.TOPK, 1),
+            ("TEST.AUSM.TOPK", test.TOPK, 0),
             ("TEST.AUSM.REPEAT", test.REPEAT, 1),
             ("INPUT.MIN_SIZE_TEST", cfg.INPUT.MIN_SIZE_TEST, 0),
         ):
@@ -66,7 +71,8 @@ class VideoSettings:
             min_size=cfg.INPUT.MIN_SIZE_TEST,
             max_size=cfg.INPUT.MAX_SIZE_TEST,
             fg_threshold=test.FG_THRESHOLD,
-            topk=test.TOPK,
+            fg_thresholds={str(name): float(value) for name, value in test.FG_THRESHOLDS},
+            topk=test.TOPK or None,
             topk_scope=test.TOPK_SCOPE,
             prompt_head=cfg.MODEL.AUSM.PROMPT_HEAD,
             amp=test.AMP,
@@ -75,6 +81,11 @@ class VideoSettings:
             repeat=test.REPEAT,
             spatial_traversal=test.SPATIAL_TRAVERSAL,
         )
+
+    def for_item(self, item: Mapping[str, Any]) -> VideoSettings:
+        """The settings for a test item: its data set's threshold and, unless the config has one, its ``topk``."""
+        threshold = self.fg_thresholds.get(item["dataset_name"], self.fg_threshold)
+        return replace(self, fg_threshold=threshold, topk=self.topk or item["topk"])
 
     def resize(self, frame: np.ndarray) -> Tensor:
         """uint8 (H, W, 3) -> uint8 (3, H_in, W_in)."""
@@ -206,7 +217,7 @@ def segment_video(model: AUSM, item: dict[str, Any], settings: VideoSettings) ->
 
     Args:
         model: in evaluation mode.
-        item: "record", "dataset_name", "task", "head", "overlap".
+        item: "record", "dataset_name", "task", "head", "overlap", "topk".
         settings: how.
 
     Returns:
@@ -215,6 +226,7 @@ def segment_video(model: AUSM, item: dict[str, Any], settings: VideoSettings) ->
         None where there is no mask.
     """
     record: VideoRecord = item["record"]
+    settings = settings.for_item(item)
     with torch.autocast(
         model.device.type, torch.bfloat16, enabled=settings.amp
     ):  # converts weights once a video, without a CUDA graph

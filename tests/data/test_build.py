@@ -10,6 +10,7 @@ import torch
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
+from ausm_d2.data import build
 from ausm_d2.data.build import MixtureSampler, build_test_loader, build_train_loader
 from ausm_d2.errors import UserError
 from tests.data.stubs import moving_square, register, small_cfg
@@ -162,6 +163,15 @@ def test_test_loader_splits_videos_over_processes(monkeypatch: pytest.MonkeyPatc
     assert sorted(seen) == [0, 1, 3, 4, 5, 6]
     assert max(frames) - min(frames) <= 5
     assert batches[0][0]["task"] == "vos" and batches[0][0]["overlap"] is False
+
+
+def test_test_items_carry_the_topk_of_their_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's 10 and 20, and COCO's 100."""
+    wanted = {"ytvis_2019_val": 10, "ytvis_2021_val": 10, "ovis_val": 20, "coco_2017_val": 100, "coco2ovis_val": 100}
+    monkeypatch.setattr(build, "get_records", lambda name: [moving_square(0)])
+    for name, topk in wanted.items():
+        [[item]] = build_test_loader(small_cfg(), name)
+        assert item["topk"] == topk
 
 
 def test_frame_ranges_per_data_set() -> None:

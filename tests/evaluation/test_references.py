@@ -15,8 +15,9 @@ from ausm_d2.data.video import Instance, VideoRecord
 from ausm_d2.evaluation.references import CopiedMask, FlowMask, FrameByFrame, references
 from ausm_d2.masks.rle import Rle, decode, encode
 from ausm_d2.streaming.single_frames import SingleFrames
+from ausm_d2.streaming.video import VideoSettings
 from tests.data.stubs import ArrayFrames, ListedMasks
-from tests.tiny import tiny_model
+from tests.tiny import tiny_cfg, tiny_model
 
 SIZE = (48, 64)
 CLASSES = 2
@@ -44,7 +45,7 @@ def record(masks: dict[int, list[np.ndarray | None]], frames: list[np.ndarray] |
 
 
 def item(video: VideoRecord, task: str) -> dict[str, Any]:
-    return {"record": video, "dataset_name": "test", "task": task, "head": "synthvis", "overlap": False}
+    return {"record": video, "dataset_name": "test", "task": task, "head": "synthvis", "overlap": False, "topk": 10}
 
 
 def overlap(rle: Rle | None, mask: np.ndarray) -> float:
@@ -94,11 +95,11 @@ class Scripted(SingleFrames):
     """Detections that are made up: by frame, (mask, class probabilities)."""
 
     def __init__(self, detections: list[list[tuple[np.ndarray, list[float]]]], **settings: Any) -> None:
-        super().__init__(SimpleNamespace(video=SimpleNamespace(topk=10, topk_scope="video")))
+        super().__init__(SimpleNamespace(video=VideoSettings.from_config(tiny_cfg("TEST.AUSM.TOPK", 10))))
         self.detections = detections
         self.settings = settings
 
-    def detect(self, frame: np.ndarray, head: str) -> tuple[list[Rle], Tensor]:
+    def detect(self, frame: np.ndarray, item: dict[str, Any]) -> tuple[list[Rle], Tensor]:
         found = self.detections[frame[0, 0, 0]]
         probabilities = torch.tensor([p for _, p in found], dtype=torch.float64).view(-1, CLASSES)
         return [encode(mask) for mask, _ in found], probabilities
@@ -157,7 +158,7 @@ def test_frames_are_segmented_without_any_history() -> None:
     video = SynthVis(5, 1, 3, complete=True)[0]
     model = tiny_model("TEST.AUSM.FG_THRESHOLD", 0.0, "TEST.AUSM.TOPK", 1000)  # untrained: everything counts
     detector = SingleFrames(model)
-    masks = [detector.detect(video.frames[t], "synthvis")[0] for t in range(3)]
+    masks = [detector.detect(video.frames[t], item(video, "vis"))[0] for t in range(3)]
     assert masks[2]
     [result] = FrameByFrame(detector)([item(video, "vis")])
     found = {t: [e["segmentations"][t]["counts"] for e in result["tracks"] if e["segmentations"][t]] for t in range(3)}

@@ -135,7 +135,7 @@ def test_a_session_has_the_masks_of_the_evaluation(predictor: VideoPredictor) ->
         masks=ListedMasks({i: [mask if t == at else None for t in range(4)] for i, (at, mask) in given.items()}),
         prompt_frames={i: at for i, (at, _) in given.items()},
     )
-    item = {"record": record, "dataset_name": "x", "task": "vos", "head": "object", "overlap": False}
+    item = {"record": record, "dataset_name": "x", "task": "vos", "head": "object", "overlap": False, "topk": 10}
     objects = segment_video(predictor.model, item, predictor.settings)["objects"]
     session = predictor.start(frames[0], {7: box(3, 4), 9: box(30, 20)})
     for t in range(4):

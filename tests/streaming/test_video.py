@@ -151,6 +151,15 @@ def test_scope_of_the_best() -> None:
         settings("TEST.AUSM.TOPK_SCOPE", "clip")
 
 
+def test_a_data_sets_own_topk_and_threshold_hold_unless_the_config_says_otherwise() -> None:
+    item = {"dataset_name": "ovis_val", "topk": 20}
+    own = settings("TEST.AUSM.FG_THRESHOLDS", [["coco_2017_val", 0.9]])
+    assert (own.for_item(item).topk, own.for_item(item).fg_threshold) == (20, 0.5)
+    coco = own.for_item({"dataset_name": "coco_2017_val", "topk": 100})
+    assert (coco.topk, coco.fg_threshold) == (100, 0.9)
+    assert settings("TEST.AUSM.TOPK", 3).for_item(item).topk == 3
+
+
 def test_given_masks_are_the_output_exactly_and_win(model: AUSM) -> None:
     stream = FrameStream(model, settings("INPUT.MIN_SIZE_TEST", 32), head="object", detect=False)
     thin = np.zeros(SIZE, bool)
@@ -184,7 +193,7 @@ def record(length: int, prompts: dict[int, tuple[int, np.ndarray]] | None = None
 def segment(model: AUSM, video: VideoRecord, how: VideoSettings, *, overlap: bool = False) -> dict[str, Any]:
     task = "vos" if video.prompt_frames else "vis"
     head = "object" if task == "vos" else "synthvis"
-    item = {"record": video, "dataset_name": "x", "task": task, "head": head, "overlap": overlap}
+    item = {"record": video, "dataset_name": "x", "task": task, "head": head, "overlap": overlap, "topk": 100}
     return segment_video(model, item, how)
 
 

@@ -96,11 +96,11 @@ def test_sweep_shares_streams_and_equals_one_pass_per_threshold() -> None:
     sweep = sweep_threshold.ThresholdSweep(model, VideoSettings.from_config(cfg), thresholds)
     found = set()
     for record in records:
-        swept = sweep.segment(record, "synthvis")
+        item = {"record": record, "dataset_name": VIS, "task": "vis", "head": "synthvis"}
+        swept = sweep.segment(item)
         assert list(swept) == thresholds
         for threshold in thresholds:
             cfg.TEST.AUSM.FG_THRESHOLD = threshold
-            item = {"record": record, "task": "vis", "head": "synthvis"}
             alone = segment_video(model, item, VideoSettings.from_config(cfg))
             assert json.dumps(swept[threshold]) == json.dumps(alone)
             found.add(len(alone["tracks"]))
@@ -112,7 +112,8 @@ def test_sweep_shares_streams_and_equals_one_pass_per_threshold() -> None:
 def test_agreeing_thresholds_cost_one_stream() -> None:
     model = tiny_model().eval()
     sweep = sweep_threshold.ThresholdSweep(model, VideoSettings.from_config(tiny_cfg()), [1.0, 1.1, 1.2])
-    results = sweep.segment(get_records(VIS)[0], "synthvis")
+    item = {"record": get_records(VIS)[0], "dataset_name": VIS, "head": "synthvis", "topk": 10}
+    results = sweep.segment(item)
     assert [result["tracks"] for result in results.values()] == [[], [], []]
     assert (sweep.frames, sweep.steps) == (4, 4)
 

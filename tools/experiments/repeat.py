@@ -12,6 +12,7 @@ from detectron2.data import MetadataCatalog
 from ausm_d2.data.views import first_videos, stills
 from ausm_d2.engine import Trainer
 from ausm_d2.errors import UserError
+from ausm_d2.evaluation.paper import TABLE_3
 from ausm_d2.meta_arch import AUSM
 from ausm_d2.streaming.video import VideoSettings
 from tools.experiments.report import Paper, Report, Row
@@ -20,10 +21,7 @@ from tools.experiments.setup import common_config, load_model
 PAPER = Paper(
     source="Table 3 and Appendix A, Swin-B; COCO at threshold 0.9",
     measure="AP",
-    values={
-        "COCO": {"x1": 34.2, "x2": 34.9, "x3": 35.0, "traversal": 35.9},
-        "YouTube-VIS 2019": {"x1": 62.6, "x2": 63.3, "x3": 63.5},
-    },
+    values=TABLE_3,
 )
 _TRAVERSAL = "traversal"
 

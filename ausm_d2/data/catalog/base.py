@@ -16,6 +16,8 @@ from ausm_d2.errors import UserError
 
 OBJECT_HEAD = "object"  # the class-agnostic head (docs/deviations.md, 5)
 OBJECT_CLASSES = {1: "object"}
+DEFAULT_TOPK = 10  # predictions kept of a video (YouTube-VIS, paper, Sec. 4)
+IMAGE_TOPK = 100  # of an image, as COCO counts
 
 
 def data_root() -> Path:
@@ -55,6 +57,7 @@ def register(
     head: str,
     exhaustive: bool,
     overlap: bool = False,
+    topk: int = DEFAULT_TOPK,
 ) -> None:
     """Register a data set under a name; one that has the name already is replaced.
 
@@ -69,6 +72,7 @@ def register(
         head: name of the classification head.
         exhaustive: every object of the classes is labelled.
         overlap: objects may overlap.
+        topk: predictions kept of a video or an image, unless the config says otherwise.
     """
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
@@ -77,6 +81,7 @@ def register(
     DatasetCatalog.register(name, lambda: read(*locate()))
     metadata = MetadataCatalog.get(name)
     metadata.set(evaluator_type=evaluator_type, task=task, head=head, exhaustive=exhaustive, overlap=overlap)
+    metadata.set(topk=topk)
     metadata.set(locate=locate)
     if classes is not None:
         metadata.set(**class_metadata(classes))

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import detectron2.data.datasets.builtin  # noqa: F401  (registers Detectron2's own coco_2017_*, which ours replace)
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
-from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_HEAD, find_all, register
+from ausm_d2.data.catalog.base import IMAGE_TOPK, OBJECT_CLASSES, OBJECT_HEAD, find_all, register
 from ausm_d2.data.catalog.ytvis import (
     OVIS_CLASSES,
     YTVIS_2019_CLASSES,
@@ -90,6 +90,7 @@ def _register(
         task="image",
         head=head,
         exhaustive=True,
+        topk=IMAGE_TOPK,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
-from ausm_d2.data.catalog.base import class_metadata, find_all, register
+from ausm_d2.data.catalog.base import DEFAULT_TOPK, class_metadata, find_all, register
 from ausm_d2.data.frames import ImageFiles
 from ausm_d2.data.mask_sources import ListedMasks
 from ausm_d2.data.problems import LeftOut, problem
@@ -63,7 +63,8 @@ def register_ytvis() -> None:
             f"ovis/{folder}.json",
         ]
         image_roots = [f"ovis/{folder}", f"ovis/{split}", f"ovis/images/{folder}"]
-        _register_benchmark(f"ovis_{split}", json_files, image_roots, OVIS_CLASSES, "ovis", "https://songbai.site/ovis")
+        homepage = "https://songbai.site/ovis"
+        _register_benchmark(f"ovis_{split}", json_files, image_roots, OVIS_CLASSES, "ovis", homepage, topk=20)
 
 
 def _register_benchmark(
@@ -73,10 +74,13 @@ def _register_benchmark(
     classes: Mapping[int, str],
     head: str,
     homepage: str,
+    topk: int = DEFAULT_TOPK,
 ) -> None:
     locate = partial(find_all, name, {"annotation file": json_files, "image folder": image_roots})
     read = partial(load_ytvis_json, name)
-    register(name, locate, read, classes=classes, evaluator_type="ytvis", task="vis", head=head, exhaustive=True)
+    register(
+        name, locate, read, classes=classes, evaluator_type="ytvis", task="vis", head=head, exhaustive=True, topk=topk
+    )
     MetadataCatalog.get(name).set(homepage=homepage)
 
 
