@@ -37,7 +37,7 @@ from tqdm import tqdm
 from ausm_d2.config import load_config
 from ausm_d2.data.frames import open_video, read_image
 from ausm_d2.errors import UserError, cli
-from ausm_d2.masks.png import VOID, read_labels, read_picture, write_mask_png
+from ausm_d2.masks.png import MANY_IDS, VOID, edge_ids, read_labels, read_picture, write_mask_png
 from ausm_d2.masks.rle import Rle, encode
 from ausm_d2.names import sorted_files
 from ausm_d2.streaming.predictor import FrameResult, VideoPredictor
@@ -46,7 +46,6 @@ from ausm_d2.visualization import VideoWriter, draw_masks, readable_scale
 _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _RESULTS = {"overlay.mp4", "overlay.png", "masks", "tracks.json"}
 _FOLDER_FPS = Fraction(24)  # of frames that come without a time
-_MANY_IDS = 20  # a mask with more is looked at twice
 
 
 # What is segmented
@@ -192,13 +191,10 @@ def read_prompts(path: str) -> dict[int, np.ndarray]:
     if not len(ids):
         raise UserError(f"{path}: the prompt is empty: every pixel is background")
     # Smoothed edges are lines of in-between values, which no object is made of.
-    square = np.ones((3, 3), np.uint8)
-    values = labels.astype(np.float32)
-    solid = np.unique(labels[cv2.erode(values, square) == cv2.dilate(values, square)])
-    thin = ~np.isin(ids, solid)
-    if 2 * thin.sum() > len(ids) and (len(ids) > _MANY_IDS or (read_picture(path) == VOID).sum() > counts.sum()):
+    thin = len(edge_ids(labels))
+    if 2 * thin > len(ids) and (len(ids) > MANY_IDS or (read_picture(path).values == VOID).sum() > counts.sum()):
         raise UserError(
-            f"{path}: {len(ids)} object ids, {thin.sum()} of them on hardly any pixels: this looks like a mask with "
+            f"{path}: {len(ids)} object ids, {thin} of them on hardly any pixels: this looks like a mask with "
             "smoothed (antialiased) edges; every pixel must be 0 or the id of an object"
         )
     return {int(i): labels == i for i in ids}

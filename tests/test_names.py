@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ausm_d2.names import natural_order, sorted_files
+from ausm_d2.names import files_below, natural_order, numbering_shift, repeated, sorted_files, subfolders
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,39 @@ def test_files_of_a_folder_come_in_natural_order_without_hidden_ones(tmp_path: P
     for name in ("f10.JPG", "f9.jpg", "._f9.jpg", "f1.png", "notes.txt"):
         (tmp_path / name).touch()
     assert sorted_files(tmp_path, (".jpg", ".png")) == ["f1.png", "f9.jpg", "f10.JPG"]
+
+
+def test_folders_behind_links_are_found_and_loops_end(tmp_path: Path) -> None:
+    for folder in ("data/v1", "disk/v10", "data/.hidden"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.txt").touch()
+    (tmp_path / "data/v2").symlink_to(tmp_path / "disk/v10")
+    (tmp_path / "data/v1/up").symlink_to(tmp_path / "data")
+    (tmp_path / "data/self").symlink_to(tmp_path / "data/self")
+    (tmp_path / "data/gone").symlink_to(tmp_path / "nothing")
+    assert subfolders(tmp_path / "data") == ["v1", "v2"]
+    found = [path.relative_to(tmp_path).as_posix() for path in files_below(tmp_path / "data")]
+    assert [name for name in found if name.endswith(".txt")] == ["data/.hidden/a.txt", "data/v1/a.txt", "data/v2/a.txt"]
+
+
+def test_names_that_stand_for_one_thing() -> None:
+    assert repeated(["1.jpg", "2.jpg", "2.png"]) == ("2.jpg", "2.png")
+    assert repeated(["f_01.png", "f_1.png"]) == ("f_01.png", "f_1.png")
+    assert repeated(["1.jpg", "11.jpg", "a.jpg"]) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "of", "shift"),
+    [
+        (["00001", "00002", "00003"], ["00000", "00001", "00002"], 1),
+        (["f0", "f1"], ["f1", "f2", "f3"], -1),
+        (["0", "4", "8"], ["4", "8", "12"], -4),
+        (["0", "1"], ["0", "1", "2"], None),  # all fit
+        (["0", "1", "9"], ["0", "1", "2"], None),  # one fits nothing
+        (["a1", "a2"], ["b0", "b1"], None),
+        ([], ["1"], None),
+        (["x", "y"], ["0", "1"], None),
+    ],
+)
+def test_shifted_numbering_is_told_from_missing_files(names: list[str], of: list[str], shift: int | None) -> None:
+    assert numbering_shift(names, of) == shift

@@ -15,7 +15,7 @@ import numpy as np
 
 from ausm_d2.data.video import MaskSource
 from ausm_d2.errors import UserError
-from ausm_d2.masks.png import read_labels, read_picture
+from ausm_d2.masks.png import MANY_IDS, edge_ids, read_labels, read_mask
 from ausm_d2.masks.rle import StoredMask
 
 
@@ -45,9 +45,15 @@ class LabelPictures:
         path = self.path(index)
         if path is None:
             return {}
-        labels = read_labels(path)
+        labels = read_labels(path, video=(f"{self.root}/{file}" for file in self.files if file is not None))
         _check_size(path, labels, self.size)
-        return {int(i): labels == i for i in np.unique(labels) if i}
+        ids = np.unique(labels[labels > 0])
+        if len(ids) > MANY_IDS and 2 * (thin := len(edge_ids(labels))) > len(ids):
+            raise UserError(
+                f"{path}: {len(ids)} object ids, {thin} of them on hardly any pixels: this looks like a mask with "
+                "smoothed (antialiased) edges; every pixel must be 0 or the id of an object"
+            )
+        return {int(i): labels == i for i in ids}
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class ObjectFolders:
         for object_id, folder in self.folders.items():
             if name in self.pictures[object_id]:
                 path = f"{self.root}/{folder}/{name}.png"
-                mask = read_picture(path) > 0
+                mask = read_mask(path)
                 _check_size(path, mask, self.size)
                 if mask.any():
                     masks[object_id] = mask

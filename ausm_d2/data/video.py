@@ -78,7 +78,14 @@ class VideoRecord:
 
     @property
     def labelled_frames(self) -> list[int]:
-        """Indices of the frames that carry labels, ascending."""
+        """Indices of the frames that carry labels, ascending.
+
+        Raises:
+            UserError: the labels are of more frames than the video has.
+        """
+        if self.labelled is not None and len(self.labelled) > self.length:
+            found = len(self.labelled)
+            raise UserError(f"video {self.name}: {found} frames are annotated, the video has {self.length}")
         return [frame for frame in range(self.length) if self.is_labelled(frame)]
 
     def prompts(self) -> dict[int, dict[int, np.ndarray]]:

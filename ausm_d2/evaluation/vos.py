@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,11 +29,15 @@ from vos_benchmark.evaluator import Evaluator
 from ausm_d2.errors import UserError, cli
 from ausm_d2.evaluation.parallel import available_cores, in_parallel
 from ausm_d2.io import atomic_write
-from ausm_d2.masks.png import read_labels, read_picture
+from ausm_d2.masks.png import read_labels, read_mask
 from ausm_d2.masks.rle import Rle, StoredMask, decode, to_rle
+from ausm_d2.names import natural_order, numbering_shift, repeated, sorted_files, subfolders
 
 if TYPE_CHECKING:
     from ausm_d2.data.video import VideoRecord
+
+
+logger = logging.getLogger(__name__)
 
 
 class ObjectScore(NamedTuple):
@@ -193,6 +199,8 @@ class _Pair(NamedTuple):
     truth: Path
     predicted: Path
     frames: list[str]
+    all_truth: list[str]  # paths of all label pictures of the video; none where there are folders
+    all_predicted: list[str]
     objects: list[str]  # folders of one object each, as in SA-V; else none
 
     def masks(self, frame: str, known: Collection[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -204,14 +212,14 @@ class _Pair(NamedTuple):
         for folder in self.objects:
             path = self.truth / folder / frame
             if path.exists():
-                truth = predicted = read_picture(path) > 0
+                truth = predicted = read_mask(path)
                 if int(folder) in known:
-                    predicted = _like(truth, self.predicted / folder / frame, read_picture) > 0
+                    predicted = _like(truth, self.predicted / folder / frame, read_mask)
                 yield int(folder), predicted, truth
         if not self.objects:
-            ids = predicted_ids = read_labels(self.truth / frame)
+            ids = predicted_ids = read_labels(self.truth / frame, self.all_truth)
             if known:
-                predicted_ids = _like(ids, self.predicted / frame, read_labels)
+                predicted_ids = _like(ids, self.predicted / frame, partial(read_labels, video=self.all_predicted))
             for object_id in {*known, *np.flatnonzero(np.bincount(ids.ravel())).tolist()} - {0}:
                 yield object_id, predicted_ids == object_id, ids == object_id
 
@@ -271,26 +279,66 @@ def _tree(path: str | os.PathLike[str]) -> Path:
 
 
 def _pairs(truth: Path, predicted: Path, skip_last_frame: bool) -> list[_Pair]:
+    videos = subfolders(truth)
+    if not videos:
+        raise UserError(f"{truth}: no masks: expected <video>/<frame>.png")
     pairs = []
     missing: list[Path] = []
-    for folder in sorted(path for path in truth.iterdir() if path.is_dir()):
-        objects = sorted(path.name for path in folder.iterdir() if path.is_dir())
-        if not all(name.isdigit() for name in objects):
-            raise UserError(f"{folder}: expected <frame>.png, or folders of one object each named by a number")
-        frames = sorted({path.name for parent in objects or [""] for path in (folder / parent).glob("*.png")})
-        if not frames:
-            raise UserError(f"{folder}: no masks: expected <frame>.png or <object>/<frame>.png")
-        frames = frames[:-1] if skip_last_frame else frames
-        pair = _Pair(folder.name, folder, predicted / folder.name, frames, objects)
-        for parent in objects or [""]:
-            needed = [frame for frame in frames[1:] if (folder / parent / frame).exists()]
-            missing += [path for path in (pair.predicted / parent / frame for frame in needed) if not path.exists()]
+    for video in videos:
+        pair, of_pair = _pair(truth / video, predicted / video, skip_last_frame)
         pairs.append(pair)
-    if not pairs:
-        raise UserError(f"{truth}: no masks: expected <video>/<frame>.png")
+        missing += of_pair
     if missing:
         raise UserError(f"{predicted}: {len(missing)} predicted masks are missing, the first of them {missing[0]}")
+    others = [video for video in subfolders(predicted) if video not in videos]
+    if others:
+        logger.warning("%s: %d videos are not in the ground truth (such as %r)", predicted, len(others), others[0])
     return pairs
+
+
+def _pair(truth: Path, predicted: Path, skip_last_frame: bool) -> tuple[_Pair, list[Path]]:
+    """A video of both folders, and the predicted masks that are missing.
+
+    Raises:
+        UserError: masks that fit no frame, or two.
+    """
+    objects = subfolders(truth)
+    if not all(name.isdecimal() for name in objects):
+        raise UserError(f"{truth}: expected <frame>.png, or folders of one object each named by a number")
+    if twice := repeated(objects):
+        raise UserError(f"{truth}: two folders for one object, {twice[0]!r} and {twice[1]!r}")
+    frames: set[str] = set()
+    missing: list[Path] = []
+    for parent in objects or [""]:
+        of_parent = _masks(truth / parent)
+        frames.update(of_parent)
+        _require_same_numbers(predicted / parent, _masks(predicted / parent), of_parent)
+    if not frames:
+        raise UserError(f"{truth}: no masks: expected <frame>.png or <object>/<frame>.png")
+    scored = sorted(frames, key=natural_order)
+    scored = scored[:-1] if skip_last_frame else scored
+    for parent in objects or [""]:
+        needed = [frame for frame in scored[1:] if (truth / parent / frame).exists()]
+        missing += [path for path in (predicted / parent / frame for frame in needed) if not path.exists()]
+    all_truth, all_predicted = ([str(of / name) for name in _masks(of)] for of in (truth, predicted))
+    return _Pair(truth.name, truth, predicted, scored, all_truth, all_predicted, objects), missing
+
+
+def _masks(folder: Path) -> list[str]:
+    """Names of the mask files of a folder, in natural order; none where there is no such folder."""
+    files = sorted_files(folder, (".png",)) if folder.is_dir() else []
+    if twice := repeated(files):
+        raise UserError(f"{folder}: two masks for one frame, {twice[0]!r} and {twice[1]!r}")
+    return files
+
+
+def _require_same_numbers(folder: Path, predicted: Sequence[str], truth: Sequence[str]) -> None:
+    shift = numbering_shift([Path(name).stem for name in predicted], [Path(name).stem for name in truth])
+    if shift is not None:
+        raise UserError(
+            f"{folder}: masks are numbered from {predicted[0]!r}, those of the ground truth from {truth[0]!r}: the "
+            f"numbers are shifted by {shift}"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

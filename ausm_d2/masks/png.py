@@ -1,6 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """Masks as pictures: pixel = object id.
 
+What a file cannot hold exactly (lossy compression, several pages, masks in the alpha channel) is refused by name.
+
 Shape shorthand:
     H, W: frame size in pixels
 """
@@ -9,8 +11,11 @@ from __future__ import annotations
 
 import io
 import os
-from typing import BinaryIO
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import BinaryIO, NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
@@ -18,6 +23,9 @@ from ausm_d2.errors import UserError
 from ausm_d2.io import atomic_write
 
 VOID = 255  # of 8-bit pictures: belongs to no object
+MANY_IDS = 20  # a picture with more object ids is checked for smoothed edges
+
+_EXACT = {"PNG", "BMP", "DIB", "GIF", "PPM", "TGA", "PCX", "TIFF", "WEBP"}  # Pillow's formats that can be lossless
 
 
 def _davis_palette() -> list[int]:
@@ -67,57 +75,176 @@ def write_mask_png(path: str | os.PathLike[str], id_map: np.ndarray) -> None:
         temporary.write_bytes(content)
 
 
-def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
-    """Pixel values (H, W): uint8 of palette, grey and black and white pictures, int32 of 16-bit ones.
+class LabelPicture(NamedTuple):
+    """The pixel values of a label picture."""
+
+    values: np.ndarray  # (H, W): uint8 of palette, grey and black-and-white pictures, int32 of 16-bit ones
+    white: int  # the largest value that a file of this bit depth can hold
+
+    def is_black_and_white(self) -> bool:
+        """Whether its only values are 0 and white."""
+        return bool(((self.values == 0) | (self.values == self.white)).all())
+
+    def ids(self, black_and_white: bool) -> np.ndarray:
+        """Object ids, integers (H, W), 0 = background or void.
+
+        Args:
+            black_and_white: white is object 1. Otherwise every value is an id, except 255 of 8 bits, which is void.
+        """
+        if black_and_white:
+            return (self.values == self.white).astype(np.uint8)
+        return np.where(self.values == VOID, 0, self.values) if self.white == VOID else self.values
+
+
+def read_picture(path: str | os.PathLike[str]) -> LabelPicture:
+    """A label picture.
 
     Raises:
-        UserError: it is missing, broken, or a picture in colours.
+        UserError: it is missing, broken, or of a kind that cannot hold ids.
     """
     try:
         with open(path, "rb") as file:
             return decode_picture(file)
     except FileNotFoundError:
         raise UserError(f"{path}: the mask is missing") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: the mask cannot be read: {error.strerror}") from None
+    except ValueError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def decode_picture(file: BinaryIO) -> np.ndarray:
+def decode_picture(file: BinaryIO) -> LabelPicture:
     """``read_picture`` of an open file.
 
     Raises:
-        ValueError: it is broken, or a picture in colours.
+        ValueError: it is broken, or of a kind that cannot hold ids.
     """
     try:
         with Image.open(file) as picture:
+            depth, _ = _png_header(file) if picture.format == "PNG" else (0, 0)
+            _require_exact(picture, file, depth)
             picture.load()
             mode, values = picture.mode, np.asarray(picture)
+            if mode in ("P", "PA"):
+                _require_black_background(picture, values if mode == "P" else values[..., 0])
     except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
         raise ValueError("the mask cannot be decoded: it is no picture, or broken") from None
-    if mode in ("LA", "La", "PA"):  # with transparency
-        return values[..., 0]
+    if mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        if (values[..., :-1].any(axis=-1) & (values[..., -1] < 255)).any():
+            raise ValueError(
+                "a mask with an alpha channel, and pixels that are neither opaque nor 0; expected a palette or grey "
+                "picture with pixel = id and without alpha"
+            )
+        values = values[..., :-1]
+    if values.ndim == 3:  # grey, saved as colours, can be read
+        if (values != values[..., :1]).any():
+            raise ValueError(f"a picture in colours (mode {mode}); a palette or grey one with pixel = id expected")
+        values = values[..., 0]
+    if mode == "F":
+        raise ValueError("a picture of floating-point pixels; a palette or grey one with pixel = id expected")
     if mode == "1":
-        return values.astype(np.uint8)
+        return LabelPicture(values.astype(np.uint8), 1)
     if mode.startswith("I"):
-        return values.astype(np.int32)
-    if mode in ("RGB", "RGBA") and (values[..., :1] == values[..., 1:3]).all():  # grey, saved as colours
-        return values[..., 0]
-    if mode not in ("P", "L"):
+        return LabelPicture(values.astype(np.int32), 65535)
+    if mode not in ("P", "PA", "L", "LA", "RGB", "RGBA"):
         raise ValueError(f"a picture in colours (mode {mode}); a palette or grey one with pixel = id expected")
-    return values
+    if mode == "L" and depth in (2, 4):  # Pillow spreads these values over 0..255
+        white = 2**depth - 1
+        return LabelPicture(values // np.uint8(255 // white), white)
+    return LabelPicture(values, 255)
 
 
-def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
+def _png_header(file: BinaryIO) -> tuple[int, int]:
+    """Bits per channel and colour type of a PNG."""
+    file.seek(24)
+    header = file.read(2)
+    file.seek(0)
+    return header[0], header[1]
+
+
+def _require_exact(picture: Image.Image, file: BinaryIO, depth: int) -> None:
+    """Raise a ``ValueError`` for files whose pixel values need not be those that were saved, or are not one mask."""
+    kind = picture.format or "unknown"
+    lossy = kind not in _EXACT
+    if kind == "TIFF":
+        lossy = "jpeg" in str(picture.info.get("compression", ""))
+    elif kind == "WEBP":
+        file.seek(0)
+        lossy = b"VP8L" not in file.read(1 << 16)
+        file.seek(0)
+    if lossy:
+        raise ValueError(
+            f"a {kind} picture: its compression changes pixel values, which are object ids; expected a PNG"
+        )
+    pages = getattr(picture, "n_frames", 1)
+    if pages > 1:
+        raise ValueError(f"holds {pages} pictures; a mask is one picture")
+    if depth == 16 and picture.mode in ("RGB", "RGBA", "LA"):  # Pillow would keep the upper 8 bits
+        raise ValueError("16 bits per channel, with several channels; a 16-bit grey PNG expected for ids above 254")
+
+
+def _require_black_background(picture: Image.Image, indices: np.ndarray) -> None:
+    """Raise a ``ValueError`` if the background of a palette picture is plainly not index 0.
+
+    Programs that reduce colours number them as they like.
+    """
+    palette = np.asarray(picture.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
+    if palette[0].any():
+        used = np.flatnonzero(np.bincount(indices.ravel(), minlength=1)[: len(palette)])
+        black = [index for index in used.tolist() if index and not palette[index].any()]
+        if black:
+            raise ValueError(
+                f"a palette whose black is index {black[0]}, not 0; pixel = id and 0 = background expected"
+            )
+
+
+def read_labels(path: str | os.PathLike[str], video: Iterable[str] | None = None) -> np.ndarray:
     """A label picture as integers (H, W): pixel = object id, 0 = background or void.
 
-    8-bit: if its only values are 0 and 255, it holds one object, id 1; else 255 is void. 16-bit: every value is an id.
+    Where 0 and 255 (or 65535 of 16 bits) are the only values, they are one object, id 1. In 8-bit pictures with other
+    values 255 is void. What 255 is, is decided by all label pictures of a video, not by one.
+
+    Args:
+        video: paths of all label pictures of the video; ``None``: there is no other.
 
     Raises:
-        UserError: it is missing, broken, or a picture in colours.
+        UserError: it is missing, broken, or of a kind that cannot hold ids.
     """
-    labels = read_picture(path)
-    if labels.dtype == np.uint8:
-        void = labels == VOID
-        if void.any():
-            labels = np.where(void, np.uint8(not labels[~void].any()), labels)
-    return labels
+    picture = read_picture(path)
+    black_and_white = picture.is_black_and_white()
+    if black_and_white and video is not None and (picture.values == picture.white).any():
+        black_and_white = _all_black_and_white(tuple(video))
+    return picture.ids(black_and_white)
+
+
+@lru_cache(maxsize=4096)
+def _all_black_and_white(paths: tuple[str, ...]) -> bool:
+    for path in paths:
+        try:
+            if not read_picture(path).is_black_and_white():
+                return False
+        except UserError:  # reported when it is read for itself
+            continue
+    return True
+
+
+def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
+    """The mask of one object, bool (H, W), from a picture of two values of which one is 0.
+
+    Raises:
+        UserError: it is missing, broken, or has more values.
+    """
+    values = read_picture(path).values
+    mask = values > 0
+    if (values != values.max(initial=0))[mask].any():
+        found = np.unique(values)
+        raise UserError(f"{path}: values {found[:5].tolist()} found; 0 and one other expected, for one object")
+    return mask
+
+
+def edge_ids(labels: np.ndarray) -> np.ndarray:
+    """The ids of a label picture (H, W) that are nowhere 3 pixels thick: what smoothed (antialiased) edges leave."""
+    square = np.ones((3, 3), np.uint8)
+    values = labels.astype(np.float32)
+    solid = np.unique(labels[cv2.erode(values, square) == cv2.dilate(values, square)])
+    return np.setdiff1d(np.unique(labels[labels > 0]), solid)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,13 +24,25 @@ def label_pictures(folder: Path, *pictures: np.ndarray | None) -> LabelPictures:
 
 def test_label_pictures(tmp_path: Path) -> None:
     both = square(0) * 1 + square(0, offset=10) * 2
-    masks = label_pictures(tmp_path, both, None, square(2) * 0, square(3) * 255)
+    masks = label_pictures(tmp_path, both, None, square(2) * 0)
     assert {i: mask.sum() for i, mask in masks.read(0).items()} == {1: 36, 2: 36}
     assert masks.read(1) == {} and masks.read(2) == {}
-    assert np.array_equal(masks.read(3)[1], square(3))  # only 0 and 255: one object
+
+
+def test_white_is_an_object_or_void_by_all_pictures_of_a_video(tmp_path: Path) -> None:
+    masks = label_pictures(tmp_path / "white", square(0) * 0, None, square(2) * 255)
+    assert list(masks.read(2)) == [1] and np.array_equal(masks.read(2)[1], square(2))
     void = np.where(square(0, offset=10), 255, square(0) * 7)
-    write_labels(tmp_path / "0.png", void)
-    assert list(masks.read(0)) == [7]  # 255 beside others: void
+    masks = label_pictures(tmp_path / "void", void, square(1) * 255, square(2) * 7)
+    assert list(masks.read(0)) == [7] and list(masks.read(2)) == [7]
+    assert masks.read(1) == {}, "the object is hidden, and only void is left"
+
+
+def test_smoothed_edges_are_no_objects(tmp_path: Path) -> None:
+    smooth = np.zeros(SIZE, np.uint8)
+    cv2.circle(smooth, (18, 12), 9, 255, -1, cv2.LINE_AA)
+    with pytest.raises(UserError, match=r"0\.png: \d+ object ids, \d+ of them on hardly any pixels"):
+        label_pictures(tmp_path, smooth).read(0)
 
 
 def test_label_picture_of_another_size_names_the_file(tmp_path: Path) -> None:

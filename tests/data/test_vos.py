@@ -16,9 +16,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ausm_d2.data.build import build_test_loader, build_train_loader, get_records
 from ausm_d2.data.catalog import register_davis_style
-from ausm_d2.data.catalog.vos import folders, load_records
+from ausm_d2.data.catalog.vos import load_records
+from ausm_d2.data.check import check_dataset
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
+from ausm_d2.names import subfolders
 from tests.data.disk import SIZE, square, write_davis, write_frame, write_json, write_labels, write_tree
 from tests.data.stubs import small_cfg
 
@@ -242,7 +244,7 @@ def test_masks_that_are_missing_or_fit_no_frame(root: Path) -> None:
 
 def test_real_davis_sequences(shared_data: Path) -> None:
     images, masks = shared_data / "davis_dev/JPEGImages/480p", shared_data / "davis_dev/Annotations/480p"
-    records = load_records(images, masks, folders(images))
+    records = load_records(images, masks, subfolders(images))
     assert [(r.name, r.length) for r in records] == [
         ("blackswan", 50), ("camel", 90), ("car-roundabout", 75), ("cows", 104), ("dog", 60),
     ]  # fmt: skip
@@ -251,3 +253,71 @@ def test_real_davis_sequences(shared_data: Path) -> None:
         assert record.prompt_frames is not None and dict(record.prompt_frames) == {1: 0}
         assert record.labelled == [True] * record.length and record.masks is not None
         assert 0.02 < record.masks.read(0)[1].mean() < 0.3
+
+
+# What matches nothing, or twice
+
+
+def found_in(root: Path, name: str = "clips_val") -> list[str]:
+    video_list = root / "list.txt"
+    register_davis_style(
+        name, str(root / "images"), str(root / "masks"), str(video_list) if video_list.exists() else ""
+    )
+    return check_dataset(name).problems
+
+
+def test_two_pictures_for_one_frame_are_refused(root: Path) -> None:
+    write_tree(root / "images", root / "masks", "a")
+    write_frame(root / "images/a/00001.png")
+    with pytest.raises(UserError, match=r"images/a: two pictures for one frame, '00001\.jpg' and '00001\.png'"):
+        tree(root)
+    assert found_in(root)[0].endswith("'00001.jpg' and '00001.png'")
+
+
+@pytest.mark.parametrize("shift", [1, -1])
+def test_shifted_numbers_of_masks_are_refused(root: Path, shift: int) -> None:
+    write_tree(root / "images", root / "masks", "a", frames=4)
+    for folder, file in (("masks" if shift > 0 else "images", "png" if shift > 0 else "jpg"),):
+        files = sorted((root / folder / "a").iterdir(), reverse=True)
+        for path in files:
+            path.rename(path.with_name(f"{int(path.stem) + 1:05d}.{file}"))
+    with pytest.raises(UserError, match=rf"masks/a: masks are numbered from .*: the numbers are shifted by {shift}"):
+        _ = tree(root).masks
+    assert any("the numbers are shifted" in text for text in found_in(root))
+
+
+def test_masks_without_a_frame_and_frames_without_a_mask_are_named(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tree(root / "images", root / "masks", "a", frames=6)
+    (root / "masks/a/00003.png").rename(root / "masks/a/extra.png")
+    assert tree(root).labelled == [True, True, True, False, True, True]
+    _ = tree(root).labelled
+    messages = [
+        f"{root}/masks/a: 1 of 6 masks have the name of no frame (such as 'extra')",
+        f"{root}/masks/a: 1 of 6 frames have no mask (such as '00003'); they count as frames without labels",
+    ]
+    assert [record.getMessage() for record in caplog.records] == messages, "each is said once"
+    assert found_in(root) == messages
+
+
+@pytest.mark.parametrize("labelled", [[0, 2, 4], [0], [0, 3], [1, 2]])
+def test_sparse_masks_are_no_problem(root: Path, labelled: list[int]) -> None:
+    write_tree(root / "images", root / "masks", "a", frames=5)
+    for t in set(range(5)) - set(labelled):
+        (root / f"masks/a/{t:05d}.png").unlink()
+    assert found_in(root) == []
+
+
+def test_videos_listed_twice_and_videos_without_masks_are_named(root: Path) -> None:
+    for video in ("a", "b"):
+        write_tree(root / "images", root / "masks", video)
+    shutil.copytree(root / "images/a", root / "images/c")
+    assert found_in(root) == [f"{root}/images: 1 videos have no folder in {root}/masks (such as 'c'); left out"]
+    (root / "list.txt").write_text("a\r\nb\r\na\r\n../a\n")
+    assert found_in(root) == [
+        f"{root}/list.txt: '../a' found, the name of a folder expected",
+        f"{root}/list.txt: video 'a' is listed twice (1 lines too many); each counts once",
+    ]
+    (root / "list.txt").write_text("a\nb\na\n")
+    assert [record.name for record in DatasetCatalog.get("clips_val")] == ["a", "b"]

@@ -11,16 +11,16 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
-from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_HEAD, find, find_all, read_list, register
-from ausm_d2.data.catalog.vos import folders
+from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_HEAD, find, find_all, register
+from ausm_d2.data.catalog.matching import match_masks, picture_files, read_video_list
 from ausm_d2.data.catalog.ytvis import drop_invalid, read_mask, read_table
 from ausm_d2.data.frames import ImageFiles, VideoFile, image_size
 from ausm_d2.data.mask_sources import FirstFrames, ListedMasks, ObjectFolders
-from ausm_d2.data.problems import LeftOut, problem
+from ausm_d2.data.problems import LeftOut, mismatch, problem
 from ausm_d2.data.video import DeferredRecord, Instance, VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.masks.rle import StoredMask
-from ausm_d2.names import sorted_files
+from ausm_d2.names import files_below, natural_order, repeated, sorted_files, subfolders
 
 _STEP = 4  # frames of the video per labelled frame: 24 fps over 6 fps
 _ROOTS = ("sav", "sa-v", "SA-V", "sa_v", ".")
@@ -54,15 +54,23 @@ def _find_train(name: str, split: str) -> list[Path]:
 
 def _load_train(root: Path) -> list[VideoRecord]:
     left_out = LeftOut(str(root))
-    records: list[VideoRecord] = []
-    for path in sorted(root.rglob("*.mp4")):
-        labels = [file for kind in ("manual", "auto") if (file := path.with_name(f"{path.stem}_{kind}.json")).exists()]
-        if not labels:
-            left_out.add("videos without _manual.json or _auto.json")
-            continue
-        records.append(video_with_masklets(path, labels))
+    files = sorted(files_below(root), key=natural_order)  # shards may be links to other disks
+    unused = {path for path in files if path.name.endswith(("_manual.json", "_auto.json"))}
+    records: dict[str, VideoRecord] = {}
+    for path in (path for path in files if path.suffix.lower() == ".mp4"):
+        both = (path.with_name(f"{path.stem}_{kind}.json") for kind in ("manual", "auto"))
+        labels = [file for file in both if file in unused]
+        unused.difference_update(labels)
+        if path.stem in records:
+            left_out.unmatched("videos of a name that another one has")
+        elif labels:
+            records[path.stem] = video_with_masklets(path, labels)
+        else:
+            left_out.unmatched("videos without _manual.json or _auto.json")
+    for _ in unused:
+        left_out.unmatched("files of masklets without a video")
     left_out.warn()
-    return records
+    return list(records.values())
 
 
 def video_with_masklets(video: Path, labels: list[Path]) -> VideoRecord:
@@ -134,14 +142,17 @@ def _load_frames(name: str, images: Path, masks: Path) -> list[VideoRecord]:
     video_list = images.with_name(f"{name}.txt")
     left_out = LeftOut(str(images))
     records: list[VideoRecord] = []
-    for video in read_list(video_list) if video_list.exists() else folders(masks):
+    for video in read_video_list(video_list) if video_list.exists() else subfolders(masks):
         if not (images / video).is_dir():
             problem(f"{images / video}: the frames of video {video!r} are missing")
             continue
-        frames = ImageFiles(str(images / video), tuple(sorted_files(images / video, (".jpg", ".jpeg", ".png"))))
-        if len(frames) == 0:
-            left_out.add("videos of 0 frames")
+        files = picture_files(images / video)
+        if files is None:
             continue
+        if not files:
+            left_out.unmatched("videos of 0 frames")
+            continue
+        frames = ImageFiles(str(images / video), tuple(files))
         load = partial(_read_objects, frames, masks / video)
         records.append(DeferredRecord(load, video_id=video, name=video, frames=frames))
     left_out.warn()
@@ -152,7 +163,14 @@ def _read_objects(frames: ImageFiles, folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"{folder}: the masks of this video are missing")
     size = image_size(frames.path(0))
-    objects = {int(name): name for name in folders(folder) if name.isdecimal()}
+    names_of_objects = [name for name in subfolders(folder) if name.isdecimal()]
+    others = sorted({*subfolders(folder)} - {*names_of_objects})
+    if others:
+        mismatch(f"{folder.parent}: objects", f"{folder}: folder {others[0]!r} is no object (000, 001, ... expected)")
+    twice = repeated(names_of_objects)
+    if twice is not None:
+        raise UserError(f"{folder}: two folders for one object, {twice[0]!r} and {twice[1]!r}")
+    objects = {int(name): name for name in names_of_objects}
     if not objects:
         raise UserError(f"{folder}: no folder of an object (000, 001, ...) found")
     pictures = {
@@ -160,9 +178,7 @@ def _read_objects(frames: ImageFiles, folder: Path) -> dict[str, Any]:
         for object_id, name in objects.items()
     }
     names = tuple(frames.names)
-    unknown = sorted(set().union(*pictures.values()) - set(names))
-    if unknown:
-        raise UserError(f"{folder}: a mask for frame {unknown[0]}, which is no frame of the video")
+    match_masks(folder, sorted(set().union(*pictures.values()), key=natural_order), names)
     labelled = [any(name in of_one for of_one in pictures.values()) for name in names]
     masks = ObjectFolders(str(folder), objects, names, pictures, size)
     return {

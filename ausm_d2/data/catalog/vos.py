@@ -15,18 +15,18 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
-from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_HEAD, find, find_all, read_list, register
+from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_HEAD, find, find_all, register
+from ausm_d2.data.catalog.matching import match_masks, picture_files, read_video_list
 from ausm_d2.data.frames import ImageFiles, image_size
 from ausm_d2.data.mask_sources import FirstFrames, LabelPictures
-from ausm_d2.data.problems import LeftOut, problem
+from ausm_d2.data.problems import LeftOut, mismatch, problem
 from ausm_d2.data.video import DeferredRecord, Instance, VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.io import read_json
-from ausm_d2.names import sorted_files
+from ausm_d2.names import natural_order, subfolders
 
 _DAVIS, _MOSE = "https://davischallenge.org", "https://github.com/henghuiding/MOSE-api"
 _YOUTUBE_VOS = "https://youtube-vos.org"
-_IMAGES = (".jpg", ".jpeg", ".png")
 
 
 def register_vos() -> None:
@@ -108,20 +108,24 @@ def _load_youtube_vos(name: str, images: Path, masks: Path, meta_file: Path) -> 
     def objects(video: str, frame_names: list[str]) -> dict[str, Any]:
         return _read_objects(f"{meta_file}: videos.{video}.objects", meta[video], frame_names)
 
-    return load_records(images, masks, sorted(meta), objects)
+    return load_records(images, masks, sorted(meta, key=natural_order), objects)
 
 
 # Reading
 
 
-def folders(root: Path) -> list[str]:
-    """Names of the folders in ``root``, sorted."""
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-
-
 def load_folder_tree(image_root: Path, mask_root: Path, video_list: Path | None = None) -> list[VideoRecord]:
     """``load_records`` of the videos that a list names, one a line; without one, of every folder of masks."""
-    return load_records(image_root, mask_root, read_list(video_list) if video_list else folders(mask_root))
+    if video_list:
+        return load_records(image_root, mask_root, read_video_list(video_list))
+    videos = subfolders(mask_root)
+    without = sorted(set(subfolders(image_root)) - set(videos), key=natural_order)
+    if without:
+        mismatch(
+            f"{image_root} without masks",
+            f"{image_root}: {len(without)} videos have no folder in {mask_root} (such as {without[0]!r}); left out",
+        )
+    return load_records(image_root, mask_root, videos)
 
 
 def load_records(
@@ -148,26 +152,29 @@ def load_records(
         if not folder.is_dir():
             problem(f"{folder}: the frames of video {video!r} are missing")
             continue
-        files = sorted_files(folder, _IMAGES)
+        files = picture_files(folder)
+        if files is None:
+            continue
         if not files:
-            left_out.add("videos of 0 frames")
+            left_out.unmatched("videos of 0 frames")
             continue
         frames = ImageFiles(str(folder), tuple(files))
         known = describe(video, frames.names) if describe else {}
-        load = partial(_read_rest, frames, mask_root / video)
+        load = partial(_read_rest, frames, mask_root / video, all_frames=describe is None)
         records.append(DeferredRecord(load, video_id=video, name=video, frames=frames, **known))
     left_out.warn()
     return records
 
 
-def _read_rest(frames: ImageFiles, mask_folder: Path) -> dict[str, Any]:
+def _read_rest(frames: ImageFiles, mask_folder: Path, all_frames: bool) -> dict[str, Any]:
     height, width = image_size(frames.path(0))
     if not mask_folder.is_dir():
         raise UserError(f"{mask_folder}: the masks of this video are missing")
-    stored = {os.path.splitext(file)[0]: file for file in sorted_files(mask_folder, (".png",))}
+    stored = {os.path.splitext(file)[0]: file for file in picture_files(mask_folder, (".png",)) or []}
+    if not stored:
+        raise UserError(f"{mask_folder}: no masks; <frame>.png expected, such as {frames.names[0]}.png")
+    match_masks(mask_folder, list(stored), frames.names, all_frames=all_frames)
     files = tuple(stored.get(name) for name in frames.names)
-    if not any(files):
-        raise UserError(f"{mask_folder}: no mask file has the name of a frame (such as {frames.names[0]}.png)")
     masks = LabelPictures(str(mask_folder), files, (height, width))
     labelled = [file is not None for file in files]
     prompts = FirstFrames(masks, [t for t, has_labels in enumerate(labelled) if has_labels])

@@ -68,7 +68,7 @@ class MaskTree(Format):
 
 def _check_picture(content: bytes, record: VideoRecord, ids: np.ndarray | None) -> str | None:
     try:
-        picture = decode_picture(io.BytesIO(content))
+        picture = decode_picture(io.BytesIO(content)).values
     except ValueError as error:
         return str(error)
     if picture.shape != (record.height, record.width):
