@@ -23,7 +23,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ausm_d2.checkpoint import AUSMCheckpointer, ShippedWeights
+from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer, ShippedWeights
 from ausm_d2.config import load_config
 from ausm_d2.data.build import available_test_sets, check_train_config, require_files
 from ausm_d2.engine import Trainer, check_datasets

@@ -19,7 +19,7 @@ from detectron2.utils.logger import log_first_n
 from torch import nn
 
 from ausm_d2 import meta_arch as meta_arch  # registers AUSM
-from ausm_d2.checkpoint import AUSMCheckpointer
+from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
 from ausm_d2.data.build import (
     TrainLoader,
     available_test_sets,

@@ -28,7 +28,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from matplotlib.figure import Figure
 
-from ausm_d2.checkpoint import AUSMCheckpointer
+from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
 from ausm_d2.config import load_config
 from ausm_d2.data.build import get_records
 from ausm_d2.data.video import VideoRecord

@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ausm_d2.checkpoint import Conversion, convert, read_checkpoint
+from ausm_d2.checkpoint.convert import Conversion, convert
+from ausm_d2.checkpoint.reading import read_checkpoint
 from ausm_d2.config import load_config
 from ausm_d2.errors import UserError, cli
 from ausm_d2.io import atomic_write

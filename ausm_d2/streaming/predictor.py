@@ -34,7 +34,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from ausm_d2 import meta_arch as meta_arch  # registers AUSM
-from ausm_d2.checkpoint import AUSMCheckpointer
+from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
 from ausm_d2.config import pretrained_config
 from ausm_d2.data.catalog import register_from_config
 from ausm_d2.data.catalog.base import DEFAULT_TOPK

@@ -23,7 +23,7 @@ from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ausm_d2.checkpoint import ShippedWeights
+from ausm_d2.checkpoint.checkpointer import ShippedWeights
 from ausm_d2.config import add_ausm_config
 from ausm_d2.data.video import Instance, VideoRecord
 from ausm_d2.errors import UserError

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from ausm_d2.checkpoint import AUSMCheckpointer, Status, convert
+from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
+from ausm_d2.checkpoint.convert import Status, convert
 from ausm_d2.config import load_config
 from ausm_d2.errors import UserError
 from ausm_d2.modeling.frame_encoder import FrameEncoder

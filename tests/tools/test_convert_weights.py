@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ausm_d2.checkpoint import AUSMCheckpointer
+from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
 from ausm_d2.errors import UserError
 from ausm_d2.meta_arch import AUSM
 from tests.official_weights import mask2former_shapes, swin_shapes, zeros

@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 
-from ausm_d2.checkpoint import AUSMCheckpointer
+from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
 from ausm_d2.config import load_config
 from ausm_d2.engine import Trainer, check_datasets
 from ausm_d2.errors import UserError

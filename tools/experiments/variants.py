@@ -18,7 +18,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 
-from ausm_d2.checkpoint import AUSMCheckpointer
+from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
 from ausm_d2.config import load_config
 from ausm_d2.data.views import first_videos
 from ausm_d2.engine import Trainer, check_datasets

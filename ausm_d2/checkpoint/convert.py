@@ -1,10 +1,10 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Weights in: reads checkpoints safely, renames and resizes what they hold, and says what became of every tensor.
+"""Renames and resizes the weights of a file to fit a model, and reports what became of every tensor.
 
-Understood are, by what is in the file and not by its name:
+The kind of file is told by its tensors' names, not by the file's name:
 
-- the project's own checkpoints, and what ``tools/convert_weights.py`` writes;
-- Mask2Former's (``backbone.*``, ``sem_seg_head.*``), in the three layouts that are about:
+- checkpoints of this project, and files of ``tools/convert_weights.py``;
+- Mask2Former's (``backbone.*``, ``sem_seg_head.*``), in the three layouts in circulation:
   ``sem_seg_head.pixel_decoder.*``, the older ``sem_seg_head.*`` without it (and ``static_query`` for ``query_feat``),
   and a doubled ``pixel_decoder.pixel_decoder``;
 - classification checkpoints of the backbone: the official Swin files, timm's models, Detectron2's ResNets.
@@ -12,29 +12,18 @@ Understood are, by what is in the file and not by its name:
 
 from __future__ import annotations
 
-import io
 import math
-import os
-import pickle
 import re
-import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.file_io import PathHandler, PathManager
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import Tensor
 
 from ausm_d2.errors import UserError
-from ausm_d2.io import atomic_write
 
 _BACKBONE = "frame_encoder.backbone."
 _CLASS_EMBED = "pixel_decoder.class_embed."
@@ -42,7 +31,6 @@ _TRAINING_ONLY = "frame_classifier."
 _OBJECT_VECTORS = "object_vectors."
 _COCO_HEAD = "coco"  # label set of Mask2Former's COCO checkpoints
 _COMPUTED = ("relative_position_index", "attn_mask")  # buffers that Swin makes itself
-_LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a file of torch.save before 1.6 begins
 
 
 class Origin(StrEnum):
@@ -66,7 +54,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the account."""
+    """What became of one tensor."""
 
     status: Status
     source: str = ""  # name in the file
@@ -77,7 +65,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Conversion:
-    """The weights of a file, under the names and in the shapes of a model, and the account of it."""
+    """The weights of a file, under the names and in the shapes of a model, and what became of every tensor."""
 
     origin: Origin
     weights: dict[str, Tensor]
@@ -143,117 +131,8 @@ def _module(name: str) -> str:
     return f"{first}.{rest[0]}" if len(rest) > 1 and first != "backbone" and not rest[0].isdigit() else first
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading
-
-
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint that may come from a stranger: tensors, arrays and plain values, nothing else.
-
-    Args:
-        path: a file of ``torch.save`` or a pickle.
-
-    Returns:
-        ``"model"``: tensors by name; and whatever else the file holds (iteration, optimiser ..).
-
-    Raises:
-        UserError: if the file is missing, damaged, holds anything else (which is named), or no weights.
-    """
-    if not os.path.isfile(path):
-        raise UserError(f"weights file '{path}' does not exist")
-    try:
-        data = _read(Path(path))
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        if not named:
-            raise UserError(f"{path}: not a checkpoint, or damaged") from error
-        raise UserError(
-            f"{path}: refused, it holds '{named[1]}'; a checkpoint may hold tensors, arrays and plain values only"
-        ) from error
-    except Exception as error:  # a damaged file fails in torch, zipfile or pickle, each in its own ways
-        raise UserError(f"{path}: not a checkpoint, or damaged ({type(error).__name__})") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: holds a {type(data).__name__}, expected a dictionary of tensors by name")
-    for key in ("model", "state_dict"):
-        if isinstance(data.get(key), dict):
-            weights = data.pop(key)
-            break
-    else:
-        weights, data = data, {}
-    return {**data, "model": {name: _tensor(path, name, value) for name, value in weights.items()}}
-
-
-def _tensor(path: str | os.PathLike[str], name: Any, value: Any) -> Tensor:
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-        value = torch.from_numpy(np.array(value))  # a copy: arrays of a pickle may be read-only
-    if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
-        raise UserError(f"{path}: '{name}' is a {type(value).__name__}, expected a dense tensor or an array of numbers")
-    return value.detach()
-
-
-def _read(path: Path) -> Any:
-    with path.open("rb") as file:
-        beginning = file.read(len(_LEGACY_TORCH))
-        file.seek(0)
-        if zipfile.is_zipfile(file) or beginning == _LEGACY_TORCH:
-            file.seek(0)
-            with torch.serialization.safe_globals(_numpy_globals()):
-                return torch.load(file, map_location="cpu", weights_only=True)
-        file.seek(0)
-        return _SafeUnpickler(file, encoding="latin1").load()
-
-
-def _numpy_globals() -> list[Any]:
-    """What arrays and NumPy's scalars are made of when they are in a file of ``torch.save``."""
-    array, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
-    names = [(array, "numpy.core.multiarray._reconstruct"), (scalar, "numpy.core.multiarray.scalar")]
-    dtypes = [type(np.dtype(kind)) for kind in (*np.typecodes["AllInteger"], *np.typecodes["AllFloat"], "?")]
-    return [np.ndarray, np.dtype, array, scalar, *names, *dtypes]
-
-
-def _safe_callables() -> dict[str, Any]:
-    """The only names that a pickle may use. Python functions are wrapped, so that a pickle cannot write to them."""
-    array, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
-    buffer: Any = np.empty(1).__reduce_ex__(5)[0]
-    plain: dict[str, Any] = {"collections.OrderedDict": OrderedDict}
-    for module in ("builtins", "__builtin__"):
-        plain |= {f"{module}.{kind.__name__}": kind for kind in (set, frozenset, bytearray, complex)}
-    for module in ("numpy.core", "numpy._core"):
-        plain[f"{module}.multiarray._reconstruct"] = array
-        plain[f"{module}.multiarray.scalar"] = scalar
-        plain[f"{module}.numeric._frombuffer"] = lambda *args: buffer(*args)
-    return plain | {
-        "numpy.ndarray": np.ndarray,
-        "numpy.dtype": np.dtype,
-        "_codecs.encode": lambda text, _: text.encode("latin1"),  # how bytes are written for Python 2
-        "torch.storage._load_from_bytes": lambda data: torch.load(
-            io.BytesIO(data), map_location="cpu", weights_only=True
-        ),
-        "torch._utils._rebuild_tensor_v2": lambda storage, offset, size, stride, *_: torch._utils._rebuild_tensor(
-            storage, offset, size, stride
-        ),
-        "torch._utils._rebuild_parameter": lambda data, *_: data,
-    }
-
-
-class _SafeUnpickler(pickle.Unpickler):
-    def __init__(self, file: Any, **kwargs: Any) -> None:
-        super().__init__(file, **kwargs)
-        self._callables = _safe_callables()
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._callables[f"{module}.{name}"]
-        except KeyError:
-            raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not allowed") from None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Converting
-
-
 def convert(state: Mapping[str, Tensor], target: Mapping[str, Tensor], *, origin: str | None = None) -> Conversion:
-    """Bring weights into the names and shapes of a model, and account for every tensor of both.
+    """Rename and resize weights to fit a model, and report what became of every tensor of both.
 
     Args:
         state: the file's tensors by name.
@@ -395,94 +274,3 @@ def _resize(name: str, value: Tensor, shape: torch.Size) -> Tensor | None:
         return None
     square = value.float().T.reshape(1, -1, old, old)
     return F.interpolate(square, size=(new, new), mode="bicubic", align_corners=False)[0].flatten(1).T.contiguous()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Loading and saving
-
-
-class ShippedWeights(PathHandler):
-    """Addresses of the weights that come with the package: ``ausm://<file>`` is ``ausm_d2/weights/<file>``."""
-
-    PREFIX = "ausm://"
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return [self.PREFIX]
-
-    def _get_local_path(self, path: str, **kwargs: Any) -> str:
-        return str(Path(__file__).parent / "weights" / path.removeprefix(self.PREFIX))
-
-    def _open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
-        return open(self._get_local_path(path), mode, **kwargs)
-
-
-PathManager.register_handler(ShippedWeights(), allow_override=True)  # a module that is reloaded registers again
-
-
-class AUSMCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, reading safely, converting on load, refusing what does not fit, writing atomically."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        save_dir: str = "",
-        *,
-        complete: bool = False,
-        save_to_disk: bool | None = None,
-        **checkpointables: Any,
-    ) -> None:
-        """
-        Args:
-            model: an AUSM.
-            save_dir: where checkpoints are written.
-            complete: the weights are to be used as they are (inference): nothing of the model may be left random.
-            save_to_disk: default: in the main process only.
-            checkpointables: objects with a state to save beside the model.
-        """
-        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
-        self.complete = complete
-        self._path = ""
-
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load weights from a path or an address; "" loads nothing.
-
-        Raises:
-            UserError: if there is no such file, it is refused or damaged, or does not fit the model.
-        """
-        self._path = path
-        if self.complete and not path:
-            self.logger.warning("MODEL.WEIGHTS is empty: the weights are random")
-        if path:
-            try:
-                local = PathManager.get_local_path(path)
-            except Exception as error:  # each kind of address fails in its own ways
-                raise UserError(f"MODEL.WEIGHTS: '{path}' cannot be fetched: {error}") from error
-            if not os.path.isfile(local):
-                raise UserError(f"MODEL.WEIGHTS: weights file '{path}' does not exist")
-        return super().load(path, *args, **kwargs)
-
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        return read_checkpoint(filename)
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> None:
-        try:
-            conversion = convert(
-                checkpoint.pop("model"), self.model.state_dict(), origin=checkpoint.get("converted_from")
-            )
-        except UserError as error:
-            raise UserError(f"{self._path}: {error}") from error
-        conversion.check(self._path, complete=self.complete)
-        plain = conversion.origin is Origin.AUSM and not conversion.of(Status.RESIZED, Status.RANDOM)
-        self.logger.info("%s: %s", self._path, conversion.summary() if plain else f"\n{conversion.table()}")
-        self.model.load_state_dict(conversion.weights, strict=False)
-
-    def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``<save_dir>/<name>.pth`` and note it as the last checkpoint; the file is complete or not there."""
-        if not self.save_dir or not self.save_to_disk:
-            return
-        states = {key: value.state_dict() for key, value in self.checkpointables.items()}
-        path = Path(self.save_dir) / f"{name}.pth"
-        self.logger.info("Saving checkpoint to %s", path)
-        with atomic_write(path) as temporary:
-            torch.save({"model": self.model.state_dict(), **states, **kwargs}, temporary)
-        self.tag_last_checkpoint(path.name)

@@ -1,0 +1,110 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Loads weights from a path or an address, and writes checkpoints."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathHandler, PathManager
+from torch import nn
+
+from ausm_d2.checkpoint.convert import Origin, Status, convert
+from ausm_d2.checkpoint.reading import read_checkpoint
+from ausm_d2.errors import UserError
+from ausm_d2.io import atomic_write
+
+
+class ShippedWeights(PathHandler):
+    """Addresses of the weights that come with the package: ``ausm://<file>`` is ``ausm_d2/weights/<file>``."""
+
+    PREFIX = "ausm://"
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [self.PREFIX]
+
+    def _get_local_path(self, path: str, **kwargs: Any) -> str:
+        return str(Path(__file__).resolve().parents[1] / "weights" / path.removeprefix(self.PREFIX))
+
+    def _open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
+        return open(self._get_local_path(path), mode, **kwargs)
+
+
+PathManager.register_handler(ShippedWeights(), allow_override=True)  # a module that is reloaded registers again
+
+
+class AUSMCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer: reads safely, converts weights, refuses those that do not fit, writes atomically."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        complete: bool = False,
+        save_to_disk: bool | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        """
+        Args:
+            model: an AUSM.
+            save_dir: where checkpoints are written.
+            complete: the weights are to be used as they are (inference): nothing of the model may be left random.
+            save_to_disk: default: in the main process only.
+            checkpointables: objects with a state to save beside the model.
+        """
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.complete = complete
+        self._path = ""
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load weights from a path or an address; "" loads nothing.
+
+        Raises:
+            UserError: if there is no such file, it is refused or damaged, or does not fit the model.
+        """
+        self._path = path
+        if self.complete and not path:
+            self.logger.warning("MODEL.WEIGHTS is empty: the weights are random")
+        if path:
+            try:
+                local = PathManager.get_local_path(path)
+            except Exception as error:  # each kind of address fails in its own ways
+                raise UserError(f"MODEL.WEIGHTS: '{path}' cannot be fetched: {error}") from error
+            if not os.path.isfile(local):
+                raise UserError(f"MODEL.WEIGHTS: weights file '{path}' does not exist")
+        return super().load(path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        return read_checkpoint(filename)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> None:
+        try:
+            conversion = convert(
+                checkpoint.pop("model"), self.model.state_dict(), origin=checkpoint.get("converted_from")
+            )
+        except UserError as error:
+            raise UserError(f"{self._path}: {error}") from error
+        conversion.check(self._path, complete=self.complete)
+        plain = conversion.origin is Origin.AUSM and not conversion.of(Status.RESIZED, Status.RANDOM)
+        self.logger.info("%s: %s", self._path, conversion.summary() if plain else f"\n{conversion.table()}")
+        self.model.load_state_dict(conversion.weights, strict=False)
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``<save_dir>/<name>.pth``, completely or not at all, and name it in ``last_checkpoint``."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        states = {key: value.state_dict() for key, value in self.checkpointables.items()}
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info("Saving checkpoint to %s", path)
+        with atomic_write(path) as temporary:
+            torch.save({"model": self.model.state_dict(), **states, **kwargs}, temporary)
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name a file of ``save_dir`` as the one to resume from."""
+        with atomic_write(Path(self.save_dir) / "last_checkpoint") as temporary:
+            temporary.write_text(last_filename_basename, encoding="utf-8")

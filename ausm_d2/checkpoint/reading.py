@@ -1,0 +1,122 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Reads checkpoint files of unknown origin: tensors, arrays and plain values only, no code is run."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ausm_d2.errors import UserError
+
+_LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first bytes of a file of torch.save before 1.6
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint that may come from a stranger: tensors, arrays and plain values, nothing else.
+
+    Args:
+        path: a file of ``torch.save`` or a pickle.
+
+    Returns:
+        ``"model"``: tensors by name; and whatever else the file holds (iteration, optimiser ..).
+
+    Raises:
+        UserError: if the file is missing, damaged, holds anything else (which is named), or no weights.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"weights file '{path}' does not exist")
+    try:
+        data = _read(Path(path))
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if not named:
+            raise UserError(f"{path}: not a checkpoint, or damaged") from error
+        raise UserError(
+            f"{path}: refused, it holds '{named[1]}'; a checkpoint may hold tensors, arrays and plain values only"
+        ) from error
+    except Exception as error:  # a damaged file fails in torch, zipfile or pickle, each in its own ways
+        raise UserError(f"{path}: not a checkpoint, or damaged ({type(error).__name__})") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds a {type(data).__name__}, expected a dictionary of tensors by name")
+    for key in ("model", "state_dict"):
+        if isinstance(data.get(key), dict):
+            weights = data.pop(key)
+            break
+    else:
+        weights, data = data, {}
+    return {**data, "model": {name: _tensor(path, name, value) for name, value in weights.items()}}
+
+
+def _tensor(path: str | os.PathLike[str], name: Any, value: Any) -> Tensor:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        value = torch.from_numpy(np.array(value))  # a copy: arrays of a pickle may be read-only
+    if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
+        raise UserError(f"{path}: '{name}' is a {type(value).__name__}, expected a dense tensor or an array of numbers")
+    return value.detach()
+
+
+def _read(path: Path) -> Any:
+    with path.open("rb") as file:
+        beginning = file.read(len(_LEGACY_TORCH))
+        file.seek(0)
+        if zipfile.is_zipfile(file) or beginning == _LEGACY_TORCH:
+            file.seek(0)
+            with torch.serialization.safe_globals(_numpy_globals()):
+                return torch.load(file, map_location="cpu", weights_only=True)
+        file.seek(0)
+        return _SafeUnpickler(file, encoding="latin1").load()
+
+
+def _numpy_globals() -> list[Any]:
+    """What arrays and NumPy's scalars are made of when they are in a file of ``torch.save``."""
+    array, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+    names = [(array, "numpy.core.multiarray._reconstruct"), (scalar, "numpy.core.multiarray.scalar")]
+    dtypes = [type(np.dtype(kind)) for kind in (*np.typecodes["AllInteger"], *np.typecodes["AllFloat"], "?")]
+    return [np.ndarray, np.dtype, array, scalar, *names, *dtypes]
+
+
+def _safe_callables() -> dict[str, Any]:
+    """The only names that a pickle may use. Python functions are wrapped, so that a pickle cannot write to them."""
+    array, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+    buffer: Any = np.empty(1).__reduce_ex__(5)[0]
+    plain: dict[str, Any] = {"collections.OrderedDict": OrderedDict}
+    for module in ("builtins", "__builtin__"):
+        plain |= {f"{module}.{kind.__name__}": kind for kind in (set, frozenset, bytearray, complex)}
+    for module in ("numpy.core", "numpy._core"):
+        plain[f"{module}.multiarray._reconstruct"] = array
+        plain[f"{module}.multiarray.scalar"] = scalar
+        plain[f"{module}.numeric._frombuffer"] = lambda *args: buffer(*args)
+    return plain | {
+        "numpy.ndarray": np.ndarray,
+        "numpy.dtype": np.dtype,
+        "_codecs.encode": lambda text, _: text.encode("latin1"),  # how bytes are written for Python 2
+        "torch.storage._load_from_bytes": lambda data: torch.load(
+            io.BytesIO(data), map_location="cpu", weights_only=True
+        ),
+        "torch._utils._rebuild_tensor_v2": lambda storage, offset, size, stride, *_: torch._utils._rebuild_tensor(
+            storage, offset, size, stride
+        ),
+        "torch._utils._rebuild_parameter": lambda data, *_: data,
+    }
+
+
+class _SafeUnpickler(pickle.Unpickler):
+    def __init__(self, file: Any, **kwargs: Any) -> None:
+        super().__init__(file, **kwargs)
+        self._callables = _safe_callables()
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self._callables[f"{module}.{name}"]
+        except KeyError:
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not allowed") from None

@@ -1,0 +1,60 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.utils.file_io import PathManager
+
+from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
+from ausm_d2.errors import UserError
+from tests.checkpoint.small import as_mask2former, small_model, write_pickle
+
+
+def test_save_and_resume(tmp_path: Path) -> None:
+    model = small_model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    model.x_start.sum().backward()
+    optimizer.step()
+    AUSMCheckpointer(model, str(tmp_path), optimizer=optimizer).save("model_0000004", iteration=4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last_checkpoint", "model_0000004.pth"]
+
+    again = small_model()
+    other = torch.optim.AdamW(again.parameters())
+    more = AUSMCheckpointer(again, str(tmp_path), complete=True, optimizer=other).resume_or_load("", resume=True)
+    assert more["iteration"] == 4
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+    assert other.state_dict()["state"].keys() == optimizer.state_dict()["state"].keys()
+
+
+def test_weights_for_inference_have_to_be_complete(tmp_path: Path) -> None:
+    path = write_pickle(tmp_path / "m2f.pkl", {k: v.numpy() for k, v in as_mask2former(small_model()).items()})
+    AUSMCheckpointer(small_model()).load(path)
+    with pytest.raises(UserError, match=r"m2f\.pkl: these Mask2Former weights do not fit .*compressor\.layers"):
+        AUSMCheckpointer(small_model(), complete=True).load(path)
+
+
+def test_nothing_is_loaded_when_something_does_not_fit(tmp_path: Path) -> None:
+    state = as_mask2former(small_model())
+    state["sem_seg_head.predictor.query_feat.weight"] = torch.zeros(11, 32)
+    model = small_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UserError, match=r"query_feat.*\(11, 32\) in the file, \(10, 32\) in the model"):
+        AUSMCheckpointer(model).load(write_pickle(tmp_path / "x.pkl", state))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_missing_weights_are_named() -> None:
+    with pytest.raises(UserError, match=r"^MODEL\.WEIGHTS: weights file 'nowhere/x\.pth' does not exist$"):
+        AUSMCheckpointer(small_model()).load("nowhere/x.pth")
+    assert AUSMCheckpointer(small_model()).load("") == {}
+
+
+def test_shipped_weights_are_found_by_their_address_and_a_missing_one_is_named() -> None:
+    local = PathManager.get_local_path("ausm://some.pth")
+    assert local.endswith(os.path.join("ausm_d2", "weights", "some.pth"))
+    with pytest.raises(UserError, match=r"MODEL\.WEIGHTS: weights file 'ausm://some\.pth' does not exist"):
+        AUSMCheckpointer(torch.nn.Linear(1, 1)).load("ausm://some.pth")
