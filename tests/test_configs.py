@@ -41,7 +41,7 @@ def test_numbers_of_the_papers_recipe(backbone: str, stage: str, frames: int, it
         6,
         9,
     )
-    assert (stage == "3_long") == cfg.MODEL.AUSM.FRAME_ENCODER.FREEZE
+    assert {"3_long": "backbone"}.get(stage, "none") == cfg.MODEL.AUSM.FRAME_ENCODER.FREEZE_AT
     assert {"t": 96, "b": 128}[backbone] == cfg.MODEL.SWIN.EMBED_DIM
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (1024, 2048)
     if stage != "1_coco":  # the stages are chained

@@ -234,7 +234,7 @@ def test_every_parameter_has_a_gradient_whatever_the_label_sets_of_the_batch(hea
 
 
 def test_a_frozen_frame_encoder_says_the_same_in_training() -> None:
-    model = tiny_model("MODEL.AUSM.FRAME_ENCODER.FREEZE", True, "MODEL.SWIN.DROP_PATH_RATE", 0.9).train()
+    model = tiny_model("MODEL.AUSM.FRAME_ENCODER.FREEZE_AT", "encoder", "MODEL.SWIN.DROP_PATH_RATE", 0.9).train()
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(model.encode(images).x, model.encode(images).x)
     assert model.pixel_decoder.training

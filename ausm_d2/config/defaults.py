@@ -22,6 +22,7 @@ def add_ausm_config(cfg: CfgNode) -> None:
 
 
 def _add_backbone_keys(cfg: CfgNode) -> None:
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0  # Detectron2 has 2; ResNets and timm's models have stages to freeze
     # Swin, with Mask2Former's names. Values: Swin-T.
     cfg.MODEL.SWIN = CfgNode()
     cfg.MODEL.SWIN.PRETRAIN_IMG_SIZE = 224  # pixels; only used with APE
@@ -73,7 +74,9 @@ def _add_model_keys(cfg: CfgNode) -> None:
     ausm.FRAME_ENCODER.NUM_HEADS = 8
     ausm.FRAME_ENCODER.NUM_POINTS = 4
     ausm.FRAME_ENCODER.DIM_FEEDFORWARD = 1024
-    ausm.FRAME_ENCODER.FREEZE = False  # stage 3 of the paper's recipe
+    # What is not trained: "none", "backbone" (stage 3 of the paper's recipe) or "encoder", all of it. For any backbone;
+    # Detectron2's MODEL.BACKBONE.FREEZE_AT freezes some stages of those that have it.
+    ausm.FRAME_ENCODER.FREEZE_AT = "none"
 
     ausm.COMPRESSOR = CfgNode()
     ausm.COMPRESSOR.LAYERS = 6  # paper

@@ -197,7 +197,7 @@ class FrameEncoder(nn.Module):
         num_points: int = 4,
         dim_feedforward: int = 1024,
         checkpointing: bool = False,
-        freeze: bool = False,
+        freeze_at: str = "none",
     ) -> None:
         """
         Args:
@@ -212,12 +212,16 @@ class FrameEncoder(nn.Module):
             dim_feedforward: hidden channels of the feed-forward blocks.
             checkpointing: recompute activations of the encoder's layers in the backward pass (the backbone has a switch
                 of its own).
-            freeze: nothing of it is trained (stage 3 of the paper's recipe).
+            freeze_at: what is not trained: "none", "backbone" (stage 3 of the paper's recipe) or "encoder", all of it.
 
         Raises:
-            UserError: if the backbone has no such outputs, or not at these strides.
+            UserError: if the backbone has no such outputs, or not at these strides, or ``freeze_at`` is none of these.
         """
         super().__init__()
+        if freeze_at not in ("none", "backbone", "encoder"):
+            raise UserError(
+                f"MODEL.AUSM.FRAME_ENCODER.FREEZE_AT: '{freeze_at}' is not one of none, backbone, encoder"
+            )
         shapes = backbone.output_shape()
         missing = [name for name in in_features if name not in shapes]
         if missing:
@@ -242,8 +246,8 @@ class FrameEncoder(nn.Module):
             dim_feedforward=dim_feedforward,
             checkpointing=checkpointing,
         )
-        if freeze:
-            self.requires_grad_(False)
+        if freeze_at != "none":
+            (self if freeze_at == "encoder" else self.backbone).requires_grad_(False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -258,15 +262,14 @@ class FrameEncoder(nn.Module):
             "num_points": encoder.NUM_POINTS,
             "dim_feedforward": encoder.DIM_FEEDFORWARD,
             "checkpointing": cfg.MODEL.AUSM.TRAIN.CHECKPOINTING,
-            "freeze": encoder.FREEZE,
+            "freeze_at": encoder.FREEZE_AT,
         }
 
     def train(self, mode: bool = True) -> FrameEncoder:
-        """As usual; but one that is frozen stays as it is at inference, without stochastic depth."""
-        return super().train(mode and self._learns())
-
-    def _learns(self) -> bool:
-        return any(p.requires_grad for p in self.parameters())
+        """As usual; but what is frozen stays as it is at inference, without stochastic depth."""
+        super().train(mode and _learns(self))
+        self.backbone.train(mode and _learns(self.backbone))
+        return self
 
     def forward(self, images: Tensor) -> FrameFeatures:
         """
@@ -276,9 +279,15 @@ class FrameEncoder(nn.Module):
         Returns:
             X_t (B, D, H/8, W/8), mask features (B, mask_dim, H/4, W/4), and all levels of the encoder.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and (images.requires_grad or self._learns())):
+        wanted = torch.is_grad_enabled()
+        with torch.set_grad_enabled(wanted and (images.requires_grad or _learns(self.backbone))):
             features = self.backbone(images)
+        with torch.set_grad_enabled(wanted and (images.requires_grad or _learns(self))):
             return self.pixel_decoder([features[name] for name in self.in_features])
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
 
 
 def _build_backbone(cfg: CfgNode) -> Backbone:
@@ -289,10 +298,18 @@ def _build_backbone(cfg: CfgNode) -> Backbone:
     name = cfg.MODEL.BACKBONE.NAME
     shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
     if name in BACKBONE_REGISTRY:
-        return BACKBONE_REGISTRY.get(name)(cfg, shape)
-    if name == "D2SwinTransformer":
-        return build_swin_backbone(cfg, shape)
-    raise UserError(
-        f"MODEL.BACKBONE.NAME: unknown backbone '{name}', expected build_swin_backbone, build_timm_backbone, "
-        "build_convnet_backbone or one of Detectron2's own, such as build_resnet_backbone"
-    )
+        backbone = BACKBONE_REGISTRY.get(name)(cfg, shape)
+    elif name == "D2SwinTransformer":
+        backbone = build_swin_backbone(cfg, shape)
+    else:
+        raise UserError(
+            f"MODEL.BACKBONE.NAME: unknown backbone '{name}', expected build_swin_backbone, build_timm_backbone, "
+            "build_convnet_backbone or one of Detectron2's own, such as build_resnet_backbone"
+        )
+    freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
+    if freeze_at > 0 and all(parameter.requires_grad for parameter in backbone.parameters()):
+        raise UserError(
+            f"MODEL.BACKBONE.FREEZE_AT: {freeze_at}, but {name} freezes nothing by it; expected 0, and "
+            "MODEL.AUSM.FRAME_ENCODER.FREEZE_AT backbone to freeze all of it"
+        )
+    return backbone

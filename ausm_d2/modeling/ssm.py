@@ -74,8 +74,9 @@ class Mamba(nn.Module):
         with torch.no_grad():
             self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)  # last: the same seed gives mamba_ssm's values
-        # mamba_ssm's marks: optimisers that know them leave these parameters without weight decay.
-        for parameter in (self.A_log, self.D):
+        # Optimisers that know mamba_ssm's mark leave these parameters without weight decay. The bias is the step sizes
+        # before softplus: decay would draw them to softplus(0) = 0.69, seven times ``dt_max``.
+        for parameter in (self.A_log, self.D, self.dt_proj.bias):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
 
     def init_state(

@@ -160,3 +160,29 @@ def test_wrong_backbones_are_named() -> None:
         FrameEncoder(config("MODEL.AUSM.FRAME_ENCODER.IN_FEATURES", ["res2", "res6"]))
     with pytest.raises(UserError, match=r"IN_FEATURES: .*strides \[8, 16\], expected 4, 8, 16, 32"):
         FrameEncoder(config("MODEL.AUSM.FRAME_ENCODER.IN_FEATURES", ["res3", "res4"]))
+
+
+@pytest.mark.parametrize("backbone", ["build_swin_backbone", "build_convnet_backbone", "build_resnet_backbone"])
+@pytest.mark.parametrize("freeze_at", ["none", "backbone", "encoder"])
+def test_what_is_frozen_has_no_gradient_whatever_the_backbone(freeze_at: str, backbone: str) -> None:
+    resnet = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "GN"]
+    resnet += ["MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]]
+    opts = ["MODEL.BACKBONE.NAME", backbone, "MODEL.AUSM.FRAME_ENCODER.FREEZE_AT", freeze_at, *resnet]
+    encoder = FrameEncoder(config("MODEL.SWIN.DROP_PATH_RATE", 0.9, *opts)).train()
+    assert encoder.backbone.training == (freeze_at == "none")
+    assert encoder.pixel_decoder.training == (freeze_at != "encoder")
+    out = encoder(torch.randn(1, 3, 64, 96))
+    assert out.x.requires_grad == (freeze_at != "encoder")
+    if out.x.requires_grad:
+        (out.x.sum() + out.mask_features.sum()).backward()
+    learned = {name.split(".")[0] for name, p in encoder.named_parameters() if p.grad is not None}
+    expected = {"none": {"backbone", "pixel_decoder"}, "backbone": {"pixel_decoder"}, "encoder": set()}
+    assert learned == expected[freeze_at]
+
+
+def test_a_backbone_that_does_not_freeze_by_stage_says_so() -> None:
+    for backbone in ("build_swin_backbone", "build_convnet_backbone"):
+        with pytest.raises(UserError, match=rf"MODEL\.BACKBONE\.FREEZE_AT: 2, but {backbone} freezes nothing by it"):
+            FrameEncoder(config("MODEL.BACKBONE.NAME", backbone, "MODEL.BACKBONE.FREEZE_AT", 2))
+    with pytest.raises(UserError, match=r"FRAME_ENCODER\.FREEZE_AT: 'stem' is not one of none, backbone, encoder"):
+        FrameEncoder(config("MODEL.AUSM.FRAME_ENCODER.FREEZE_AT", "stem"))

@@ -100,7 +100,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
 
 def _step(name: str, frames: int, args: argparse.Namespace) -> Callable[[], None]:
     device = measure.device_of(args)
-    opts = ("MODEL.AUSM.TRAIN.CHECKPOINTING", name == CHECKPOINTED, "MODEL.AUSM.FRAME_ENCODER.FREEZE", False)
+    opts = ("MODEL.AUSM.TRAIN.CHECKPOINTING", name == CHECKPOINTED, "MODEL.AUSM.FRAME_ENCODER.FREEZE_AT", "none")
     mode = ("MODEL.AUSM.TRAIN.MODE", name.split(",")[0])
     model = measure.random_model(args.config_file, device, (*opts, *mode)).train()
     item = _clip(frames, args.objects, args.size, next(iter(model.heads)))
