@@ -129,7 +129,7 @@ class Trainer(DefaultTrainer):
             if not cfg.TEST.AUSM.BASELINES:
                 continue
             task = MetadataCatalog.get(dataset_name).task
-            for key, reference in references(task, SingleFrames(ausm)).items():
+            for key, reference in references(task, SingleFrames(ausm, ausm.video)).items():
                 logger.info("Reference on %s: %s", dataset_name, reference.name)
                 own = cfg.clone()  # as TEST.AUSM.RESUME has it, each keeps its results in a folder of its own
                 own.defrost()

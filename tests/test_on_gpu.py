@@ -89,7 +89,7 @@ def test_whole_videos(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     item = {"record": SynthVis(SPLITS["val"][0], 2, 3, complete=True)[1], "task": task, "overlap": False}
     item |= {"dataset_name": "synthvis_val", "topk": 10}
     model, settings, results = build_model(cfg).eval(), VideoSettings.from_config(cfg), []
-    item["head"] = next(iter(model.heads))
+    item["head"] = next(iter(model.label_sets))
     results.append(segment_video(model, item, settings))
     with pretended_gpu(monkeypatch):
         model.to("cuda:0")

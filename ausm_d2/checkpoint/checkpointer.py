@@ -84,7 +84,10 @@ class AUSMCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         try:
             conversion = convert(
-                checkpoint.pop("model"), self.model.state_dict(), origin=checkpoint.get("converted_from")
+                checkpoint.pop("model"),
+                self.model.state_dict(),
+                origin=checkpoint.get("converted_from"),
+                added_modules=getattr(self.model, "added_modules", ()),
             )
         except UserError as error:
             raise UserError(f"{self._path}: {error}") from error

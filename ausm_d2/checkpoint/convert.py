@@ -28,7 +28,6 @@ from ausm_d2.errors import UserError
 _BACKBONE = "frame_encoder.backbone."
 _CLASS_EMBED = "pixel_decoder.class_embed."
 _TRAINING_ONLY = "frame_classifier."
-_OBJECT_VECTORS = "object_vectors."
 _COCO_HEAD = "coco"  # label set of Mask2Former's COCO checkpoints
 _COMPUTED = ("relative_position_index", "attn_mask")  # buffers that Swin makes itself
 
@@ -131,13 +130,20 @@ def _module(name: str) -> str:
     return f"{first}.{rest[0]}" if len(rest) > 1 and first != "backbone" and not rest[0].isdigit() else first
 
 
-def convert(state: Mapping[str, Tensor], target: Mapping[str, Tensor], *, origin: str | None = None) -> Conversion:
+def convert(
+    state: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    *,
+    origin: str | None = None,
+    added_modules: tuple[str, ...] = (),
+) -> Conversion:
     """Rename and resize weights to fit a model, and report what became of every tensor of both.
 
     Args:
         state: the file's tensors by name.
         target: the model's ``state_dict()``.
         origin: for files with the model's own names: whose weights they were before they were converted.
+        added_modules: name prefixes of what a variant of the model adds to it; weights without them can be trained on.
 
     Raises:
         UserError: if nothing of the file belongs to this model.
@@ -187,7 +193,7 @@ def convert(state: Mapping[str, Tensor], target: Mapping[str, Tensor], *, origin
     heads = {name.split(".")[2] for name in found if name.startswith(_CLASS_EMBED)}
     for name, value in target.items():
         if name not in found and not name.endswith((*_COMPUTED, "num_batches_tracked")):
-            status, reason = _missing(kind, name, heads)
+            status, reason = _missing(kind, name, heads, added_modules)
             entries.append(Entry(status, "", name, value.numel(), reason))
     return Conversion(kind, weights, entries)
 
@@ -244,12 +250,12 @@ def _leftover(kind: Origin, source: str, place: str) -> tuple[Status, str]:
     return Status.UNUSED, "not in the model"
 
 
-def _missing(kind: Origin, target: str, heads: set[str]) -> tuple[Status, str]:
+def _missing(kind: Origin, target: str, heads: set[str], added_modules: tuple[str, ...]) -> tuple[Status, str]:
     """What to say of a tensor of the model that the file does not have."""
     if target.startswith(_TRAINING_ONLY):
         return Status.RANDOM, "of a loss that the file was not trained with"
-    if target.startswith(_OBJECT_VECTORS):
-        return Status.RANDOM, "of MODEL.AUSM.PROPAGATE: vectors, which the file was not trained with"
+    if target.startswith(added_modules):
+        return Status.RANDOM, "of a variant of the model, which the file was not trained with"
     if target.startswith(_CLASS_EMBED) and target.split(".")[2] not in heads:
         return Status.RANDOM, "a head that the file does not have"
     if kind is Origin.MASK2FORMER and target.startswith("pixel_decoder.track_embed."):

@@ -33,7 +33,6 @@ def check_model_config(cfg: CfgNode) -> None:
             )
     choices = {
         "PROMPT_INDEX": (ausm.PROMPT_INDEX, ("frame", "zero")),
-        "PROPAGATE": (ausm.PROPAGATE, ("marker", "vectors")),
         "TRAIN.MODE": (ausm.TRAIN.MODE, ("parallel", "iterative", "rollout")),
     }
     for key, (value, known) in choices.items():

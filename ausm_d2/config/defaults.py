@@ -62,9 +62,6 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # the first frame is M_0, marked on X_0, and the first frame itself is predicted (docs/deviations.md, 2).
     ausm.PROMPT_INDEX = "frame"
     ausm.MARKER_EPS = 1e-6  # eps of the History Marker (Sec. 3)
-    # What of the objects reaches the next frame. "marker": their masks, marked on its features (the paper). "vectors":
-    # nothing but one vector of each object, as its row's content (an ablation; docs/deviations.md, 19).
-    ausm.PROPAGATE = "marker"
     # Keys and values of the spatial attentions of Compressor and Decoder are pooled r x r; 1 = the paper.
     ausm.SPATIAL_REDUCTION = 1
 

@@ -1,6 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """History Marker, History Compressor and History Decoder (paper, Sec. 3): how the past reaches the present frame.
-Object Vectors are what the marker is compared with.
 
 Shape shorthand:
     B: clips
@@ -14,7 +13,7 @@ Shape shorthand:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,24 +25,6 @@ from ausm_d2.modeling.checkpointing import run_block
 from ausm_d2.modeling.norm import LayerNorm
 from ausm_d2.modeling.position import sine_tokens
 from ausm_d2.modeling.ssm import Mamba, SSMState
-
-
-class Memory(NamedTuple):
-    """What the model remembers of the frames before, besides X_{t-1}, A_{t-1} and M_{t-1}."""
-
-    ssm: list[SSMState]  # by layer of the History Compressor
-    vectors: Tensor | None = None  # (B, N, D) of the Object Vectors; None: there are none, or none yet
-
-
-def masks_at_stride4(masks: Tensor) -> Tensor:
-    """Bool (..., H, W) masks -> float {0, 1} (..., H/4, W/4): a cell is set if half its area is (deviations, 3).
-
-    A mask too small for any cell keeps its fullest ones.
-    """
-    lead = masks.shape[:-2]
-    pooled = F.avg_pool2d(masks.flatten(0, -3)[:, None].float(), 4)
-    fullest = pooled.flatten(1).amax(dim=1)[:, None, None, None]
-    return ((pooled >= fullest.clamp(max=0.5)) & (pooled > 0)).float().view(*lead, *pooled.shape[-2:])
 
 
 class HistoryMarker(nn.Module):
@@ -71,58 +52,6 @@ class HistoryMarker(nn.Module):
         ids = ids.expand(*lead, *ids.shape[-2:]).flatten(0, -3)
         marked = torch.einsum("bnd,bnhw->bdhw", ids, weight)
         return marked.unflatten(0, lead)
-
-
-class ObjectVectors(nn.Module):
-    """In place of the marker: all that is handed on of an object is one vector (docs/deviations.md, 19).
-
-    ``A^i = s b_i + W o_i``, where ``o_i`` is the object as the last frame showed it in which its mask was not empty:
-    the average over the mask of the features and of the sine positions, ``o_i = LN(mean X) + mean position``. It is to
-    the Pixel Decoder's memory, G plus position, as the object's own pixels are.
-    """
-
-    @configurable
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.norm = LayerNorm(dim)
-        self.proj = nn.Linear(dim, dim)  # W
-        self.id_scale = nn.Parameter(torch.zeros(1))  # s: b_i, which is marked nowhere, would only hide o_i
-        # A row starts by looking for what its object looked like, and is as long as the ID vector that a mark is.
-        self.proj.weight.data.copy_(2.0 * torch.eye(dim))
-        nn.init.zeros_(self.proj.bias)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {"dim": cfg.MODEL.AUSM.HIDDEN_DIM}
-
-    def forward(self, ids: Tensor, x: Tensor, masks: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """
-        Args:
-            ids: (B, N, D) ID vectors b.
-            x: (B, T, D, h, w) features X_{t-1} of T consecutive frames.
-            masks: (B, T, N, 2h, 2w) masks M_{t-1} at stride 4, in [0, 1]; all zero where an object is hidden.
-            before: (B, N, D) the vectors o before these frames, zero for an object that was never seen. They are
-                overwritten where no gradients are recorded. None: no object was seen.
-
-        Returns:
-            (B, T, N, D) contents A of the rows, and (B, N, D) the vectors o after the last frame.
-        """
-        frames, dim, height, width = x.shape[1:]
-        coverage = F.avg_pool2d(masks.flatten(0, 1).to(x.dtype), 2).flatten(2).unflatten(0, masks.shape[:2])
-        area = coverage.sum(dim=-1, keepdim=True)  # (B, T, N, 1)
-        weight = coverage / area.clamp(min=0.25)  # no mask that is not empty has less
-        position = sine_tokens(height, width, dim, device=x.device, dtype=x.dtype)
-        looks = self.norm(torch.einsum("btnp,btdp->btnd", weight, x.flatten(3)))
-        seen = looks + torch.einsum("btnp,pd->btnd", weight, position)
-        # Of every frame the last one up to it that shows the object; 0 stands for the time before.
-        start = torch.zeros_like(seen[:, :1]) if before is None else before[:, None].to(seen.dtype)
-        time = torch.arange(1, frames + 1, device=x.device)[:, None, None]
-        last = torch.where(area > 0, time, 0).cummax(dim=1).values
-        vectors = torch.cat([start, seen], dim=1).gather(1, last.expand(-1, -1, -1, dim))
-        after = vectors[:, -1]
-        if before is not None and not torch.is_grad_enabled():
-            after = before.copy_(after)
-        return self.id_scale * ids[:, None] + self.proj(vectors), after
 
 
 def _reduce(x: Tensor, size: tuple[int, int], reduction: int) -> Tensor:
@@ -171,7 +100,7 @@ class CompressorLayer(nn.Module):
         return x + self.ffn(self.norm_ffn(x))
 
     def forward(
-        self, x: Tensor, position: Tensor, size: tuple[int, int], state: SSMState | None
+        self, x: Tensor, position: Tensor, size: tuple[int, int], state: SSMState | None, inplace: bool
     ) -> tuple[Tensor, SSMState | None]:
         """
         Args:
@@ -179,12 +108,12 @@ class CompressorLayer(nn.Module):
             position: (P, D) positions.
             size: (h, w).
             state: memory of the frames before, for B * P sequences; None: a whole clip, no memory is kept.
+            inplace: overwrite ``state`` (outside autograd only).
 
         Returns:
             (B, P, T, D) tokens and the memory after the last frame.
         """
         batch, pixels, frames, dim = x.shape
-        inplace = state is not None and not torch.is_grad_enabled()
         mixed, new_state = self.mamba(self.norm_time(x).flatten(0, 1), state, inplace=inplace)
         x = x + mixed.view(batch, pixels, frames, dim)
         tokens = x.transpose(1, 2).flatten(0, 1)
@@ -247,22 +176,25 @@ class HistoryCompressor(nn.Module):
         """The memory before the first frame, of B * P sequences, by layer."""
         return [cast(CompressorLayer, layer).mamba.init_state(sequences, device, dtype) for layer in self.layers]
 
-    def forward(self, e: Tensor, states: list[SSMState] | None = None) -> tuple[Tensor, list[SSMState] | None]:
+    def forward(
+        self, e: Tensor, states: list[SSMState] | None = None, *, inplace: bool = False
+    ) -> tuple[Tensor, list[SSMState] | None]:
         """
         Args:
             e: (B, T, D, h, w) features E of T consecutive frames.
-            states: memory of the frames before, by layer, as :meth:`init_states` or the last call gave it. It is
-                overwritten where no gradients are recorded. None: a whole clip, no memory is kept.
+            states: memory of the frames before, by layer, as :meth:`init_states` or the last call returned it.
+                None: a whole clip, no memory is kept.
+            inplace: overwrite ``states`` (outside autograd only).
 
         Returns:
             (B, T, D, h, w) compressed history F, and the memory after the last frame.
         """
         dim, height, width = e.shape[2:]
         position = sine_tokens(height, width, dim, device=e.device, dtype=e.dtype)
-        x = e.flatten(3).permute(0, 3, 1, 2).contiguous()  # (B, P, T, D); all that is added to it will lie so too
+        x = e.flatten(3).permute(0, 3, 1, 2).contiguous()  # (B, P, T, D); the layers keep this memory layout
         new_states = []
         for i, layer in enumerate(self.layers):
-            args = (x, position, (height, width), states[i] if states is not None else None)
+            args = (x, position, (height, width), states[i] if states is not None else None, inplace)
             x, state = run_block(layer, *args, checkpointing=self.checkpointing)
             new_states.append(state)
         x = self.norm(x)

@@ -40,11 +40,11 @@ from ausm_d2.data.catalog import register_from_config
 from ausm_d2.data.catalog.base import DEFAULT_TOPK
 from ausm_d2.errors import UserError
 from ausm_d2.io import atomic_write
+from ausm_d2.modeling.masks import winners
 from ausm_d2.modeling.precision import keep_weights_in
 from ausm_d2.modeling.transfer import upload
-from ausm_d2.streaming.state import StreamState
 from ausm_d2.streaming.stream import FrameOutput
-from ausm_d2.streaming.video import FrameStream, VideoSettings, shown_rows, winners
+from ausm_d2.streaming.video import FrameStream, VideoSettings, shown_rows
 
 logger = logging.getLogger(__name__)
 
@@ -172,9 +172,9 @@ class VideoPredictor:
         for name in (*self.cfg.DATASETS.TEST, *self.cfg.DATASETS.TRAIN):
             if name in DatasetCatalog and MetadataCatalog.get(name).get("head") == head:
                 names = MetadataCatalog.get(name).get("thing_classes", [])
-                if len(names) == self.model.heads[head]:
+                if len(names) == self.model.label_sets[head]:
                     return list(names)
-        count = self.model.heads[head]
+        count = self.model.label_sets[head]
         return [head] if count == 1 else [f"{head} {i}" for i in range(count)]
 
     def as_input(self, frame: np.ndarray) -> np.ndarray:
@@ -216,7 +216,9 @@ class Session:
         frames = FrameStream(predictor.model, predictor.settings, head=saved["head"], detect=saved["detect"])
         frames.size, frames.stream.size = saved["size"], saved["input_size"]
         device = predictor.model.device
-        frames.stream.state = StreamState.from_state_dict(saved["state"]).to(device)
+        height, width = saved["state"]["masks"].shape[-2:]
+        frames.stream.state = frames.stream._start(height, width)
+        frames.stream.state.load_state_dict(saved["state"])
         session._frames = frames
         result = saved["result"]
         session.result = FrameResult(

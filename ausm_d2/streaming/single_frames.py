@@ -10,28 +10,27 @@ Shape shorthand:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from detectron2.evaluation import inference_context
 from torch import Tensor
 
 from ausm_d2.masks.rle import Rle, encode
-from ausm_d2.streaming.video import FrameStream, best_tracks, shown_rows
-
-if TYPE_CHECKING:
-    from ausm_d2.meta_arch import AUSM
+from ausm_d2.modeling.network import AUSMNetwork
+from ausm_d2.streaming.video import FrameStream, VideoSettings, best_tracks, shown_rows
 
 
 class SingleFrames:
     """The :class:`ausm_d2.evaluation.references.Detector` of a model: its weights, sizes and thresholds."""
 
-    def __init__(self, model: AUSM) -> None:
+    def __init__(self, model: AUSMNetwork, settings: VideoSettings) -> None:
         self.model = model
+        self.settings = settings
 
     def detect(self, frame: np.ndarray, item: dict[str, Any]) -> tuple[list[Rle], Tensor]:
         """Masks (R) and class probabilities (R, K) of a frame, uint8 (H, W, 3) RGB, in a stream of this frame only."""
-        settings = self.model.video.for_item(item)
+        settings = self.settings.for_item(item)
         with inference_context(self.model):
             stream = FrameStream(self.model, settings, head=item["head"], detect=True)
             shown = shown_rows(stream.step(frame))
@@ -43,4 +42,4 @@ class SingleFrames:
         self, item: dict[str, Any], masks: dict[int, list[Rle | None]], scores: dict[int, Tensor]
     ) -> list[dict[str, Any]]:
         """The result entries of a test item, best first, from masks (T) and class scores (K) by track."""
-        return best_tracks(masks, scores, self.model.video.for_item(item))
+        return best_tracks(masks, scores, self.settings.for_item(item))

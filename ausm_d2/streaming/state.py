@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ausm_d2.modeling.ssm import SSMState
+from ausm_d2.modeling.network import Memory
 
 FREE = -1  # in StreamState.ids: the slot is not in use
 
@@ -27,10 +27,9 @@ FREE = -1  # in StreamState.ids: the slot is not in use
 class StreamState:
     """Memory of one stream. Tensors of the first group live with the model, the records of the slots on the CPU."""
 
-    ssm: list[SSMState]  # Mamba caches by compressor layer, h * w sequences
+    memory: Memory  # of the network: the Mamba caches
     x_prev: Tensor  # (D, h, w): X_{t-1}; before the first frame anything (X_0 is no memory)
     masks: Tensor  # bool (N_id, H4, W4): M_{t-1}
-    vectors: Tensor | None  # (N_id, D): what the objects looked like when last seen (MODEL.AUSM.PROPAGATE: vectors)
 
     ids: Tensor  # int64 (N_id): index into B of the vector a slot wears, or FREE
     track_ids: Tensor  # int64 (N_id): the id the user sees; meaningless for free slots
@@ -58,8 +57,6 @@ class StreamState:
 
     def occupy(self, slot: int, *, id_index: int, track_id: int, prompted: bool) -> None:
         """Take a free slot for an object that enters at the latest frame. Its mask is the caller's to write."""
-        if self.vectors is not None:
-            self.vectors[slot] = 0
         self.ids[slot] = id_index
         self.track_ids[slot] = track_id
         self.prompted[slot] = prompted
@@ -67,57 +64,34 @@ class StreamState:
         self.class_sums[slot] = 0
         self.predicted[slot] = 0
 
-    def to(self, device: torch.device | str) -> StreamState:
-        """The same state with the model's part on ``device``; as with ``Tensor.to``, what need not move is shared."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["ssm"] = [SSMState(*(each.to(device) for each in state)) for state in self.ssm]
-        for name in ("x_prev", "masks", "vectors"):
-            values[name] = values[name].to(device) if values[name] is not None else None
-        return StreamState(**values)
-
-    def detach(self) -> StreamState:
-        """The same state, cut off from the graph that made it."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["ssm"] = [SSMState(*(each.detach() for each in state)) for state in self.ssm]
-        values["x_prev"] = self.x_prev.detach()
-        values["vectors"] = self.vectors.detach() if self.vectors is not None else None
-        return StreamState(**values)
-
-    def reset(self) -> None:
-        """Forget everything but the Sampler's position, in place; the next frame is a first one."""
-        for state in self.ssm:
-            for each in state:
-                each.zero_()
-        self.ids.fill_(FREE)
-        for each in (self.masks, self.prompted):
-            each.zero_()
-        if self.vectors is not None:
-            self.vectors.zero_()
-        self.frame_index, self.next_track_id, self.recycled, self.dropped = -1, 1, 0, 0
-
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and numbers, for ``torch.save``. The next frame overwrites some of them."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["ssm"] = [tuple(state) for state in self.ssm]
+        values["memory"] = self.memory.tensors()
         values["generator"] = self.generator.get_state()
         return values
 
-    @classmethod
-    def from_state_dict(cls, values: dict[str, Any]) -> StreamState:
-        """The state that :meth:`state_dict` was taken of; the stream continues bit for bit.
+    def load_state_dict(self, values: dict[str, Any]) -> None:
+        """Continue, bit for bit, where :meth:`state_dict` was taken; overwrites this state in place.
 
         Raises:
             KeyError: if an entry is missing.
         """
-        values = {f.name: values[f.name] for f in fields(cls)}
-        values["ssm"] = [SSMState(*state) for state in values["ssm"]]
-        generator = torch.Generator()
-        generator.set_state(values["generator"])
-        values["generator"] = generator
-        return cls(**values)
+        memory = self.memory.tensors()
+        for name, tensor in memory.items():
+            tensor.copy_(values["memory"][name])
+        for f in fields(self):
+            if f.name == "generator":
+                self.generator.set_state(values["generator"])
+            elif f.name != "memory":
+                own, new = getattr(self, f.name), values[f.name]
+                if isinstance(own, Tensor):
+                    own.copy_(new)
+                else:
+                    setattr(self, f.name, new)
 
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
-        tensors = [each for state in self.ssm for each in state]
+        tensors = list(self.memory.tensors().values())
         tensors += [value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)]
         return sum(t.numel() * t.element_size() for t in tensors)

@@ -15,19 +15,15 @@ Shape shorthand:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ausm_d2.kernels.kept import holding
-from ausm_d2.modeling.history import Memory
+from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.modeling.transfer import upload
 from ausm_d2.streaming.state import FREE, StreamState
-
-if TYPE_CHECKING:  # the model imports this package
-    from ausm_d2.meta_arch import AUSM
-
 
 _ROWS = 16  # slots that come and go together: the time of a frame does not follow single objects
 
@@ -50,7 +46,7 @@ class StepOutput(NamedTuple):
 class FrameStep:
     """E_t = X_{t-1} + HistoryMarker(A_{t-1}, M_{t-1}) .. (y_trk, y_det) = PixelDecoder(concat(A_{t-1}, V), G_t)."""
 
-    def __init__(self, model: AUSM, head: str, *, cuda_graph: bool) -> None:
+    def __init__(self, model: AUSMNetwork, head: str, *, cuda_graph: bool) -> None:
         """
         Args:
             model: in evaluation mode.
@@ -92,8 +88,9 @@ class FrameStep:
             ids=self._model.id_pool(ids.clamp(min=0))[None],
             in_use=in_use[None, None],
             history=state.masks[None, None, :rows],
-            heads=[self._head],
-            memory=Memory(state.ssm, None if state.vectors is None else state.vectors[None, :rows]),
+            label_sets=[self._head],
+            memory=state.memory,
+            inplace=True,
             intermediate=False,
         )
         class_logits, mask_logits = predictions[-1].class_logits[0], predictions[-1].mask_logits[0]

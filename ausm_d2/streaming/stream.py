@@ -16,19 +16,16 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ausm_d2.errors import UserError
-from ausm_d2.modeling.history import masks_at_stride4
+from ausm_d2.modeling.masks import masks_at_stride4
+from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.streaming.state import FREE, StreamState
 from ausm_d2.streaming.step import FrameStep, upload
-
-if TYPE_CHECKING:  # the model imports this module
-    from ausm_d2.meta_arch import AUSM
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +64,7 @@ class Stream:
 
     def __init__(
         self,
-        model: AUSM,
+        model: AUSMNetwork,
         *,
         head: str,
         detect: bool,
@@ -85,9 +82,9 @@ class Stream:
             cuda_graph: capture the step in a CUDA graph (on CUDA only).
 
         Raises:
-            UserError: if the model has no such head.
+            UserError: if the model has no such label set.
         """
-        model.check_head(head)
+        model.check_label_set(head)
         self.model = model
         self.head = head
         self.detect = detect
@@ -102,19 +99,15 @@ class Stream:
         """The state before the first frame, for masks of (height, width) = (H4, W4)."""
         model = self.model
         num_id, device = model.id_pool.num_id, model.device
-        size = (height // 2, width // 2)
-        dtype, autocast = model.x_start.dtype, torch.is_autocast_enabled(device.type)
-        activations = torch.get_autocast_dtype(device.type) if autocast else dtype
         return StreamState(
-            ssm=model.compressor.init_states(size[0] * size[1], device=device, dtype=activations),
-            x_prev=torch.zeros(len(model.x_start), *size, dtype=dtype, device=device),
+            memory=model.initial_memory((4 * height, 4 * width)),
+            x_prev=torch.zeros(len(model.x_start), height // 2, width // 2, dtype=model.x_start.dtype, device=device),
             ids=torch.full((num_id,), FREE),
             masks=torch.zeros(num_id, height, width, dtype=torch.bool, device=device),
-            vectors=None if model.object_vectors is None else torch.zeros(num_id, len(model.x_start), device=device),
             track_ids=torch.zeros(num_id, dtype=torch.int64),
             prompted=torch.zeros(num_id, dtype=torch.bool),
             last_seen=torch.zeros(num_id, dtype=torch.int64),
-            class_sums=torch.zeros(num_id, model.heads[self.head], dtype=torch.float64),
+            class_sums=torch.zeros(num_id, model.label_sets[self.head], dtype=torch.float64),
             predicted=torch.zeros(num_id, dtype=torch.int64),
             generator=torch.Generator().manual_seed(self.seed),
         )

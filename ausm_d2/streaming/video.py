@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 from torch import Tensor
@@ -25,11 +24,10 @@ from torch import Tensor
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.masks.rle import Rle, encode
+from ausm_d2.modeling.masks import upsample_logits, without_overlaps
+from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.streaming.refine import Visit, crop, visits
 from ausm_d2.streaming.stream import FrameOutput, Stream
-
-if TYPE_CHECKING:  # the model imports this module
-    from ausm_d2.meta_arch import AUSM
 
 
 @dataclass
@@ -111,39 +109,10 @@ def _interpolation(new: int, old: int) -> int:
     return cv2.INTER_AREA if new < old else cv2.INTER_LINEAR
 
 
-def upsample_logits(logits: Tensor, input_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Mask logits (R, H4, W4) of an input of ``input_size`` = (H_in, W_in), then padded -> (R, H, W) = ``size``."""
-    if not len(logits):
-        return logits.new_zeros(0, *size)
-    padded = [side * 4 for side in logits.shape[-2:]]
-    if tuple(padded) == input_size:
-        return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
-    # The padding is upsampled too and then cut off. Output sizes are rounded down: the excess of 1e-7 keeps a side that
-    # is met exactly from losing its last pixel.
-    scale = [4 * out / side * (1 + 1e-7) for out, side in zip(size, input_size, strict=True)]
-    out = F.interpolate(
-        logits[None], scale_factor=scale, mode="bilinear", align_corners=False, recompute_scale_factor=False
-    )
-    return out[0, :, : size[0], : size[1]]
-
-
-def winners(logits: Tensor) -> Tensor:
-    """(R, H, W) logits -> int64 (H, W): the row each pixel belongs to, -1 where every logit is <= 0."""
-    if not len(logits):
-        return torch.full(logits.shape[1:], -1, device=logits.device)
-    largest, row = logits.max(dim=0)
-    return torch.where(largest > 0, row, -1)
-
-
-def without_overlaps(logits: Tensor) -> Tensor:
-    """(R, H, W) logits -> bool (R, H, W): every pixel to its largest row, background where every logit is <= 0."""
-    return winners(logits) == torch.arange(len(logits), device=logits.device)[:, None, None]
-
-
 class FrameStream:
     """A stream that takes frames as they are stored, and gives masks of their size."""
 
-    def __init__(self, model: AUSM, settings: VideoSettings, *, head: str, detect: bool) -> None:
+    def __init__(self, model: AUSMNetwork, settings: VideoSettings, *, head: str, detect: bool) -> None:
         """
         Args:
             model: in evaluation mode.
@@ -212,7 +181,7 @@ class FrameStream:
         return logits
 
 
-def segment_video(model: AUSM, item: dict[str, Any], settings: VideoSettings) -> dict[str, Any]:
+def segment_video(model: AUSMNetwork, item: dict[str, Any], settings: VideoSettings) -> dict[str, Any]:
     """Stream one test item.
 
     Args:
@@ -235,7 +204,9 @@ def segment_video(model: AUSM, item: dict[str, Any], settings: VideoSettings) ->
         return _segment_unprompted(model, record, settings, head=item["head"])
 
 
-def _segment_unprompted(model: AUSM, record: VideoRecord, settings: VideoSettings, *, head: str) -> dict[str, Any]:
+def _segment_unprompted(
+    model: AUSMNetwork, record: VideoRecord, settings: VideoSettings, *, head: str
+) -> dict[str, Any]:
     stream = FrameStream(model, settings, head=head, detect=True)
     tracks = VideoTracks(record.length)
     for visit in visits(record.length, repeat=settings.repeat, spatial_traversal=settings.spatial_traversal):
@@ -301,7 +272,9 @@ def best_tracks(masks: dict[int, list[Rle | None]], scores: dict[int, Tensor], s
     ]
 
 
-def _segment_prompted(model: AUSM, record: VideoRecord, settings: VideoSettings, *, overlap: bool) -> dict[str, Any]:
+def _segment_prompted(
+    model: AUSMNetwork, record: VideoRecord, settings: VideoSettings, *, overlap: bool
+) -> dict[str, Any]:
     prompts = record.prompts()
     stream = FrameStream(model, settings, head=settings.prompt_head, detect=False)
     objects: dict[int, list[Rle | None]] = {

@@ -25,7 +25,7 @@ from detectron2.projects.point_rend.point_features import get_uncertain_point_co
 from detectron2.utils.comm import get_world_size
 from torch import Tensor
 
-from ausm_d2.modeling.history import masks_at_stride4
+from ausm_d2.modeling.masks import masks_at_stride4
 from ausm_d2.modeling.pixel_decoder import Predictions
 from ausm_d2.training.matcher import Assignment, HungarianMatcher, PointTargets
 from ausm_d2.training.targets import FrameTargets

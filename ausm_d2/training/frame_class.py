@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from ausm_d2.modeling.history import masks_at_stride4
+from ausm_d2.modeling.masks import masks_at_stride4
 from ausm_d2.training.targets import FrameTargets
 
 _BACKGROUND = 0.3  # weight of the background against all objects of a frame

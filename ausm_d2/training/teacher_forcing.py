@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from ausm_d2.modeling.history import masks_at_stride4
+from ausm_d2.modeling.masks import masks_at_stride4
 from ausm_d2.training.targets import ClipTargets, FrameTargets
 
 

@@ -154,14 +154,3 @@ def test_a_loss_of_training_decides_nothing_about_the_weights() -> None:
     with_it, without = small_model("MODEL.AUSM.TRAIN.FRAME_CLASS_WEIGHT", 1.0), small_model()
     for source, model in ((with_it, without), (without, with_it)):
         convert(source.state_dict(), model.state_dict()).check("file", complete=True)
-
-
-def test_object_vectors_can_be_trained_from_weights_without_them_but_not_the_other_way() -> None:
-    marker, vectors = small_model(), small_model("MODEL.AUSM.PROPAGATE", "vectors")
-    conversion = convert(marker.state_dict(), vectors.state_dict())
-    conversion.check("file")
-    assert {entry.target.split(".")[0] for entry in conversion.of(Status.RANDOM)} == {"object_vectors"}
-    with pytest.raises(UserError, match=r"object_vectors .*which the file was not trained with"):
-        conversion.check("file", complete=True)
-    with pytest.raises(UserError, match=r"object_vectors .*in the file, not in the model"):
-        convert(vectors.state_dict(), marker.state_dict()).check("file")

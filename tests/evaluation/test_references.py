@@ -1,8 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -95,9 +94,9 @@ class Scripted(SingleFrames):
     """Detections that are made up: by frame, (mask, class probabilities)."""
 
     def __init__(self, detections: list[list[tuple[np.ndarray, list[float]]]], **settings: Any) -> None:
-        super().__init__(SimpleNamespace(video=VideoSettings.from_config(tiny_cfg("TEST.AUSM.TOPK", 10))))
+        super().__init__(cast(Any, None), VideoSettings.from_config(tiny_cfg("TEST.AUSM.TOPK", 10)))
         self.detections = detections
-        self.settings = settings
+        self.reference = settings
 
     def detect(self, frame: np.ndarray, item: dict[str, Any]) -> tuple[list[Rle], Tensor]:
         found = self.detections[frame[0, 0, 0]]
@@ -157,7 +156,7 @@ def test_no_detections() -> None:
 def test_frames_are_segmented_without_any_history() -> None:
     video = SynthVis(5, 1, 3, complete=True)[0]
     model = tiny_model("TEST.AUSM.FG_THRESHOLD", 0.0, "TEST.AUSM.TOPK", 1000)  # untrained: everything counts
-    detector = SingleFrames(model)
+    detector = SingleFrames(model, model.video)
     masks = [detector.detect(video.frames[t], item(video, "vis"))[0] for t in range(3)]
     assert masks[2]
     [result] = FrameByFrame(detector)([item(video, "vis")])
@@ -169,7 +168,8 @@ def test_frames_are_segmented_without_any_history() -> None:
 
 
 def test_references_by_task() -> None:
-    detector = SingleFrames(tiny_model())
+    model = tiny_model()
+    detector = SingleFrames(model, model.video)
     assert [type(each) for each in references("vos", detector).values()] == [CopiedMask, FlowMask]
     assert [type(each) for each in references("vis", detector).values()] == [FrameByFrame]
     assert references("image", detector) == {}

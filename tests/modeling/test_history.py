@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""History Marker and Object Vectors by their formulas; Compressor and Decoder in both forms."""
+"""History Marker by its formula; Compressor and Decoder in both forms."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ausm_d2.modeling.history import (
-    HistoryCompressor,
-    HistoryDecoder,
-    HistoryMarker,
-    ObjectVectors,
-    masks_at_stride4,
-)
-from ausm_d2.modeling.position import sine_position
+from ausm_d2.modeling.history import HistoryCompressor, HistoryDecoder, HistoryMarker
 
 
 def test_marker_is_the_formula_of_section_3() -> None:
@@ -38,60 +31,6 @@ def test_marker_ignores_the_vectors_of_empty_rows_and_broadcasts_over_time() -> 
     marker = HistoryMarker()
     assert torch.equal(marker(ids[:, None], masks), marker(other[:, None], masks))
     torch.testing.assert_close(marker(ids[:, None], masks)[:, 1], marker(ids, masks[:, 1]))
-
-
-def object_vectors() -> ObjectVectors:
-    """With nothing left at its initial value, as after training."""
-    module = ObjectVectors(8)
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter)
-    return module
-
-
-def test_object_vectors_are_the_average_over_the_mask() -> None:
-    module = object_vectors()
-    ids, x = torch.randn(2, 3, 8), torch.randn(2, 4, 8, 4, 6)
-    masks = (torch.rand(2, 4, 3, 8, 12) < 0.4).float()
-    rows, after = module(ids, x, masks)
-    assert rows.shape == (2, 4, 3, 8) and after.shape == (2, 3, 8)
-    position = sine_position(4, 6, 8, device=x.device, dtype=x.dtype)
-    for b, t, i in [(0, 0, 0), (0, 3, 2), (1, 2, 1)]:
-        cover = masks[b, t, i].view(4, 2, 6, 2).mean(dim=(1, 3))
-        looks, place = ((cover * of).sum(dim=(1, 2)) / cover.sum() for of in (x[b, t], position))
-        expected = torch.nn.functional.layer_norm(looks, (8,), module.norm.weight, module.norm.bias) + place
-        torch.testing.assert_close(rows[b, t, i], module.id_scale * ids[b, i] + module.proj(expected))
-        if t == 3:
-            torch.testing.assert_close(after[b, i], expected)
-
-
-def test_a_hidden_object_keeps_the_vector_of_the_last_frame_that_showed_it() -> None:
-    module = object_vectors()
-    ids, x = torch.randn(1, 2, 8), torch.randn(1, 5, 8, 4, 6)
-    masks = torch.zeros(1, 5, 2, 8, 12)
-    masks[0, 1, 0, 2:5, 3:8] = masks[0, 4, 0, :3, :3] = 1  # the second object is never seen
-    rows, after = module(ids, x, masks)
-    assert torch.equal(rows[:, 2:4, 0], rows[:, 1:2, 0].expand(-1, 2, -1)) and not torch.equal(rows[:, 4], rows[:, 3])
-    nothing = module.id_scale * ids + module.proj(torch.zeros(8))
-    torch.testing.assert_close(rows[:, 0], nothing)
-    torch.testing.assert_close(rows[:, :, 1], nothing[:, 1:].expand(-1, 5, -1))
-    assert not after[:, 1].any()
-
-
-@pytest.mark.parametrize("recorded", [True, False])
-def test_object_vectors_at_once_equal_frame_by_frame(recorded: bool) -> None:
-    module = object_vectors()
-    ids, x = torch.randn(2, 3, 8), torch.randn(2, 6, 8, 4, 6)
-    masks = (torch.rand(2, 6, 3, 8, 12) < 0.1) * (torch.rand(2, 6, 3, 1, 1) < 0.5)
-    with torch.set_grad_enabled(recorded):
-        at_once, after = module(ids, x, masks)
-        vectors, steps = torch.zeros(2, 3, 8), []
-        place = vectors.data_ptr()
-        for t in range(6):
-            rows, vectors = module(ids, x[:, t : t + 1], masks[:, t : t + 1], vectors)
-            steps.append(rows)
-    torch.testing.assert_close(torch.cat(steps, dim=1), at_once)
-    torch.testing.assert_close(vectors, after)
-    assert (vectors.data_ptr() == place) == (not recorded)  # overwritten where it lies
 
 
 def compressor(spatial_reduction: int = 1) -> HistoryCompressor:
@@ -119,7 +58,7 @@ def test_compressor_at_once_equals_frame_by_frame(frames: int, spatial_reduction
             states = module.init_states(2 * 15, device=e.device, dtype=e.dtype)
             steps = []
             for t in range(frames):
-                f, states = module(e[:, t : t + 1], states)
+                f, states = module(e[:, t : t + 1], states, inplace=not recorded)
                 steps.append(f)
             torch.testing.assert_close(torch.cat(steps, 1), at_once, rtol=1e-4, atol=1e-5)
 
@@ -156,18 +95,3 @@ def test_what_the_decoder_gives_is_resized_with_channels_last() -> None:
     decoder = HistoryDecoder(8, num_layers=1, head_dim=4, dim_feedforward=8, spatial_reduction=2)
     g = decoder(torch.randn(1, 8, 4, 6), torch.randn(1, 8, 4, 6))
     assert F.interpolate(g, scale_factor=2, mode="bilinear").is_contiguous(memory_format=torch.channels_last)
-
-
-def test_masks_at_stride_4_by_half_the_area() -> None:
-    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
-    mask[0, :2, :4] = True  # 8 of 16 pixels
-    mask[0, 4:5, :4] = True
-    mask[0, 5, :3] = True  # 7 of 16
-    assert masks_at_stride4(mask).tolist() == [[[1.0, 0.0], [0.0, 0.0]]]
-
-
-def test_a_mask_too_small_for_any_cell_keeps_its_fullest() -> None:
-    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
-    masks[0, 3:5, 2:4] = True  # two pixels in each of two cells
-    masks[0, 4, 1] = True  # and one more in the lower one
-    assert masks_at_stride4(masks).tolist() == [[[0.0, 0.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]

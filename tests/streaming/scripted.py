@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ausm_d2.meta_arch import AUSM
 from ausm_d2.modeling.frame_encoder import FrameFeatures
 from ausm_d2.modeling.id_pool import IDPool
+from ausm_d2.modeling.network import AUSMNetwork, Memory
 from ausm_d2.modeling.pixel_decoder import Predictions
 from ausm_d2.streaming.stream import Stream
 
@@ -49,17 +49,15 @@ class ScriptedModel:
     def __init__(self, script: list[dict[str, dict[int, Row]]], *, num_id: int = 4, num_det: int = 3) -> None:
         self.script = script
         self.num_det = num_det
-        self.heads = {"things": 2}
+        self.label_sets = {"things": 2}
         self.prompt_index = "frame"
         self.id_pool = IDPool(num_id, 8)
         self.x_start = torch.ones(8)
         self.device = torch.device("cpu")
-        self.compressor = self
-        self.object_vectors = None
         self.seen: list[dict[str, Any]] = []  # arguments of each prediction
 
-    def check_head(self, head: str) -> None:
-        assert head in self.heads
+    def check_label_set(self, label_set: str) -> None:
+        assert label_set in self.label_sets
 
     def normalise(self, images: Tensor) -> Tensor:
         return images.float()
@@ -68,10 +66,10 @@ class ScriptedModel:
         x = torch.full((1, 8, CELLS // 2, CELLS // 2), float(len(self.seen) + 1))
         return FrameFeatures(x=x, mask_features=torch.zeros(1, 8, CELLS, CELLS), multi_scale=[])
 
-    def init_states(self, sequences: int, *, device: torch.device, dtype: torch.dtype) -> list:
-        return []
+    def initial_memory(self, size: tuple[int, int]) -> Memory:
+        return Memory([])
 
-    def predict(self, **arguments: Any) -> tuple[list[Predictions], list]:
+    def predict(self, **arguments: Any) -> tuple[list[Predictions], Memory]:
         rows = self.script[len(self.seen)]
         self.seen.append({**arguments, **{name: arguments[name].clone() for name in ("history", "x_prev")}})
         num_id = self.id_pool.num_id
@@ -79,7 +77,7 @@ class ScriptedModel:
         every = [rows.get("tracks", {}).get(i, nothing) for i in range(num_id)]
         every += [rows.get("detections", {}).get(i, nothing) for i in range(self.num_det)]
         classes, masks = torch.stack([row.logits for row in every]), torch.stack([row.mask for row in every])
-        return [Predictions(class_logits=classes[None], mask_logits=masks[None])], []
+        return [Predictions(class_logits=classes[None], mask_logits=masks[None])], Memory([])
 
 
 def scripted(
@@ -87,4 +85,4 @@ def scripted(
 ) -> tuple[Stream, ScriptedModel]:
     """A stream over a script, and its model."""
     stand_in = ScriptedModel(script, **model)
-    return Stream(cast(AUSM, stand_in), head="things", detect=detect, fg_threshold=0.5), stand_in
+    return Stream(cast(AUSMNetwork, stand_in), head="things", detect=detect, fg_threshold=0.5), stand_in

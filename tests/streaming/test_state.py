@@ -18,8 +18,7 @@ from tests.tiny import tiny_model
 def tensors(state: StreamState) -> dict[str, Tensor]:
     """All tensors of a state by name."""
     found: dict[str, Tensor] = {"generator": state.generator.get_state()}
-    for i, caches in enumerate(state.ssm):
-        found |= {f"ssm.{i}.{name}": value for name, value in caches._asdict().items()}
+    found |= state.memory.tensors()
     return found | {f.name: value for f in fields(state) if isinstance(value := getattr(state, f.name), Tensor)}
 
 
@@ -42,9 +41,9 @@ def open_stream(model: AUSM, *, detect: bool = True) -> Stream:
     return Stream(model, head="synthvis", detect=detect, fg_threshold=0.5)
 
 
-@pytest.mark.parametrize(("prompted", "propagate"), [(False, "marker"), (True, "marker"), (True, "vectors")])
-def test_300_frames_fit_where_2_do(prompted: bool, propagate: str) -> None:
-    model = tiny_model("MODEL.AUSM.PROPAGATE", propagate).eval()
+@pytest.mark.parametrize("prompted", [False, True])
+def test_300_frames_fit_where_2_do(prompted: bool) -> None:
+    model = tiny_model().eval()
     stream = open_stream(model, detect=not prompted)
     mask = torch.zeros(32, 32, dtype=torch.bool)
     mask[8:24, 8:24] = True
@@ -62,21 +61,20 @@ def test_300_frames_fit_where_2_do(prompted: bool, propagate: str) -> None:
     assert held == stream.state.num_bytes()  # no tensor is a window on a larger one
 
 
-@pytest.mark.parametrize("propagate", ["marker", "vectors"])
-def test_a_state_that_was_written_and_read_continues_bit_for_bit(propagate: str) -> None:
-    model = tiny_model("MODEL.AUSM.PROPAGATE", propagate).eval()
+def test_a_state_that_was_written_and_read_continues_bit_for_bit() -> None:
+    model = tiny_model().eval()
     stream, images = open_stream(model), frames(6)
     mask = torch.zeros(32, 32, dtype=torch.bool)
     mask[8:24, 8:24] = True
     for image in images[:3]:
         stream.step(image, {7: mask} if stream.state is None else None)
     assert stream.state is not None
-    assert (stream.state.vectors is not None and bool(stream.state.vectors.any())) == (propagate == "vectors")
     file = io.BytesIO()
     torch.save(stream.state.state_dict(), file)
     file.seek(0)
     again = open_stream(model)
-    again.state = StreamState.from_state_dict(torch.load(file, weights_only=True))
+    again.state = again._start(8, 16)
+    again.state.load_state_dict(torch.load(file, weights_only=True))
     for image in images[3:]:
         assert_same(stream.step(image), again.step(image))
     one, other = tensors(stream.state), tensors(again.state)
@@ -91,61 +89,18 @@ def test_an_entry_that_is_missing_is_named() -> None:
     values = stream.state.state_dict()
     del values["masks"]
     with pytest.raises(KeyError, match="masks"):
-        StreamState.from_state_dict(values)
-
-
-@pytest.mark.parametrize("propagate", ["marker", "vectors"])
-def test_reset_makes_the_next_frame_a_first_one(propagate: str) -> None:
-    model = tiny_model("MODEL.AUSM.PROPAGATE", propagate).eval()
-    stream, images = open_stream(model), frames(5)
-    for image in images[:3]:
-        stream.step(image, {7: torch.ones(32, 32, dtype=torch.bool)} if stream.state is None else None)
-    assert stream.state is not None
-    stream.state.reset()
-    assert not stream.state.in_use.any() and numbers(stream.state) == {
-        "frame_index": -1, "next_track_id": 1, "recycled": 0, "dropped": 0
-    }  # fmt: skip
-    fresh = open_stream(model)
-    fresh.state = fresh._start(8, 16)
-    fresh.state.generator.set_state(stream.state.generator.get_state())
-    for image in images[3:]:
-        assert_same(stream.step(image), fresh.step(image))
-
-
-def test_to_moves_the_models_part_only() -> None:
-    stream = open_stream(tiny_model("MODEL.AUSM.PROPAGATE", "vectors").eval())
-    stream.step(frames(1)[0])
-    assert stream.state is not None
-    moved = stream.state.to("meta")
-    on_meta = {name for name, value in tensors(moved).items() if value.is_meta}
-    assert on_meta == {"x_prev", "masks", "vectors", "ssm.0.conv", "ssm.0.ssm", "ssm.1.conv", "ssm.1.ssm"}
-    assert not any(value.is_meta for value in tensors(stream.state).values())
-    assert numbers(moved) == numbers(stream.state)
-
-
-def test_detach_cuts_the_graph() -> None:
-    stream = open_stream(tiny_model("MODEL.AUSM.PROPAGATE", "vectors").eval())
-    stream.step(frames(1)[0])
-    assert stream.state is not None
-    state = stream.state
-    assert state.vectors is not None
-    state.x_prev, state.vectors = (each.requires_grad_() * 2 for each in (state.x_prev, state.vectors))
-    state.ssm = [type(caches)(*(value.requires_grad_() * 2 for value in caches)) for caches in state.ssm]
-    assert not any(value.requires_grad for value in tensors(state.detach()).values())
-    assert state.x_prev.requires_grad
+        stream.state.load_state_dict(values)
 
 
 def test_a_slot_is_taken_and_given_back() -> None:
-    stream = open_stream(tiny_model("MODEL.AUSM.PROPAGATE", "vectors").eval(), detect=False)
+    stream = open_stream(tiny_model().eval(), detect=False)
     stream.step(frames(1)[0])
     assert stream.state is not None
     state, mask = stream.state, torch.ones(8, 16, dtype=torch.bool)
-    assert state.vectors is not None
-    state.class_sums[2], state.predicted[2], state.vectors[2] = 5.0, 9, 1.0  # of the object before
+    state.class_sums[2], state.predicted[2] = 5.0, 9  # of the object before
     state.occupy(2, id_index=4, track_id=11, prompted=True)
     state.masks[2] = mask
     assert state.in_use.nonzero().tolist() == [[2]] and state.ids[2] == 4 and state.masks[2].all()
     assert state.last_seen[2] == 0 and state.predicted[2] == 0 and not state.class_sums[2].any()
-    assert not state.vectors[2].any()
     state.release(2)
     assert (state.ids == FREE).all() and not state.masks.any() and not state.prompted.any()

@@ -22,6 +22,7 @@ from ausm_d2.streaming.step import FrameStep, rows_in_use
 from ausm_d2.streaming.stream import Stream
 from tests.streaming.test_state import frames, tensors
 from tests.tiny import tiny_model
+from tools.experiments import object_vectors as object_vectors  # registers AUSMObjectVectors
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -42,17 +43,14 @@ class _Crossings(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize(("layers", "propagate"), [(0, "marker"), (1, "marker"), (0, "vectors")])
-def test_nothing_waits_for_the_device_or_depends_on_what_is_found(layers: int, propagate: str) -> None:
+@pytest.mark.parametrize(("layers", "meta_arch"), [(0, "AUSM"), (1, "AUSM"), (0, "AUSMObjectVectors")])
+def test_nothing_waits_for_the_device_or_depends_on_what_is_found(layers: int, meta_arch: str) -> None:
     # The device "meta" has no values: whatever would read one (item, nonzero, a mask as an index) raises on it.
     model = tiny_model("MODEL.AUSM.FRAME_ENCODER.ENC_LAYERS", layers, "MODEL.AUSM.SPATIAL_REDUCTION", 2,
-                       "MODEL.AUSM.PROPAGATE", propagate).eval()  # fmt: skip
-    step, state = (
-        FrameStep(model, "synthvis", cuda_graph=False),
-        Stream(model, head="synthvis", detect=True, fg_threshold=0.5)._start(16, 24),
-    )
+                       "MODEL.META_ARCHITECTURE", meta_arch).eval()  # fmt: skip
     model.to("meta")
-    state = state.to("meta")
+    step = FrameStep(model, "synthvis", cuda_graph=False)
+    state = Stream(model, head="synthvis", detect=True, fg_threshold=0.5)._start(16, 24)
     arguments = torch.empty(3, 64, 96, dtype=torch.uint8, device="meta"), state.ids.to("meta"), state
     with torch.no_grad():
         step.run(*arguments)  # the first frame may make what is kept
@@ -85,9 +83,9 @@ def test_as_many_rows_as_slots_in_use_ask_for() -> None:
     assert counts == [16, 16, 16, 16, 32, 40]
 
 
-@pytest.mark.parametrize("propagate", ["marker", "vectors"])
-def test_a_step_overwrites_the_state_where_it_lies(propagate: str) -> None:
-    model = tiny_model("MODEL.AUSM.PROPAGATE", propagate).eval()
+@pytest.mark.parametrize("meta_arch", ["AUSM", "AUSMObjectVectors"])
+def test_a_step_overwrites_the_state_where_it_lies(meta_arch: str) -> None:
+    model = tiny_model("MODEL.META_ARCHITECTURE", meta_arch).eval()
     stream = Stream(model, head="synthvis", detect=True, fg_threshold=0.0)
     places = []
     for image in frames(4):
@@ -120,7 +118,9 @@ def test_a_graph_belongs_to_one_state(monkeypatch: pytest.MonkeyPatch) -> None:
     for t, image in enumerate(frames(6)):
         if t == 3:
             assert stream.state is not None
-            stream.state = StreamState.from_state_dict(stream.state.state_dict())
+            saved = stream.state.state_dict()
+            stream.state = stream._start(*stream.state.masks.shape[-2:])
+            stream.state.load_state_dict(saved)
         stream.step(image)
         captures.append(_Recorded.captures)
     assert captures == [0, 1, 1, 1, 2, 2]
@@ -133,7 +133,7 @@ def test_half_precision_keeps_the_convolutions_inputs_in_it() -> None:
         for image in frames(2):
             output = stream.step(image)
     assert stream.state is not None
-    for caches in stream.state.ssm:
+    for caches in stream.state.memory.ssm:
         assert (caches.conv.dtype, caches.ssm.dtype) == (torch.bfloat16, torch.float32)
     assert output.mask_logits.isfinite().all()
 

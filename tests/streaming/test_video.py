@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.masks.rle import decode
 from ausm_d2.meta_arch import AUSM
+from ausm_d2.modeling.masks import without_overlaps
 from ausm_d2.streaming.stream import FrameOutput
 from ausm_d2.streaming.video import (
     FrameStream,
@@ -22,9 +22,6 @@ from ausm_d2.streaming.video import (
     best_tracks,
     segment_video,
     shown_rows,
-    upsample_logits,
-    winners,
-    without_overlaps,
 )
 from tests.data.stubs import ArrayFrames, ListedMasks
 from tests.tiny import tiny_cfg, tiny_model
@@ -50,47 +47,6 @@ def box(x: int, y: int, width: int = 20, height: int = 20) -> np.ndarray:
     mask = np.zeros(SIZE, bool)
     mask[y : y + height, x : x + width] = True
     return mask
-
-
-def by_hand(logits: Tensor, input_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Bilinear sampling where the centre of each pixel lies in the grid of cells (R, H4, W4), in float64."""
-    values = logits.double().numpy()
-    for axis in (0, 1):
-        places = (np.arange(size[axis]) + 0.5) * input_size[axis] / size[axis] / 4 - 0.5
-        cells = np.arange(values.shape[axis + 1])
-        values = np.apply_along_axis(lambda row, at=places, x=cells: np.interp(at, x, row), axis + 1, values)
-    return values
-
-
-@pytest.mark.parametrize(
-    ("input_size", "size"),
-    [
-        ((64, 96), (64, 96)),  # as stored, no padding
-        ((50, 70), (50, 70)),  # as stored, padded
-        ((50, 96), (100, 192)),  # enlarged, padded on one side only
-        ((61, 67), (33, 41)),  # shrunk, odd sizes
-        ((96, 170), (1080, 1913)),
-        ((49, 97), (147, 291)),  # 3 times; its scale is rounded in floating point
-        ((1, 1), (7, 5)),
-    ],
-)
-def test_masks_are_upsampled_to_where_they_belong(input_size: tuple[int, int], size: tuple[int, int]) -> None:
-    padded = [-(-side // 32) * 8 for side in input_size]
-    logits = torch.randn(2, *padded)
-    upsampled = upsample_logits(logits, input_size, size)
-    assert upsampled.shape == (2, *size)
-    np.testing.assert_allclose(upsampled.numpy(), by_hand(logits, input_size, size), atol=2e-3)
-
-
-def test_upsampling_no_rows() -> None:
-    assert upsample_logits(torch.zeros(0, 16, 24), (50, 70), SIZE).shape == (0, *SIZE)
-
-
-def test_a_pixel_goes_to_its_surest_row() -> None:
-    logits = torch.tensor([[[3.0, 1.0, -1.0]], [[2.0, 4.0, -2.0]], [[-1.0, 5.0, -3.0]]])
-    assert winners(logits).tolist() == [[0, 2, -1]]
-    assert without_overlaps(logits)[:, 0].tolist() == [[True, False, False], [False] * 3, [False, True, False]]
-    assert winners(logits[:0]).tolist() == [[-1, -1, -1]] and without_overlaps(logits[:0]).shape == (0, 1, 3)
 
 
 def test_frames_are_resized_as_the_config_says() -> None:

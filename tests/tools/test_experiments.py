@@ -242,7 +242,7 @@ def test_an_interrupted_training_goes_on(
 @pytest.mark.parametrize(
     ("command", "differ", "settings"),
     [
-        ("marker", {"MODEL.AUSM.PROPAGATE": ("marker", "vectors")}, ("History_Marker", "object_vectors")),
+        ("marker", {"MODEL.META_ARCHITECTURE": ("AUSM", "AUSMObjectVectors")}, ("History_Marker", "object_vectors")),
         (
             "noise",
             {"MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED": (True, False)},

@@ -103,7 +103,7 @@ def _step(name: str, frames: int, args: argparse.Namespace) -> Callable[[], None
     opts = ("MODEL.AUSM.TRAIN.CHECKPOINTING", name == CHECKPOINTED, "MODEL.AUSM.FRAME_ENCODER.FREEZE_AT", "none")
     mode = ("MODEL.AUSM.TRAIN.MODE", name.split(",")[0])
     model = measure.random_model(args.config_file, device, (*opts, *mode)).train()
-    item = _clip(frames, args.objects, args.size, next(iter(model.heads)))
+    item = _clip(frames, args.objects, args.size, next(iter(model.label_sets)))
 
     def forward_and_backward() -> None:
         torch.manual_seed(0)  # the same switch times and noise for all

@@ -25,6 +25,8 @@ from ausm_d2.engine import Trainer, check_datasets
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation.evaluators import Scores
 from ausm_d2.io import atomic_write
+from ausm_d2.meta_arch import AUSM
+from tools.experiments.object_vectors import AUSMObjectVectors
 from tools.experiments.report import Paper, Report, Row
 from tools.experiments.setup import common_config
 
@@ -78,8 +80,8 @@ def clip_length(args: argparse.Namespace) -> Report:
 def marker(args: argparse.Namespace) -> Report:
     """Objects handed on as marks on the features, or as one vector each."""
     variants = {
-        "History Marker": {"MODEL.AUSM.PROPAGATE": "marker"},
-        "object vectors": {"MODEL.AUSM.PROPAGATE": "vectors"},
+        "History Marker": {"MODEL.META_ARCHITECTURE": AUSM.__name__},
+        "object vectors": {"MODEL.META_ARCHITECTURE": AUSMObjectVectors.__name__},
     }
     return _compare(args, variants, Report("History Marker", "what is handed on", ordered=False))
 

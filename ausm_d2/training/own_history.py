@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ausm_d2.modeling.history import masks_at_stride4
+from ausm_d2.modeling.masks import masks_at_stride4
 from ausm_d2.modeling.pixel_decoder import Predictions
 from ausm_d2.training.criterion import SetCriterion
 from ausm_d2.training.matcher import PointTargets
@@ -28,10 +28,10 @@ from ausm_d2.training.teacher_forcing import TeacherForcing
 def own_history(
     t: int,
     predictions: Predictions,
+    *,
     forcing: TeacherForcing,
     targets: ClipTargets,
     prompted: Tensor,
-    *,
     criterion: SetCriterion,
 ) -> Tensor:
     """M_t of the model's own making: row i's binary mask, or at s_i that of its matched detection.

@@ -8,7 +8,8 @@ import torch
 
 from ausm_d2.errors import UserError
 from ausm_d2.modeling.pixel_decoder import Predictions
-from ausm_d2.training.rollout import history_of_pass
+from ausm_d2.training import forms
+from ausm_d2.training.own_history import history_of_pass
 from ausm_d2.training.teacher_forcing import TeacherForcing, draw_switch_times, preprocess
 from tests.tiny import clip, tiny_model
 
@@ -28,15 +29,16 @@ def test_a_pass_keeps_what_was_given_and_hands_on_what_was_predicted() -> None:
 def test_as_many_passes_as_frames_are_the_roll_out() -> None:
     """Pass k settles frame k + 1 for good, so that enough of them are the stream on its own masks."""
     model = tiny_model("MODEL.AUSM.TRAIN.OWN_PASSES", 3).eval()
-    images, targets = model._collate([clip(5, 2, seed=1)])
+    images, targets = model.collate([clip(5, 2, seed=1)])
     prompted = torch.ones(1, dtype=torch.bool)
     switch = draw_switch_times(targets.visible, prompted=prompted, prompt_index="frame")
     forcing = preprocess(targets, switch)
     ids = model.id_pool(torch.arange(2)[None])
     with torch.no_grad():
-        rolled = model.forward_iterative(images, ids, forcing, ["synthvis"], rollout=(targets, prompted)).layers[-1]
+        own = {"targets": targets, "prompted": prompted, "criterion": model.criterion}
+        rolled = forms.rollout(model, images, ids, forcing, ["synthvis"], **own).layers[-1]
         errors = [
-            (model.forward_parallel(images, ids, forcing, ["synthvis"], own_passes=k).layers[-1].mask_logits
+            (forms.parallel(model, images, ids, forcing, ["synthvis"], own_passes=k).layers[-1].mask_logits
              - rolled.mask_logits)[:, :2].abs().amax(dim=(1, 2, 3))
             for k in range(5)
         ]  # fmt: skip

@@ -1,0 +1,232 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""The network of Alg. 1 and Alg. 2 (arXiv 2508.19242): tensors in, tensors out.
+
+It knows no data set, no loss and no file. Training (``ausm_d2/training/forms.py``) and the stream
+(``ausm_d2/streaming/stream.py``) call the same two methods, :meth:`AUSMNetwork.encode` and :meth:`AUSMNetwork.predict`.
+
+Shape shorthand:
+    B: clips; T: frames of a clip; BT: both, flattened into one axis
+    N: rows of A; Q: N + N_det
+    D: channels
+    H, W: padded image size in pixels; h, w: at stride 8; H4, W4: at stride 4
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+
+from ausm_d2.config import check_model_config
+from ausm_d2.errors import UserError
+from ausm_d2.kernels.autocast import autocast_dtype
+from ausm_d2.modeling.frame_encoder import FrameEncoder, FrameFeatures
+from ausm_d2.modeling.history import HistoryCompressor, HistoryDecoder, HistoryMarker
+from ausm_d2.modeling.id_pool import IDPool
+from ausm_d2.modeling.pixel_decoder import PixelDecoder, Predictions, memory_levels
+from ausm_d2.modeling.resize import resize_to
+from ausm_d2.modeling.ssm import SSMState
+
+SIZE_DIVISIBILITY = 32  # the coarsest stride of the frame encoder
+
+
+@dataclass
+class Memory:
+    """What the network remembers of the frames before, besides X_{t-1}, A_{t-1} and M_{t-1}.
+
+    Made by :meth:`AUSMNetwork.initial_memory`. A variant of the network may add tensors of its own in a subclass.
+    """
+
+    ssm: list[SSMState]  # by layer of the History Compressor, for B * h * w sequences
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+        return {f"ssm.{i}.{name}": each for i, state in enumerate(self.ssm) for name, each in state._asdict().items()}
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Memory:
+        """The same memory with ``function`` applied to every tensor."""
+        return replace(self, ssm=[SSMState(*(function(each) for each in state)) for state in self.ssm])
+
+
+class AUSMNetwork(nn.Module):
+    """Frame Encoder, History Marker, History Compressor, History Decoder, Pixel Decoder and the pool of ID vectors."""
+
+    pixel_mean: Tensor  # (3, 1, 1)
+    pixel_std: Tensor  # (3, 1, 1)
+    added_modules: tuple[str, ...] = ()
+    """Name prefixes of the parameters that a variant (a subclass) adds: weights without them can be trained on."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        frame_encoder: FrameEncoder,
+        compressor: HistoryCompressor,
+        decoder: HistoryDecoder,
+        pixel_decoder: PixelDecoder,
+        hidden_dim: int,
+        num_id: int,
+        label_sets: dict[str, int],
+        memory_strides: Sequence[int],
+        marker_eps: float,
+        prompt_index: str,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+    ) -> None:
+        """
+        Args:
+            frame_encoder, compressor, decoder, pixel_decoder: the modules of Sec. 3.
+            hidden_dim: D.
+            num_id: N_id.
+            label_sets: number of classes by name of the label set.
+            memory_strides: strides G_t is pooled to for the Pixel Decoder.
+            marker_eps: eps of the History Marker.
+            prompt_index: "frame" or "zero" (docs/deviations.md, 2).
+            pixel_mean, pixel_std: of RGB in 0..255.
+        """
+        super().__init__()
+        self.frame_encoder = frame_encoder
+        self.marker = HistoryMarker(eps=marker_eps)
+        self.compressor = compressor
+        self.decoder = decoder
+        self.pixel_decoder = pixel_decoder
+        self.id_pool = IDPool(num_id, hidden_dim)
+        self.x_start = nn.Parameter(torch.randn(hidden_dim) * 0.02)  # X_0, tiled over space
+        self.label_sets = label_sets
+        self.memory_strides = tuple(memory_strides)
+        self.prompt_index = prompt_index
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        check_model_config(cfg)
+        ausm = cfg.MODEL.AUSM
+        return {
+            "frame_encoder": FrameEncoder(cfg),
+            "compressor": HistoryCompressor(cfg),
+            "decoder": HistoryDecoder(cfg),
+            "pixel_decoder": PixelDecoder(cfg),
+            "hidden_dim": ausm.HIDDEN_DIM,
+            "num_id": ausm.NUM_ID,
+            "label_sets": dict(ausm.HEADS),
+            "memory_strides": ausm.PIXEL_DECODER.MEMORY_STRIDES,
+            "marker_eps": ausm.MARKER_EPS,
+            "prompt_index": ausm.PROMPT_INDEX,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.x_start.device
+
+    def check_label_set(self, label_set: str) -> None:
+        """
+        Raises:
+            UserError: if the network has no such label set.
+        """
+        if label_set not in self.label_sets:
+            raise UserError(f"MODEL.AUSM.HEADS: no label set '{label_set}', the config has {sorted(self.label_sets)}")
+
+    @staticmethod
+    def padded_size(height: int, width: int) -> tuple[int, int]:
+        """(H, W) that an image of ``height`` x ``width`` pixels is padded to."""
+        height, width = (side + -side % SIZE_DIVISIBILITY for side in (height, width))
+        if (height, width) == (SIZE_DIVISIBILITY, SIZE_DIVISIBILITY):
+            width *= 2  # group norm needs more than one cell at the coarsest stride
+        return height, width
+
+    def normalise(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Images (..., 3, H', W') in 0..255 -> normalised, zero-padded at the bottom and right: (..., 3, H, W).
+
+        Args:
+            size: pad to :meth:`padded_size` of this, where it is larger than the images.
+        """
+        images = (images.to(self.device).float() - self.pixel_mean) / self.pixel_std
+        height, width = images.shape[-2:]
+        least = size or (height, width)
+        bottom, right = self.padded_size(max(height, least[0]), max(width, least[1]))
+        return F.pad(images, (0, right - width, 0, bottom - height))
+
+    def initial_memory(self, size: tuple[int, int], *, clips: int = 1, dtype: torch.dtype | None = None) -> Memory:
+        """The memory before the first frame.
+
+        Args:
+            size: (H, W).
+            clips: B.
+            dtype: of the activations; None: autocast's where it is on, otherwise that of the weights.
+        """
+        device = self.device
+        if dtype is None:
+            dtype = autocast_dtype(device.type) or self.x_start.dtype
+        sequences = clips * (size[0] // 8) * (size[1] // 8)
+        return Memory(self.compressor.init_states(sequences, device=device, dtype=dtype))
+
+    def encode(self, images: Tensor) -> FrameFeatures:
+        """Frame encoder: (BT, 3, H, W) -> X_t and mask features; no information between frames."""
+        return self.frame_encoder(images)
+
+    def mark(
+        self, x_prev: Tensor, ids: Tensor, in_use: Tensor, history: Tensor, memory: Memory | None, *, inplace: bool
+    ) -> tuple[Tensor, Tensor, Memory | None]:
+        """How the objects of frame t - 1 reach frame t: E_t = X_{t-1} + HistoryMarker(A_{t-1}, M_{t-1}).
+
+        The arguments are those of :meth:`predict`; a variant of the network overrides this method.
+
+        Returns:
+            (B, T, D, h, w) E_t, (B, T, N, D) content of the rows in the Pixel Decoder, and the memory.
+        """
+        e = x_prev + self.marker(ids[:, None], history).to(x_prev.dtype)
+        return e, ids[:, None].expand(-1, x_prev.shape[1], -1, -1), memory
+
+    def predict(
+        self,
+        *,
+        x: Tensor,
+        mask_features: Tensor,
+        x_prev: Tensor,
+        ids: Tensor,
+        in_use: Tensor,
+        history: Tensor,
+        label_sets: Sequence[str],
+        memory: Memory | None = None,
+        inplace: bool = False,
+        intermediate: bool = True,
+    ) -> tuple[list[Predictions], Memory | None]:
+        """The body of Alg. 1 and Alg. 2: X_t, X_{t-1}, A_{t-1}, M_{t-1} -> y_trk, y_det, for T frames at once.
+
+        Args:
+            x: (B, T, D, h, w) X_t.
+            mask_features: (B, T, D, H4, W4).
+            x_prev: (B, T, D, h, w) X_{t-1}.
+            ids: (B, N, D) ID vectors.
+            in_use: bool (B, T, N): row i is in A_{t-1}.
+            history: (B, T, N, H4, W4) masks M_{t-1}, zero for rows that are not in use.
+            label_sets: name of the label set of each of the B clips.
+            memory: of the frames before; None: the clip starts here and no memory is kept.
+            inplace: overwrite ``memory`` (inference only: autograd needs the old values).
+            intermediate: also return the predictions of the Pixel Decoder's earlier layers.
+
+        Returns:
+            Predictions by layer, over BT frames, and the memory after the last frame.
+        """
+        frames = x.shape[1]
+        e, rows, memory = self.mark(x_prev.to(x.dtype), ids, in_use, history, memory, inplace=inplace)
+        f, ssm = self.compressor(e, memory.ssm if memory else None, inplace=inplace)
+        g = self.decoder(x.flatten(0, 1), f.flatten(0, 1))
+        mask_features = mask_features.flatten(0, 1)
+        layers = self.pixel_decoder(
+            memory_levels(g, self.memory_strides),
+            mask_features + resize_to(g, mask_features),
+            rows.flatten(0, 1).to(g.dtype),
+            in_use.flatten(0, 1),
+            [name for name in label_sets for _ in range(frames)],
+            intermediate=intermediate,
+        )
+        return layers, replace(memory, ssm=ssm) if memory else None

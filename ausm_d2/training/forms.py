@@ -1,0 +1,146 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""The network over training clips: all frames at once, frame by frame, or frame by frame on its own masks.
+
+The first two are one function computed in two ways (equal to 1e-4 in float32, gradients too); the third differs from
+the second only in where M_{t-1} comes from. The stream (inference) is the frame loop without gradients.
+
+Shape shorthand:
+    B: clips; T: frames of a clip; BT: both, flattened into one axis
+    N: rows of A
+    D: channels
+    H, W: padded image size in pixels; h, w: at stride 8
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ausm_d2.modeling.network import AUSMNetwork
+from ausm_d2.modeling.pixel_decoder import Predictions
+from ausm_d2.training.criterion import SetCriterion
+from ausm_d2.training.own_history import history_of_pass, own_history
+from ausm_d2.training.targets import ClipTargets
+from ausm_d2.training.teacher_forcing import TeacherForcing
+
+
+class ClipOutput(NamedTuple):
+    """What the network says of B clips of T frames."""
+
+    layers: list[Predictions]  # by layer of the Pixel Decoder, over BT frames
+    x: Tensor  # (B, T, D, h, w) X_t
+
+
+def parallel(
+    network: AUSMNetwork,
+    images: Tensor,
+    ids: Tensor,
+    forcing: TeacherForcing,
+    label_sets: Sequence[str],
+    *,
+    own_passes: int = 0,
+) -> ClipOutput:
+    """Alg. 2: all frames of the clips at once.
+
+    Args:
+        images: (B, T, 3, H, W) normalised.
+        ids: (B, N, D) ID vectors.
+        forcing: history and targets of every frame.
+        label_sets: name of the label set of each clip.
+        own_passes: how often the history is first replaced by the network's own masks (docs/deviations.md, 10).
+    """
+    features = network.encode(images.flatten(0, 1))
+    x = features.x.unflatten(0, images.shape[:2])
+    start = network.x_start.to(x.dtype)[:, None, None].expand(x.shape[0], 1, -1, *x.shape[-2:])
+    predict = partial(
+        network.predict,
+        x=x,
+        mask_features=features.mask_features.unflatten(0, images.shape[:2]),
+        x_prev=torch.cat([start, x[:, :-1]], dim=1),
+        ids=ids,
+        in_use=forcing.in_use,
+        label_sets=label_sets,
+    )
+    for _ in range(own_passes):
+        with torch.no_grad():
+            layers, _ = predict(history=forcing.history, intermediate=False)
+        forcing = replace(forcing, history=history_of_pass(layers[-1], forcing))
+    layers, _ = predict(history=forcing.history)
+    return ClipOutput(layers, x)
+
+
+def iterative(
+    network: AUSMNetwork,
+    images: Tensor,
+    ids: Tensor,
+    forcing: TeacherForcing,
+    label_sets: Sequence[str],
+    *,
+    history_after: Callable[[int, Predictions], Tensor] | None = None,
+) -> ClipOutput:
+    """The same function frame by frame, with gradients through the memory (Fig. 4's baseline; docs/deviations.md, 13).
+
+    Args:
+        images, ids, forcing, label_sets: as :func:`parallel`.
+        history_after: from frame t (counted from 0) and the last layer's predictions of it to the masks M of that
+            frame, (B, N, H4, W4); None: those of ``forcing``.
+    """
+    batch, frames = images.shape[:2]
+    features = network.encode(images[:, 0])
+    x_prev = network.x_start.to(features.x.dtype)[:, None, None].expand_as(features.x)
+    memory = network.initial_memory((images.shape[-2], images.shape[-1]), clips=batch, dtype=features.x.dtype)
+    history = forcing.history[:, 0]
+    xs: list[Tensor] = []
+    steps: list[list[Predictions]] = []
+    for t in range(frames):
+        if t > 0:
+            features = network.encode(images[:, t])
+        layers, after = network.predict(
+            x=features.x[:, None],
+            mask_features=features.mask_features[:, None],
+            x_prev=x_prev[:, None],
+            ids=ids,
+            in_use=forcing.in_use[:, t, None],
+            history=history[:, None],
+            label_sets=label_sets,
+            memory=memory,
+        )
+        assert after is not None
+        memory, x_prev = after, features.x
+        xs.append(features.x)
+        steps.append(layers)
+        if t + 1 < frames:
+            history = history_after(t, layers[-1]) if history_after else forcing.history[:, t + 1]
+    layers = [
+        Predictions(*(torch.stack(each, dim=1).flatten(0, 1) for each in zip(*layer, strict=True)))
+        for layer in zip(*steps, strict=True)
+    ]
+    return ClipOutput(layers, torch.stack(xs, dim=1))
+
+
+def rollout(
+    network: AUSMNetwork,
+    images: Tensor,
+    ids: Tensor,
+    forcing: TeacherForcing,
+    label_sets: Sequence[str],
+    *,
+    targets: ClipTargets,
+    prompted: Tensor,
+    criterion: SetCriterion,
+) -> ClipOutput:
+    """:func:`iterative`, on the network's own, detached masks instead of the ground truth (docs/deviations.md, 10).
+
+    Args:
+        images, ids, forcing, label_sets: as :func:`parallel`.
+        targets: the ground truth.
+        prompted: bool (B): clips whose objects are given.
+        criterion: pairs detections with instances.
+    """
+    history_after = partial(own_history, forcing=forcing, targets=targets, prompted=prompted, criterion=criterion)
+    return iterative(network, images, ids, forcing, label_sets, history_after=history_after)
