@@ -96,7 +96,7 @@ def test_its_stream_equals_its_parallel_form() -> None:
 
 
 def test_object_vectors_say_which_object_a_row_follows_and_marks_are_not_made() -> None:
-    model = variant().eval()
+    model = tiny_model("MODEL.META_ARCHITECTURE", "AUSMObjectVectors").eval()  # id_scale is 0
     images, ids, forcing, heads = test_forms.teacher_forced(model, [clip(3, 2, seed=5)])
     assert forcing.in_use[0, 2].all()
     with torch.no_grad():
