@@ -96,7 +96,7 @@ class Scripted(SingleFrames):
     def __init__(self, detections: list[list[tuple[np.ndarray, list[float]]]], **settings: Any) -> None:
         super().__init__(cast(Any, None), VideoSettings.from_config(tiny_cfg("TEST.AUSM.TOPK", 10)))
         self.detections = detections
-        self.reference = settings
+        self.reference_settings = settings
 
     def detect(self, frame: np.ndarray, item: dict[str, Any]) -> tuple[list[Rle], Tensor]:
         found = self.detections[frame[0, 0, 0]]
@@ -107,7 +107,7 @@ class Scripted(SingleFrames):
         """Entries of the result by track id and class."""
         length = len(self.detections)
         frames = [np.full((*SIZE, 3), t, np.uint8) for t in range(length)]
-        [result] = FrameByFrame(self, **self.settings)([item(record({1: [box(0)] * length}, frames), "vis")])
+        [result] = FrameByFrame(self, **self.reference_settings)([item(record({1: [box(0)] * length}, frames), "vis")])
         tracks: dict[int, dict[int, Any]] = {}
         for entry in result["tracks"]:
             tracks.setdefault(entry["track_id"], {})[entry["category_id"]] = entry
