@@ -13,7 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer
-from detectron2.evaluation import inference_on_dataset
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from detectron2.utils.logger import log_first_n
 from torch import nn
@@ -100,7 +100,9 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None
+    ) -> dict[str, Any]:
         """Evaluate on every data set of ``DATASETS.TEST``, with ``TEST.AUSM.BASELINES`` the references too.
 
         The table of all results, and that of the paper where it has the data sets, are logged and written to
@@ -108,6 +110,8 @@ class Trainer(DefaultTrainer):
 
         Args:
             model: an AUSM, or the DistributedDataParallel of one.
+            evaluators: one for each of ``DATASETS.TEST``; None: those of :meth:`build_evaluator`. The references are
+                always scored by the latter.
 
         Returns:
             Scores by measure and name under the data set's name (as in Detectron2 without it, if it is the only key),
@@ -115,7 +119,11 @@ class Trainer(DefaultTrainer):
 
         Raises:
             UserError: data sets that are unknown, do not fit the config or, without SKIP_MISSING, are not there.
+            ValueError: another number of evaluators than data sets.
         """
+        if evaluators is not None and len(evaluators) != len(cfg.DATASETS.TEST):
+            raise ValueError(f"{len(evaluators)} evaluators, expected one for each of {list(cfg.DATASETS.TEST)}")
+        given = dict(zip(cfg.DATASETS.TEST, evaluators or (), strict=False))
         names, missing = available_test_sets(cfg)
         for text in missing:
             log_first_n(logging.WARNING, f"Left out (TEST.SKIP_MISSING): {text}", name=__name__, key="message")
@@ -124,7 +132,7 @@ class Trainer(DefaultTrainer):
         results: dict[str, Scores] = {}
         rows: list[tuple[str, str, Scores]] = []
         for dataset_name in names:
-            results[dataset_name] = cls._evaluate(cfg, dataset_name, model)
+            results[dataset_name] = cls._evaluate(cfg, dataset_name, model, given.get(dataset_name))
             rows.append((dataset_name, cfg.MODEL.META_ARCHITECTURE, results[dataset_name]))
             if not cfg.TEST.AUSM.BASELINES:
                 continue
@@ -148,11 +156,18 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def _evaluate(
-        cls, cfg: CfgNode, dataset_name: str, model: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+        cls,
+        cfg: CfgNode,
+        dataset_name: str,
+        model: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+        evaluator: DatasetEvaluator | None = None,
     ) -> Scores:
-        evaluator = cls.build_evaluator(cfg, dataset_name)
-        loader = cls.build_test_loader(cfg, dataset_name, evaluator.finished_video_ids())
-        return inference_on_dataset(model, loader, evaluator)
+        finished: Collection[int | str] = ()
+        if evaluator is None:
+            evaluator = cls.build_evaluator(cfg, dataset_name)
+        if isinstance(evaluator, VideoEvaluators):
+            finished = evaluator.finished_video_ids()
+        return inference_on_dataset(model, cls.build_test_loader(cfg, dataset_name, finished), evaluator)
 
 
 def results_table(rows: Sequence[tuple[str, str, Scores]]) -> str:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
 from PIL import Image
 from torch import nn
 
@@ -100,6 +101,29 @@ def test_every_data_set_is_evaluated_and_the_references_with_it(tmp_path: Path) 
 def test_without_references(tmp_path: Path) -> None:
     cfg = cfg_for(tmp_path)
     assert list(Trainer.test(cfg, Counting(cfg))) == list(NAMES)
+
+
+class Lengths(DatasetEvaluator):
+    """A user's own evaluator: how many frames the videos have."""
+
+    def reset(self) -> None:
+        self.frames = 0.0
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        assert len(inputs) == len(outputs)
+        self.frames += sum(item["record"].length for item in inputs)
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        return {"lengths": {"frames": self.frames}}
+
+
+def test_evaluators_of_ones_own(tmp_path: Path) -> None:
+    cfg = cfg_for(tmp_path)
+    expected = {name: {"lengths": {"frames": 10.0}} for name in NAMES}
+    assert Trainer.test(cfg, Counting(cfg), evaluators=[Lengths(), Lengths()]) == expected
+    assert Trainer.test(cfg, Counting(cfg), [Trainer.build_evaluator(cfg, name) for name in NAMES]).keys() == set(NAMES)
+    with pytest.raises(ValueError, match=r"1 evaluators, expected one for each of \['tiny_val', 'tiny_val_vos'\]"):
+        Trainer.test(cfg, Counting(cfg), [Lengths()])
 
 
 def test_one_data_set_alone_is_not_nested(tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ Shape shorthand:
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -18,8 +16,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators
-from detectron2.utils.file_io import PathManager
 
+from ausm_d2.checkpoint.fingerprint import fingerprint
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation import vos, ytvis
@@ -203,6 +201,7 @@ def build_evaluator(
         kinds.append(ReappearanceEvaluator)
     if metadata.task == "vis" and cfg.TEST.AUSM.TRACKING:
         kinds.append(TrackingEvaluator)
+    run_id = fingerprint(cfg)
     return VideoEvaluators(
         [
             evaluator(
@@ -210,18 +209,9 @@ def build_evaluator(
                 Path(cfg.OUTPUT_DIR, "inference", dataset_name),
                 records=records,
                 resume=cfg.TEST.AUSM.RESUME,
-                run_id=run_id(cfg),
+                run_id=run_id,
                 workers=available_cores() if cfg.DATALOADER.NUM_WORKERS else 0,
             )
             for evaluator in kinds
         ]
     )
-
-
-def run_id(cfg: CfgNode) -> str:
-    """Text that changes with the weights and with every setting that may change what the model says of a video."""
-    test = {key: value for key, value in cfg.TEST.AUSM.items() if key not in ("RESUME", "TRACKING", "BASELINES")}
-    settings = {"MODEL": cfg.MODEL, "INPUT": cfg.INPUT, "TEST": test}
-    weights = Path(PathManager.get_local_path(cfg.MODEL.WEIGHTS)) if cfg.MODEL.WEIGHTS else Path()
-    stamp = [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else []
-    return f"{cfg.MODEL.WEIGHTS} {hashlib.sha256(json.dumps([settings, stamp]).encode()).hexdigest()[:16]}"

@@ -14,8 +14,6 @@ Shape shorthand:
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,6 +33,7 @@ from torch import Tensor
 
 from ausm_d2 import meta_arch as meta_arch  # registers AUSM
 from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
+from ausm_d2.checkpoint.fingerprint import fingerprint
 from ausm_d2.config import pretrained_config
 from ausm_d2.data.catalog import register_from_config
 from ausm_d2.data.catalog.base import DEFAULT_TOPK
@@ -89,7 +88,6 @@ class VideoPredictor:
         if self.settings.amp:
             keep_weights_in(self.model, torch.bfloat16, norms=False)
             if self.model.device.type == "cuda":
-                _ = self.fingerprint  # as a CPU has it: a saved session may go on there
                 keep_weights_in(self.model, torch.bfloat16, norms=True)
         self.head: str = cfg.TEST.AUSM.HEAD or cfg.MODEL.AUSM.HEADS[0][0]  # label set of detections
 
@@ -150,21 +148,14 @@ class VideoPredictor:
         if saved["weights"] != self.fingerprint:
             raise UserError(
                 f"{path}: saved with other weights than {self.cfg.MODEL.WEIGHTS or 'these'}, or with other settings "
-                "(MODEL.AUSM, TEST.AUSM, INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST)"
+                "(MODEL, TEST.AUSM, INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST)"
             )
         return Session.from_saved(self, saved)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the weights and of the settings that change what a stream says."""
-        model = {key: value for key, value in self.cfg.MODEL.AUSM.items() if key != "TRAIN"}
-        test = [self.cfg.TEST.AUSM[key] for key in ("FG_THRESHOLD", "TOPK", "HEAD", "SEED", "AMP")]
-        sizes = [self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST]
-        digest = hashlib.sha256(json.dumps([model, test, sizes]).encode())
-        for name, value in self.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        """SHA-256 of the weights and of the settings that may change what a stream says."""
+        return fingerprint(self.cfg, self.model)
 
     def class_names(self, head: str) -> list[str]:
         """The classes of a head, as the first data set of the config that has this head calls them."""

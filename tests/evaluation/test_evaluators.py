@@ -23,12 +23,11 @@ from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ausm_d2.checkpoint.checkpointer import ShippedWeights
 from ausm_d2.config import add_ausm_config
 from ausm_d2.data.video import Instance, VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation import ytvis
-from ausm_d2.evaluation.evaluators import VideoEvaluators, build_evaluator, run_id
+from ausm_d2.evaluation.evaluators import VideoEvaluators, build_evaluator
 from ausm_d2.io import atomic_write
 from ausm_d2.masks.rle import encode
 from tests.data.stubs import ArrayFrames, ListedMasks
@@ -287,7 +286,7 @@ def test_other_weights_or_settings_are_not_resumed(tmp_path: Path) -> None:
     weights.write_bytes(b"1")
     run(build_evaluator(VOS, cfg_for(tmp_path, "MODEL.WEIGHTS", str(weights))), VOS, outputs, stop_after=1)
     resume = ["TEST.AUSM.RESUME", True, "MODEL.WEIGHTS", str(weights)]
-    changes_nothing = ["DATALOADER.NUM_WORKERS", 1, "TEST.AUSM.BASELINES", True]
+    changes_nothing = ["DATALOADER.NUM_WORKERS", 1, "TEST.AUSM.BASELINES", True, "MODEL.DEVICE", "cuda"]
     assert len(build_evaluator(VOS, cfg_for(tmp_path, *resume, *changes_nothing)).finished_video_ids()) == 1
     for opts in (["TEST.AUSM.FG_THRESHOLD", 0.4], ["INPUT.MIN_SIZE_TEST", 99]):
         with pytest.raises(UserError, match="RESUME is on, but the results there are of other weights or settings"):
@@ -448,17 +447,3 @@ def test_another_run_on_one_machine_stops_all(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(comm, "all_gather", lambda data: [data, (set(), "there: other weights")])
     with pytest.raises(UserError, match="there: other weights"):
         evaluator.finished_video_ids()
-
-
-def test_results_of_other_shipped_weights_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The address stays, the file behind it does not."""
-    cfg = get_cfg()
-    add_ausm_config(cfg)
-    cfg.MODEL.WEIGHTS = "ausm://some.pth"
-    file = tmp_path / "some.pth"
-    monkeypatch.setattr(ShippedWeights, "_get_local_path", lambda self, path, **kwargs: str(file))
-    ids = set()
-    for content in (b"old", b"newer"):
-        file.write_bytes(content)
-        ids.add(run_id(cfg))
-    assert len(ids) == 2

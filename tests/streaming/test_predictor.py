@@ -310,7 +310,7 @@ def test_files_that_are_no_session_of_this_model(predictor: VideoPredictor, tmp_
         VideoPredictor(tiny_cfg()).load(path)
     other = VideoPredictor(tiny_cfg("TEST.AUSM.FG_THRESHOLD", 0.9))
     other.model.load_state_dict(predictor.model.state_dict())
-    with pytest.raises(UserError, match=r"or with other settings \(MODEL.AUSM"):
+    with pytest.raises(UserError, match=r"or with other settings \(MODEL, TEST.AUSM"):
         other.load(path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
