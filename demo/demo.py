@@ -17,14 +17,9 @@ import argparse
 import json
 import os
 import shutil
-import signal
-import sys
 import tempfile
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from fractions import Fraction
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,149 +30,20 @@ import numpy as np
 from tqdm import tqdm
 
 from ausm_d2.config import load_config
-from ausm_d2.data.frames import open_video, read_image
 from ausm_d2.errors import UserError, cli
 from ausm_d2.masks.png import MANY_IDS, VOID, edge_ids, read_labels, read_picture, write_mask_png
 from ausm_d2.masks.rle import Rle, encode
-from ausm_d2.names import sorted_files
+from ausm_d2.stopping import StopRequest
 from ausm_d2.streaming.predictor import FrameResult, VideoPredictor
+from ausm_d2.video.ahead import ReadAhead
+from ausm_d2.video.frame import Source
+from ausm_d2.video.inputs import open_source
 from ausm_d2.visualization import VideoWriter, draw_masks, readable_scale
 
-_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _RESULTS = {"overlay.mp4", "overlay.png", "masks", "tracks.json"}
-_FOLDER_FPS = Fraction(24)  # of frames that come without a time
 
 
-# What is segmented
-
-
-@dataclass
-class Source:
-    """Frames and what is known of them."""
-
-    name: str
-    frames: Iterator[tuple[str, np.ndarray]]  # name and uint8 (H, W, 3), BGR, of each frame
-    count: int | None  # of frames; None: nobody knows
-    fps: Fraction
-    is_image: bool = False
-
-
-def open_source(text: str) -> Source:
-    """What ``--input`` means: the number of a camera, a folder, a picture or else a video.
-
-    Raises:
-        UserError: it is not there, cannot be read, or has no frames.
-    """
-    path = Path(text)
-    if not path.exists():
-        if text.isdecimal():
-            return _open_camera(int(text))
-        raise UserError(f"--input: '{text}' does not exist")
-    if path.is_dir():
-        return _open_folder(path)
-    if path.suffix.lower() in _PICTURES:
-        return Source(path.name, iter([(path.stem, _read_picture(path))]), 1, _FOLDER_FPS, is_image=True)
-    return _open_video(path)
-
-
-def _open_folder(path: Path) -> Source:
-    files = sorted_files(path, _PICTURES)
-    if not files:
-        raise UserError(f"--input: the folder '{path}' holds no pictures ({' '.join(_PICTURES)})")
-    names = [os.path.splitext(file)[0] for file in files]
-    if len(set(names)) < len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise UserError(f"--input: '{path}' holds two pictures of the name '{twice}'; a frame has one")
-    frames = ((name, _read_picture(path / file)) for name, file in zip(names, files, strict=True))
-    return Source(path.resolve().name, frames, len(files), _FOLDER_FPS)
-
-
-def _read_picture(path: Path) -> np.ndarray:
-    return cv2.cvtColor(read_image(str(path)), cv2.COLOR_RGB2BGR)
-
-
-def _open_video(path: Path) -> Source:
-    try:
-        with open_video(str(path)) as container:
-            if not container.streams.video:
-                raise UserError(f"{path}: holds no video")
-            rate = container.streams.video[0].average_rate
-            count = _count_frames(path, container)
-    except av.FFmpegError as error:
-        raise UserError(f"{path}: cannot be opened as a video: {error.strerror}") from None
-    return Source(path.name, _read_video(path, count), count, rate or _FOLDER_FPS)
-
-
-def _count_frames(path: Path, container: av.container.InputContainer) -> int:
-    """The frames that a file holds, from a look at all its packets; nothing is decoded.
-
-    Raises:
-        UserError: there is none, or the file ends before it should: better now than after an hour of work.
-    """
-    video = container.streams.video[0]
-    count, skipped, end, whole = 0, 0, 0.0, True
-    for packet in container.demux():
-        if packet.size:
-            whole = not packet.is_corrupt
-            if packet.stream.index == video.index:
-                count += not packet.is_discard
-                skipped += packet.is_discard  # on purpose: the file says that playing starts later
-            if packet.pts is not None and packet.time_base is not None:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-    if not count:
-        raise UserError(f"{path}: a video of 0 frames")
-    start = (container.start_time or 0) / av.time_base
-    length = (container.duration or 0) / av.time_base
-    if not whole or end - start < length - max(1.0, 0.02 * length):
-        raise UserError(f"{path}: cut off: of {length:.1f} seconds, only the first {end - start:.1f} are there")
-    if video.frames > count + skipped:
-        found = count + skipped
-        tqdm.write(f"{path}: damaged: of {video.frames} frames, {found} are there; later ones move up", file=sys.stderr)
-    return count
-
-
-def _read_video(path: Path, count: int) -> Iterator[tuple[str, np.ndarray]]:
-    index = damaged = 0
-    try:
-        with open_video(str(path)) as container:
-            container.streams.video[0].thread_type = "AUTO"
-            for index, frame in enumerate(container.decode(video=0)):
-                damaged += frame.is_corrupt
-                picture = frame.to_ndarray(format="bgr24")
-                # Of a phone that was held upright, the file says by how much to turn the picture.
-                yield f"{index:05d}", np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))
-    except av.FFmpegError as error:
-        raise UserError(f"{path}: cannot be decoded after frame {index}: {error.strerror}") from None
-    if damaged:
-        tqdm.write(f"{path}: {damaged} of {index + 1} frames are damaged; their masks may be wrong", file=sys.stderr)
-    if index + 1 < count:
-        missing = count - index - 1
-        tqdm.write(f"{path}: {missing} of {count} frames cannot be decoded, and are left out", file=sys.stderr)
-
-
-def _open_camera(number: int) -> Source:
-    camera = cv2.VideoCapture(number)
-    if not camera.isOpened():
-        raise UserError(f"--input: camera {number} cannot be opened, and there is no file or folder '{number}'")
-    fps = Fraction(camera.get(cv2.CAP_PROP_FPS) or _FOLDER_FPS).limit_denominator(1000)
-    return Source(f"camera {number}", _read_camera(camera), None, fps)
-
-
-def _read_camera(camera: cv2.VideoCapture) -> Iterator[tuple[str, np.ndarray]]:
-    """Frames until the camera has no more or Ctrl-C, which ends the video rather than the program."""
-    stop = threading.Event()
-    handler = signal.signal(signal.SIGINT, lambda *_: stop.set())
-    index = 0
-    try:
-        while not stop.is_set():
-            there, picture = camera.read()
-            if not there:
-                return
-            yield f"{index:05d}", picture
-            index += 1
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        camera.release()
+# What is given
 
 
 def read_prompts(path: str) -> dict[int, np.ndarray]:
@@ -333,7 +199,7 @@ def run(args: argparse.Namespace) -> str:
     if args.frames is not None and args.frames < 1:
         raise UserError(f"--frames: {args.frames}, expected 1 or more")
     source = open_source(args.input)
-    first = next(source.frames, None)
+    first = next(iter(source), None)
     if first is None:
         raise UserError(f"{args.input}: no frame can be decoded")
     height, width = first[1].shape[:2]
@@ -345,18 +211,22 @@ def run(args: argparse.Namespace) -> str:
                 f"{width}x{height}"
             )
     total = min((number for number in (source.count, args.frames) if number is not None), default=None)
-    with results_folder(Path(args.output)) as folder:
+    with results_folder(Path(args.output)) as folder, ExitStack() as stack:
         predictor = VideoPredictor(cfg)
-        session = predictor.start(first[1], prompts)
+        session = predictor.start(first.image, prompts)
         results = Results(folder, source, predictor.class_names(session.head), prompted=prompts is not None)
-        results.write(*first, session.result)
+        results.write(first.name, first.image, session.result)
         rest = islice(source.frames, None if args.frames is None else args.frames - 1)
-        for name, frame in tqdm(rest, initial=1, total=total, unit="frame"):
+        stop = stack.enter_context(StopRequest())
+        ahead = stack.enter_context(ReadAhead(rest, newest=source.live, stopped=stop))
+        for name, frame, _ in tqdm(ahead, initial=1, total=total, unit="frame"):
             try:
                 session.step(frame)
             except UserError as error:
                 raise UserError(f"{args.input}: frame '{name}': {error}") from None
             results.write(name, frame, session.result)
+        if stop() and not source.live:
+            raise KeyboardInterrupt
         summary = results.close()
     return f"{summary}: see {args.output}"
 

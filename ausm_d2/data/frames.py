@@ -7,7 +7,6 @@ Shape shorthand:
 
 from __future__ import annotations
 
-import io
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,71 +14,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import av
-import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ausm_d2.errors import UserError
-
-# What Pillow raises for files that are no pictures, are cut off, or claim to be gigantic.
-_BROKEN = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
-_ORIENTATION = 0x0112  # EXIF tag; 5 to 8: turned by 90 degrees
-
-
-def read_image(path: str) -> np.ndarray:
-    """A picture as uint8 (H, W, 3), RGB, turned upright where its EXIF says so.
-
-    Raises:
-        UserError: it is missing, no picture, or cut off. (OpenCV alone would return what there is, with grey below.)
-    """
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise UserError(f"{path}: the picture cannot be read: {error.strerror or error}") from None
-    image = None
-    if _looks_complete(data):
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        try:
-            with Image.open(io.BytesIO(data.tobytes())) as picture:
-                return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-        except _BROKEN as error:
-            reason = str(error).replace("\n", " ").partition(" <_io")[0] if len(data) else "the file is empty"
-            raise UserError(f"{path}: the picture cannot be decoded: {reason}") from None
-    return image
-
-
-def open_video(path: str) -> av.container.InputContainer:
-    """A video file, as PyAV opens it. FFmpeg's messages to Python are turned off, for the whole process.
-
-    They are off unless somebody asks for them, as torchvision does in the versions that use PyAV. With them on, closing
-    a damaged file can be a deadlock: who closes it holds Python's lock and waits for the thread that decodes, which has
-    a message and waits for the lock.
-
-    Raises:
-        av.FFmpegError: it cannot be opened.
-    """
-    av.logging.set_level(None)
-    return av.open(path)
-
-
-def image_size(path: str) -> tuple[int, int]:
-    """(H, W) of a picture as :func:`read_image` returns it; only its header is read."""
-    try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-            turned = picture.getexif().get(_ORIENTATION, 1) >= 5
-    except _BROKEN as error:
-        raise UserError(f"{path}: not a picture that can be read: {error}") from None
-    return (width, height) if turned else (height, width)
-
-
-def _looks_complete(data: np.ndarray) -> bool:
-    """Whether a JPEG or PNG file ends as it should. False also for complete files with something behind the end."""
-    tail = data[-64:].tobytes().rstrip(b"\0")
-    if data[:2].tobytes() == b"\xff\xd8":
-        return tail.endswith(b"\xff\xd9")
-    return data[1:4].tobytes() == b"PNG" and tail.endswith(b"IEND\xaeB`\x82")
+from ausm_d2.pictures import read_image
+from ausm_d2.video.container import open_container, upright, video_stream
 
 
 @dataclass(frozen=True, repr=False)
@@ -118,6 +57,7 @@ class VideoFile:
         self._times: list[int] = []  # time stamp of each frame, ascending
         self._keys: list[int] = []  # those of key frames
         self._container: Any = None
+        self._stream: Any = None
         self._decoded: Iterator[Any] = iter(())
         self._next = 0  # frame that the iterator gives next
 
@@ -140,12 +80,12 @@ class VideoFile:
         key = self._keys[max(bisect_right(self._keys, time) - 1, 0)] if self._keys else self._times[0]
         try:
             if index < self._next or key > self._times[self._next]:
-                self._container.seek(key, stream=self._container.streams.video[0])
-                self._decoded = self._container.decode(video=0)
+                self._container.seek(key, stream=self._stream)
+                self._decoded = self._container.decode(self._stream)
             for frame in self._decoded:
                 if frame.pts is not None and frame.pts >= time:
                     self._next = index + 1
-                    return frame.to_ndarray(format="rgb24")
+                    return upright(frame, "rgb24")
         except av.FFmpegError as error:
             self._next = len(self._times)  # where the decoder stands is not known any more
             raise UserError(f"{self.path}: frame {index} cannot be decoded: {error.strerror}") from None
@@ -156,18 +96,16 @@ class VideoFile:
         if self._container is not None:
             return
         try:
-            container = open_video(self.path)
-            if not container.streams.video:
-                raise UserError(f"{self.path}: holds no video")
-            stream = container.streams.video[0]
-            packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.pts is not None]
+            container = open_container(self.path)
+            stream = video_stream(container, self.path)
+            packets = [p for p in container.demux(stream) if p.pts is not None and not p.is_discard]
         except av.FFmpegError as error:
             raise UserError(f"{self.path}: the video cannot be opened: {error.strerror}") from None
         if not packets:
             raise UserError(f"{self.path}: a video of 0 frames")
-        self._times = sorted(time for time, _ in packets)
-        self._keys = sorted(time for time, is_key in packets if is_key)
+        self._times = sorted(packet.pts for packet in packets)
+        self._keys = sorted(packet.pts for packet in packets if packet.is_keyframe)
         container.seek(self._times[0], stream=stream)
-        self._container = container
-        self._decoded = container.decode(video=0)
+        self._container, self._stream = container, stream
+        self._decoded = container.decode(stream)
         self._next = 0

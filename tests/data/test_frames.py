@@ -10,76 +10,15 @@ import av
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
-from ausm_d2.data.frames import ImageFiles, VideoFile, image_size, read_image
+from ausm_d2.data.frames import ImageFiles, VideoFile
 from ausm_d2.errors import UserError
+from tests.video.clips import turn
 
 
 def picture(size: tuple[int, int] = (40, 60)) -> np.ndarray:
     noise = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
     return cv2.GaussianBlur(noise, (0, 0), 2)
-
-
-def test_png_is_read_as_rgb_bit_for_bit(tmp_path: Path) -> None:
-    image = picture()
-    Image.fromarray(image).save(tmp_path / "a.png")
-    assert np.array_equal(read_image(str(tmp_path / "a.png")), image)
-    assert image_size(str(tmp_path / "a.png")) == (40, 60)
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "I;16"])
-def test_other_kinds_of_picture_become_rgb(tmp_path: Path, mode: str) -> None:
-    image = Image.fromarray(picture()[..., 0])
-    image = Image.fromarray(np.asarray(image).astype(np.uint16) * 256) if mode == "I;16" else image.convert(mode)
-    image.save(tmp_path / "a.png")
-    found = read_image(str(tmp_path / "a.png"))
-    assert found.dtype == np.uint8 and found.shape == (40, 60, 3)
-
-
-def test_grey_and_cmyk_jpeg(tmp_path: Path) -> None:
-    for mode in ("L", "CMYK"):
-        Image.fromarray(picture()).convert(mode).save(tmp_path / "a.jpg")
-        assert read_image(str(tmp_path / "a.jpg")).shape == (40, 60, 3)
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "png"])
-@pytest.mark.parametrize("kept", [0.0, 0.3, 0.7, 0.99])
-def test_a_file_that_is_cut_off_is_an_error_not_a_grey_picture(tmp_path: Path, suffix: str, kept: float) -> None:
-    path = tmp_path / f"a.{suffix}"
-    Image.fromarray(picture((200, 300))).save(path)
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * kept)])
-    with pytest.raises(UserError, match=rf"a\.{suffix}: the picture cannot be decoded: \S"):
-        read_image(str(path))
-
-
-def test_bytes_after_the_end_do_not_matter(tmp_path: Path) -> None:
-    path = tmp_path / "a.jpg"
-    Image.fromarray(picture()).save(path)
-    whole = read_image(str(path))
-    path.write_bytes(path.read_bytes() + b"trailer" * 50)
-    assert np.abs(read_image(str(path)).astype(int) - whole).max() <= 2  # another decoder
-
-
-def test_no_picture_and_no_file(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_text("<html>404</html>")
-    with pytest.raises(UserError, match=r"a\.jpg: the picture cannot be decoded"):
-        read_image(str(tmp_path / "a.jpg"))
-    with pytest.raises(UserError, match=r"a\.jpg: not a picture"):
-        image_size(str(tmp_path / "a.jpg"))
-    with pytest.raises(UserError, match=r"b\.jpg: the picture cannot be read: No such file"):
-        read_image(str(tmp_path / "b.jpg"))
-
-
-def test_exif_orientation_is_followed(tmp_path: Path) -> None:
-    image = picture()
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    Image.fromarray(image).save(tmp_path / "a.jpg", quality=95, exif=exif)
-    found = read_image(str(tmp_path / "a.jpg"))
-    assert found.shape[:2] == image_size(str(tmp_path / "a.jpg")) == (60, 40)
-    assert np.abs(found.astype(int) - np.rot90(image, -1)).mean() < 4
 
 
 def test_image_files_names_and_pickle(tmp_path: Path) -> None:
@@ -150,6 +89,13 @@ def test_files_without_any_frame(tmp_path: Path) -> None:
     (tmp_path / "empty.avi").write_bytes(content[: content.index(b"movi") + 4])
     with pytest.raises(UserError, match=r"empty\.avi: a video of 0 frames"):
         len(VideoFile(str(tmp_path / "empty.avi")))
+
+
+def test_a_turned_video_is_read_as_players_show_it(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", frames=2)
+    stored = VideoFile(str(tmp_path / "a.mp4"))[1]
+    turn(tmp_path / "a.mp4", (0, 1, -1, 0))
+    assert np.array_equal(VideoFile(str(tmp_path / "a.mp4"))[1], np.rot90(stored, -1))
 
 
 def test_real_clip_agrees_with_decoding_from_the_start(shared_data: Path) -> None:

@@ -14,13 +14,14 @@ from detectron2.data import MetadataCatalog
 from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_HEAD, find, find_all, register
 from ausm_d2.data.catalog.matching import match_masks, picture_files, read_video_list
 from ausm_d2.data.catalog.ytvis import drop_invalid, read_mask, read_table
-from ausm_d2.data.frames import ImageFiles, VideoFile, image_size
+from ausm_d2.data.frames import ImageFiles, VideoFile
 from ausm_d2.data.mask_sources import FirstFrames, ListedMasks, ObjectFolders
 from ausm_d2.data.problems import LeftOut, mismatch, problem
 from ausm_d2.data.video import DeferredRecord, Instance, VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.masks.rle import StoredMask
 from ausm_d2.names import files_below, natural_order, repeated, sorted_files, subfolders
+from ausm_d2.pictures import image_size
 
 _STEP = 4  # frames of the video per labelled frame: 24 fps over 6 fps
 _ROOTS = ("sav", "sa-v", "SA-V", "sa_v", ".")

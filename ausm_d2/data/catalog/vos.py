@@ -17,13 +17,14 @@ from detectron2.data import MetadataCatalog
 
 from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_HEAD, find, find_all, register
 from ausm_d2.data.catalog.matching import match_masks, picture_files, read_video_list
-from ausm_d2.data.frames import ImageFiles, image_size
+from ausm_d2.data.frames import ImageFiles
 from ausm_d2.data.mask_sources import FirstFrames, LabelPictures
 from ausm_d2.data.problems import LeftOut, mismatch, problem
 from ausm_d2.data.video import DeferredRecord, Instance, VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.io import read_json
 from ausm_d2.names import natural_order, subfolders
+from ausm_d2.pictures import image_size
 
 _DAVIS, _MOSE = "https://davischallenge.org", "https://github.com/henghuiding/MOSE-api"
 _YOUTUBE_VOS = "https://youtube-vos.org"

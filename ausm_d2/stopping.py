@@ -1,0 +1,44 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Ctrl-C and SIGTERM (Slurm, ``docker stop``, ``timeout``) as a request that long work can answer in good order."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+
+class StopRequest:
+    """A context in which the first SIGINT or SIGTERM is only noted; the second one ends the work at once.
+
+    Outside the main thread nothing is installed: nobody can send a signal to another thread.
+    """
+
+    def __init__(self) -> None:
+        self._seen = threading.Event()
+        self._before: dict[int, signal.Handlers | object] = {}
+        self.signal: int | None = None  # that asked to stop
+
+    def __call__(self) -> bool:
+        """Whether somebody has asked to stop."""
+        return self._seen.is_set()
+
+    def request(self) -> None:
+        """Ask to stop, as a signal does."""
+        self._seen.set()
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self._seen.is_set():
+            raise KeyboardInterrupt
+        self.signal = number
+        self._seen.set()
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]

@@ -1,0 +1,151 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Video files as FFmpeg opens them: which stream is the video, which way up it is, how much of it is there.
+
+Shape shorthand:
+    H, W: frame size in pixels, as a player shows it
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+from av.stream import Disposition
+
+from ausm_d2.errors import UserError
+from ausm_d2.video.frame import known_rate
+
+_LOCAL = "file,crypto,data,pipe"  # protocols that a local file (a playlist, say) may make FFmpeg open
+
+
+def open_container(
+    source: str | os.PathLike[str] | BinaryIO, *, url: bool = False, **kwargs: Any
+) -> av.container.InputContainer:
+    """A video file as PyAV opens it, whatever its name (``12:30.mp4`` is no address).
+
+    FFmpeg's messages to Python are turned off, for the whole process. They are off unless somebody asks for them, as
+    torchvision does in the versions that use PyAV. With them on, closing a damaged file can be a deadlock: who closes
+    it holds Python's lock and waits for the thread that decodes, which has a message and waits for the lock.
+
+    Args:
+        source: a path, an open file, or, with ``url``, an address.
+        kwargs: of ``av.open``.
+
+    Raises:
+        av.FFmpegError: it cannot be opened.
+    """
+    av.logging.set_level(None)
+    if isinstance(source, str | os.PathLike) and not url:
+        source = os.path.abspath(source)
+        kwargs["options"] = {"protocol_whitelist": _LOCAL, **kwargs.get("options", {})}
+    return av.open(source, "r", **kwargs)
+
+
+def video_stream(container: av.container.InputContainer, name: str | os.PathLike[str]) -> av.VideoStream:
+    """The stream that players show: FFmpeg's choice, and never a cover picture.
+
+    Raises:
+        UserError: there is none.
+    """
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & Disposition.attached_pic:
+        raise UserError(f"{name}: holds no video")
+    assert isinstance(stream, av.VideoStream)
+    return stream
+
+
+def upright(frame: av.VideoFrame, pixel_format: str = "bgr24") -> np.ndarray:
+    """A decoded frame as players show it, turned and mirrored as the file says: uint8 (H, W, 3), contiguous."""
+    image = frame.to_ndarray(format=pixel_format)
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return image
+    # Column x and row y of the stored picture are shown at column a x + c y + e and row b x + d y + f.
+    values = np.frombuffer(matrix, np.int32)  # type: ignore[call-overload]  # it is a buffer, PyAV's types do not say so
+    a, b, _, c, d = values[:5].tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        image, a, d = image.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+@dataclass
+class Contents:
+    """What a look at all packets of a file says of its video; nothing is decoded."""
+
+    count: int  # frames
+    fps: Fraction  # mean rate
+    warnings: list[str]  # whole sentences without the file's name
+
+
+def examine(path: str | os.PathLike[str]) -> Contents:
+    """Count the frames of a file, and find out now, rather than after an hour of work, what is wrong with it.
+
+    Raises:
+        UserError: it is no video, holds no frame, or was cut off.
+    """
+    try:
+        with open_container(path) as container:
+            return _examine(Path(path), container, video_stream(container, path))
+    except av.FFmpegError as error:
+        raise UserError(f"{path}: cannot be opened as a video: {error.strerror}") from None
+
+
+def _examine(path: Path, container: av.container.InputContainer, video: av.VideoStream) -> Contents:
+    count, skipped, end, whole = 0, 0, 0.0, True
+    first = last = None
+    for packet in container.demux():
+        if not packet.size:
+            continue
+        whole = not packet.is_corrupt
+        if packet.stream.index == video.index:
+            count += not packet.is_discard
+            skipped += packet.is_discard  # on purpose: the file says that playing starts later
+            if packet.pts is not None and not packet.is_discard:
+                first = packet.pts if first is None else min(first, packet.pts)
+                last = packet.pts if last is None else max(last, packet.pts)
+        if packet.pts is not None and packet.time_base is not None:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    if not count:
+        raise UserError(f"{path}: a video of 0 frames")
+    warnings = []
+    start = (container.start_time or 0) / av.time_base
+    length, found = (container.duration or 0) / av.time_base, end - start
+    short = found < length - max(1.0, 0.02 * length)
+    lost = video.frames - count - skipped  # of an index that lists every frame
+    if not whole or _is_cut(path) or (short and lost > 0):
+        raise UserError(f"{path}: cut off: of {length:.1f} seconds, only the first {found:.1f} are there")
+    if short:
+        warnings.append(f"its header says {length:.1f} seconds; all it holds are {found:.1f}")
+    if lost > 0:
+        warnings.append(f"damaged: of {video.frames} frames, {count + skipped} are there; later ones move up")
+    rate = video.average_rate
+    if first is not None and last is not None and last > first and count > 1 and video.time_base:
+        measured = Fraction(count - 1) / ((last - first) * video.time_base)
+        if rate is None or abs(float(measured / rate) - 1) > 0.01:  # a made-up or a variable rate
+            rate = measured
+    return Contents(count, known_rate(rate), warnings)
+
+
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether an AVI, Matroska or WebM file is shorter than its own header says. FFmpeg does not tell."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return 8 + int.from_bytes(head[4:8], "little") > size
+    at = head.find(_SEGMENT)
+    if head[:4] != _EBML or at < 0:
+        return False
+    at += len(_SEGMENT)
+    width = 9 - head[at].bit_length()  # the leading zeros of the first byte tell how many bytes the number has
+    value = int.from_bytes(head[at : at + width], "big") & ((1 << 7 * width) - 1)
+    unknown = (1 << 7 * width) - 1  # as recorders write that could not go back
+    return value != unknown and at + width + value > size

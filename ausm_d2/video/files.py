@@ -1,0 +1,165 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Video files, read once from beginning to end, and videos that arrive through a pipe.
+
+Shape shorthand:
+    H, W: frame size in pixels
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+
+from ausm_d2.errors import UserError
+from ausm_d2.video.container import Contents, examine, open_container, upright, video_stream
+from ausm_d2.video.frame import Frame, Source, known_rate
+
+logger = logging.getLogger(__name__)
+
+
+def open_video(path: Path, first: int = 0) -> Source:
+    """A video file, whose packets are all looked at beforehand.
+
+    Args:
+        first: frames before this one are decoded, but not given.
+
+    Raises:
+        UserError: it cannot be read, has no frames, or was cut off.
+    """
+    contents = examine(path)
+    for warning in contents.warnings:
+        logger.warning("%s: %s", path, warning)
+    status = path.stat()
+    key = f"{path.name} {status.st_size} {status.st_mtime_ns}"
+    return Source(path.name, read_video(path, contents, first), contents.count, contents.fps, key=key)
+
+
+def read_video(path: Path, contents: Contents, first: int = 0) -> Iterator[Frame]:
+    """The frames of a file; says at the end which could not be decoded."""
+    try:
+        with open_container(path) as container:
+            damaged = yield from _decode(container, str(path), contents.fps, first)
+    except av.FFmpegError as error:
+        raise UserError(f"{path}: cannot be decoded: {error.strerror}") from None
+    if damaged.marked:
+        logger.warning(
+            "%s: %d of %d frames are damaged; their masks may be wrong", path, damaged.marked, damaged.decoded
+        )
+    if damaged.decoded < contents.count:
+        missing = contents.count - damaged.decoded
+        logger.warning("%s: %d of %d frames cannot be decoded, and are left out", path, missing, contents.count)
+
+
+@dataclass
+class _Decoded:
+    """What decoding a video came to."""
+
+    decoded: int = 0  # frames
+    marked: int = 0  # those that FFmpeg calls damaged
+
+
+def _decode(
+    container: av.container.InputContainer, name: str, fps: Fraction, first: int
+) -> Generator[Frame, None, _Decoded]:
+    stream = video_stream(container, name)
+    stream.thread_type = "AUTO"
+    report = _Decoded()
+    start: float | None = None
+    before = -1 / float(fps)
+    try:
+        for frame in container.decode(stream):
+            report.marked += frame.is_corrupt
+            if frame.time is not None:
+                start = frame.time if start is None else start
+                time = max(frame.time - start, 0.0)
+            else:
+                time = before + 1 / float(fps)
+            before = time
+            index, report.decoded = report.decoded, report.decoded + 1
+            if index >= first:
+                yield Frame(f"{index:05d}", upright(frame), time)
+    except av.FFmpegError as error:
+        raise UserError(f"{name}: cannot be decoded after frame {report.decoded - 1}: {error.strerror}") from None
+    return report
+
+
+@dataclass(frozen=True)
+class RawFormat:
+    """How frames lie in a pipe that carries nothing but pixels."""
+
+    width: int
+    height: int
+    pixel_format: str = "bgr24"  # FFmpeg's name
+
+
+class _Pipe:
+    """A file that can only be read forwards. (PyAV would try to seek in whatever has the method.)"""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(size)
+
+
+def open_pipe(file: BinaryIO, raw: RawFormat | None = None, fps: Fraction | None = None) -> Source:
+    """A video that is read from a pipe: Y4M, anything else that FFmpeg recognises without seeking, or raw frames.
+
+    Args:
+        raw: size and format of raw frames; None: the stream says what it is.
+        fps: of raw frames.
+
+    Raises:
+        UserError: it is no video.
+    """
+    options: dict[str, str] = {}
+    if raw is not None:
+        options = {
+            "video_size": f"{raw.width}x{raw.height}",
+            "pixel_format": raw.pixel_format,
+            "framerate": str(known_rate(fps)),
+        }
+    try:
+        container = open_container(
+            _Pipe(file),  # type: ignore[arg-type]
+            format="rawvideo" if raw else None,
+            options=options,
+        )
+        rate = known_rate(fps or video_stream(container, "standard input").average_rate)
+    except (av.FFmpegError, ValueError) as error:
+        expected = "raw frames" if raw else "Y4M or another video, or --raw WxH"
+        raise UserError(f"standard input: no video that can be read ({error}); expected {expected}") from None
+
+    def frames() -> Iterator[Frame]:
+        with container:
+            yield from _decode(container, "standard input", rate, 0)
+
+    return Source("standard input", frames(), None, rate)
+
+
+def open_address(url: str) -> Source:
+    """A video at an address (rtsp://, http:// and so on). RTSP and its like are live.
+
+    Raises:
+        UserError: nobody answers within ten seconds, or it is no video.
+    """
+    options = {"rtsp_transport": "tcp"} if url.startswith("rtsp") else {}
+    try:
+        container = open_container(url, url=True, timeout=10.0, options=options)
+        rate = known_rate(video_stream(container, url).average_rate)
+    except (av.FFmpegError, OSError) as error:
+        raise UserError(f"{url}: cannot be opened: {error.strerror or error}") from None
+
+    def frames() -> Iterator[Frame]:
+        with container:
+            yield from _decode(container, url, rate, 0)
+
+    live = url.partition("://")[0].lower() not in ("http", "https", "file")
+    return Source(os.path.basename(url.partition("?")[0]) or url, frames(), None, rate, live=live)

@@ -1,0 +1,50 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""What every reader gives.
+
+Shape shorthand:
+    H, W: frame size in pixels
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+DEFAULT_FPS = Fraction(24)  # of frames that come without a time
+_HIGHEST_FPS = 1000
+
+
+class Frame(NamedTuple):
+    """One frame of a video."""
+
+    name: str  # without extension; result files use it
+    image: np.ndarray  # uint8 (H, W, 3), BGR
+    time: float  # seconds since the first frame
+
+
+@dataclass
+class Source:
+    """Frames and what is known of them. ``frames`` can be read once; closing it ends threads and frees devices."""
+
+    name: str
+    frames: Iterator[Frame]
+    count: int | None  # of frames; None: unknown
+    fps: Fraction  # mean rate
+    is_image: bool = False  # one still picture
+    live: bool = False  # a camera: frames that are not fetched in time are lost
+    key: str | None = None  # the same for the same unchanged files; None: cannot be read again
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self.frames
+
+
+def known_rate(fps: float | Fraction | None) -> Fraction:
+    """Frames a second, or the default where a file or device gives none that can be true (0, -1, NaN, infinity)."""
+    if fps is None or not math.isfinite(fps) or not 0 < fps <= _HIGHEST_FPS:
+        return DEFAULT_FPS
+    return Fraction(fps).limit_denominator(1001)

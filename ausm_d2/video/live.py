@@ -1,0 +1,39 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Pictures of a camera on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import cv2
+
+from ausm_d2.errors import UserError
+from ausm_d2.video.frame import Frame, Source, known_rate
+
+
+def open_camera(number: int) -> Source:
+    """The camera of this number, until it has no more pictures or its frames are closed.
+
+    Raises:
+        UserError: there is none, or another program uses it.
+    """
+    camera = cv2.VideoCapture(number)
+    if not camera.isOpened():
+        raise UserError(f"camera {number} cannot be opened")
+
+    def frames() -> Iterator[Frame]:
+        start, index = None, 0
+        try:
+            while True:
+                there, picture = camera.read()
+                if not there:
+                    return
+                now = time.monotonic()
+                start = now if start is None else start
+                yield Frame(f"{index:05d}", picture, now - start)
+                index += 1
+        finally:
+            camera.release()
+
+    return Source(f"camera {number}", frames(), None, known_rate(camera.get(cv2.CAP_PROP_FPS)), live=True)

@@ -1,0 +1,148 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Videos that are stored as pictures: files of a folder or a list, or the pages of one file.
+
+Shape shorthand:
+    H, W: frame size in pixels
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ausm_d2.errors import UserError
+from ausm_d2.names import sorted_files
+from ausm_d2.pictures import BROKEN_PICTURE, check_picture, read_image, to_rgb
+from ausm_d2.video.frame import DEFAULT_FPS, Frame, Source
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif", ".ppm", ".pgm")
+_PAGED = {"TIFF", "GIF", "PNG", "WEBP", "AVIF"}  # Pillow's names of formats whose further pictures are frames
+_REDUCED = 254  # TIFF tag: a picture of odd value is a smaller copy of another page
+
+
+def read_bgr(path: str | os.PathLike[str]) -> np.ndarray:
+    """A picture file as uint8 (H, W, 3), BGR, upright."""
+    return cv2.cvtColor(read_image(str(path)), cv2.COLOR_RGB2BGR)
+
+
+def open_folder(folder: Path, fps: Fraction | None = None, first: int = 0) -> Source:
+    """The pictures of a folder, in natural order.
+
+    Raises:
+        UserError: it holds none, or what :func:`open_files` refuses.
+    """
+    files = sorted_files(folder, PICTURES)
+    if not files:
+        raise UserError(f"the folder '{folder}' holds no pictures ({' '.join(PICTURES)})")
+    return open_files([folder / file for file in files], name=folder.resolve().name, fps=fps, first=first)
+
+
+def open_files(files: Sequence[Path], *, name: str, fps: Fraction | None = None, first: int = 0) -> Source:
+    """Picture files as the frames of one video, in the order given. Their headers and ends are looked at beforehand.
+
+    Args:
+        fps: pictures a second, for the times of the frames.
+        first: frames before this one are not read.
+
+    Raises:
+        UserError: two have one name, one is broken or cut off, has several pages, or another size than the first.
+    """
+    rate = fps or DEFAULT_FPS
+    places: dict[str, Path] = {}
+    size = None
+    for path in files:
+        if path.stem in places:
+            raise UserError(
+                f"'{path.parent}' holds two pictures of the name '{path.stem}' ('{places[path.stem].name}' and "
+                f"'{path.name}'); a frame has one"
+            )
+        places[path.stem] = path
+        height, width = check_picture(str(path))
+        size = size or (height, width)
+        if (height, width) != size:
+            raise UserError(
+                f"{path.parent}: frame '{path.stem}': a frame of {width}x{height} pixels follows frames of "
+                f"{size[1]}x{size[0]}: all frames of a video have one size"
+            )
+        if _is_paged(path) and len(_pages(path)) > 1:
+            raise UserError(f"{path}: holds several pictures, and lies among files that are a frame each")
+
+    def frames() -> Iterator[Frame]:
+        for index, path in enumerate(files[first:], first):
+            yield Frame(path.stem, read_bgr(path), float(index / rate))
+
+    stamps = [path.stat() for path in (files[0], files[-1])]
+    key = f"{len(files)} {' '.join(f'{stamp.st_size} {stamp.st_mtime_ns}' for stamp in stamps)}"
+    return Source(name, frames(), len(files), rate, key=key)
+
+
+def open_picture(path: Path, fps: Fraction | None = None, first: int = 0) -> Source:
+    """One file: a picture, or all pages of a TIFF stack, GIF, animated PNG, WebP or AVIF.
+
+    Raises:
+        UserError: it is no picture, or broken.
+    """
+    pages = _pages(path) if _is_paged(path) else [0]
+    status = path.stat()
+    key = f"{path.name} {status.st_size} {status.st_mtime_ns}"
+    if len(pages) == 1:
+        frames = iter([Frame(path.stem, read_bgr(path), 0.0)])
+        return Source(path.name, frames, 1, fps or DEFAULT_FPS, is_image=True, key=key)
+    times = _page_times(path, pages, fps)
+    rate = Fraction(len(pages) - 1) / Fraction(times[-1]).limit_denominator(1000)
+    return Source(path.name, _read_pages(path, pages, times, first), len(pages), rate, key=key)
+
+
+def _is_paged(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            return picture.format in _PAGED and getattr(picture, "n_frames", 1) > 1
+    except BROKEN_PICTURE as error:
+        raise UserError(f"{path}: the picture cannot be decoded: {error}") from None
+
+
+def _pages(path: Path) -> list[int]:
+    """The pages of a file that are frames: not the small copies in a TIFF, nor an animated PNG's substitute picture."""
+    with Image.open(path) as picture:
+        pages = list(range(getattr(picture, "n_frames", 1)))
+        if picture.format == "PNG" and picture.info.get("default_image"):
+            return pages[1:]
+        if picture.format != "TIFF":
+            return pages
+        kept = []
+        for page in pages:
+            picture.seek(page)
+            if not int(picture.tag_v2.get(_REDUCED, 0)) & 1:  # type: ignore[attr-defined]
+                kept.append(page)
+        return kept
+
+
+def _page_times(path: Path, pages: Sequence[int], fps: Fraction | None) -> list[float]:
+    """Seconds at which each page is shown: the durations of an animation, else an even rate."""
+    times, now = [], 0.0
+    with Image.open(path) as picture:
+        for page in pages:
+            times.append(now)
+            picture.seek(page)
+            if picture.format in ("WEBP", "AVIF"):
+                picture.load()  # their durations are known only then
+            milliseconds = picture.info.get("duration", 0) if fps is None else 0
+            now += float(milliseconds) / 1000 if milliseconds else float(1 / (fps or DEFAULT_FPS))
+    return times
+
+
+def _read_pages(path: Path, pages: Sequence[int], times: Sequence[float], first: int) -> Iterator[Frame]:
+    with Image.open(path) as picture:
+        for index in range(first, len(pages)):
+            try:
+                picture.seek(pages[index])
+                image = to_rgb(picture, f"{path}: page {pages[index]}")
+            except BROKEN_PICTURE as error:
+                raise UserError(f"{path}: page {pages[index]} cannot be decoded: {error}") from None
+            yield Frame(f"{index:05d}", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), times[index])
