@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ausm_d2.checkpoint import Status, convert
+from ausm_d2.checkpoint.convert import Status, convert
 from ausm_d2.errors import UserError
 from ausm_d2.modeling.position import sine_position
 from ausm_d2.training import forms
