@@ -41,13 +41,13 @@ logger = logging.getLogger(__name__)
 
 
 def check_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
-    """Every data set is known (the user's own ones are registered first), and the config has a head of its label set.
+    """Every data set is known (the user's own ones are registered first), and the config has its label set.
 
     Raises:
-        UserError: naming the data set, its classes and the head.
+        UserError: naming the data set, its classes and the label set.
     """
     register_from_config(cfg)
-    heads = {str(name): int(classes) for name, classes in cfg.MODEL.AUSM.HEADS}
+    label_sets = {str(name): int(classes) for name, classes in cfg.MODEL.AUSM.LABEL_SETS}
     for name in names:
         if name not in DatasetCatalog:
             raise UserError(f"data set '{name}' is not registered; registered: {', '.join(registered_names())}")
@@ -55,14 +55,15 @@ def check_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
         if not metadata.get("thing_classes"):
             get_records(name)  # a user's own data set: its classes are in its file
         classes = len(metadata.thing_classes)
-        if metadata.head not in heads:
+        if metadata.label_set not in label_sets:
             raise UserError(
-                f"data set '{name}' needs the head '{metadata.head}' ({classes} classes), MODEL.AUSM.HEADS has {heads}"
+                f"data set '{name}' needs the label set '{metadata.label_set}' ({classes} classes), "
+                f"MODEL.AUSM.LABEL_SETS has {label_sets}"
             )
-        if heads[metadata.head] != classes:
+        if label_sets[metadata.label_set] != classes:
             raise UserError(
-                f"data set '{name}' has {classes} classes, MODEL.AUSM.HEADS gives its head '{metadata.head}' "
-                f"{heads[metadata.head]}"
+                f"data set '{name}' has {classes} classes, MODEL.AUSM.LABEL_SETS gives its label set "
+                f"'{metadata.label_set}' {label_sets[metadata.label_set]}"
             )
 
 

@@ -89,7 +89,7 @@ class AUSM(AUSMNetwork):
         if not self.training:
             return [segment_video(self, item, self.video) for item in batched_inputs]
         images, targets = self.collate(batched_inputs)
-        label_sets = [item["head"] for item in batched_inputs]
+        label_sets = [item["label_set"] for item in batched_inputs]
         ids, prompted, forcing = self._preprocess(targets)
         output = self._run(images, ids, forcing, label_sets, targets, prompted)
         frames = frame_targets(targets, forcing)
@@ -103,7 +103,7 @@ class AUSM(AUSMNetwork):
     def collate(self, items: list[dict[str, Any]]) -> tuple[Tensor, ClipTargets]:
         """Items -> normalised images (B, T, 3, H, W) and their targets, padded to the largest of the batch."""
         for item in items:
-            self.check_label_set(item["head"])
+            self.check_label_set(item["label_set"])
         height, width = (max(item["image"].shape[axis] for item in items) for axis in (2, 3))
         images = torch.stack([self.normalise(item["image"], (height, width)) for item in items])
         size = (images.shape[-2], images.shape[-1])

@@ -77,7 +77,7 @@ class Results:
         Args:
             folder: exists.
             source: what is segmented.
-            class_names: of the head in use.
+            class_names: of the label set in use.
             prompted: whether the objects were given.
         """
         self._folder = folder
@@ -214,7 +214,7 @@ def run(args: argparse.Namespace) -> str:
     with results_folder(Path(args.output)) as folder, ExitStack() as stack:
         predictor = VideoPredictor(cfg)
         session = predictor.start(first.image, prompts)
-        results = Results(folder, source, predictor.class_names(session.head), prompted=prompts is not None)
+        results = Results(folder, source, predictor.class_names(session.label_set), prompted=prompts is not None)
         results.write(first.name, first.image, session.result)
         rest = islice(source.frames, None if args.frames is None else args.frames - 1)
         stop = stack.enter_context(StopRequest())

@@ -39,7 +39,7 @@ def _tiny_val() -> Iterator[None]:
             thing_classes=list(CLASSES),
             evaluator_type="vos" if task == "vos" else "ytvis",
             task=task,
-            head="synthvis",
+            label_set="synthvis",
         )
     yield
     for name in NAMES:
@@ -48,7 +48,7 @@ def _tiny_val() -> Iterator[None]:
 
 
 def cfg_for(output_dir: Path, *opts: Any) -> CfgNode:
-    cfg = tiny_cfg("DATASETS.TEST", NAMES, "OUTPUT_DIR", str(output_dir), "MODEL.AUSM.PROMPT_HEAD", "synthvis")
+    cfg = tiny_cfg("DATASETS.TEST", NAMES, "OUTPUT_DIR", str(output_dir), "MODEL.AUSM.PROMPT_LABEL_SET", "synthvis")
     cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 0, *opts])
     return cfg
 
@@ -58,7 +58,7 @@ class Counting(nn.Module):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
-        self.module = tiny_model("MODEL.AUSM.PROMPT_HEAD", "synthvis")
+        self.module = tiny_model("MODEL.AUSM.PROMPT_LABEL_SET", "synthvis")
         self.seen: list[tuple[str, int]] = []
 
     def forward(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -152,10 +152,12 @@ def test_resume_runs_only_what_is_missing(tmp_path: Path) -> None:
 def test_data_sets_that_do_not_fit_the_config() -> None:
     with pytest.raises(UserError, match=r"data set 'no_such' is not registered; registered: .*synthvis_val"):
         check_datasets(tiny_cfg(), ["no_such"])
-    with pytest.raises(UserError, match=r"'tiny_val' needs the head 'synthvis' \(6 classes\)"):
-        check_datasets(tiny_cfg("MODEL.AUSM.HEADS", [["object", 1]]), ["tiny_val"])
-    with pytest.raises(UserError, match=r"'tiny_val' has 6 classes, MODEL.AUSM.HEADS gives its head 'synthvis' 4"):
-        check_datasets(tiny_cfg("MODEL.AUSM.HEADS", [["synthvis", 4]]), ["tiny_val"])
+    with pytest.raises(UserError, match=r"'tiny_val' needs the label set 'synthvis' \(6 classes\)"):
+        check_datasets(tiny_cfg("MODEL.AUSM.LABEL_SETS", [["object", 1]]), ["tiny_val"])
+    with pytest.raises(
+        UserError, match=r"'tiny_val' has 6 classes, MODEL.AUSM.LABEL_SETS gives its label set 'synthvis' 4"
+    ):
+        check_datasets(tiny_cfg("MODEL.AUSM.LABEL_SETS", [["synthvis", 4]]), ["tiny_val"])
 
 
 def test_ones_own_data_sets_are_known(tmp_path: Path) -> None:
@@ -166,7 +168,9 @@ def test_ones_own_data_sets_are_known(tmp_path: Path) -> None:
     }
     (tmp_path / "own.json").write_text(json.dumps(annotations))
     own = ["test_engine_own", str(tmp_path / "own.json"), str(tmp_path), "object"]
-    with pytest.raises(UserError, match=r"'test_engine_own' has 2 classes, MODEL.AUSM.HEADS gives its head 'object' 1"):
+    with pytest.raises(
+        UserError, match=r"'test_engine_own' has 2 classes, MODEL.AUSM.LABEL_SETS gives its label set 'object' 1"
+    ):
         check_datasets(tiny_cfg("DATASETS.YTVIS_STYLE", [own]), ["test_engine_own"])
 
 

@@ -15,7 +15,7 @@ from tests.tiny import clip, tiny_model
 def test_every_training_mode_gives_finite_losses_and_gradients(mode: str, prompt_index: str) -> None:
     model = tiny_model("MODEL.AUSM.TRAIN.MODE", mode, "MODEL.AUSM.PROMPT_INDEX", prompt_index,
                        "MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED", mode == "parallel")  # fmt: skip
-    losses = model([clip(3, 3), clip(3, 2, head="object", seed=4)])
+    losses = model([clip(3, 3), clip(3, 2, label_set="object", seed=4)])
     assert len(losses) == 6 * 4  # six losses after each of three layers, and before the first
     total = sum(losses.values())
     total.backward()
@@ -63,14 +63,14 @@ def test_unknown_choices_and_label_sets_are_named() -> None:
     with pytest.raises(UserError, match=r"MODEL\.AUSM\.SPATIAL_REDUCTION: 0, expected 1 or more"):
         tiny_model("MODEL.AUSM.SPATIAL_REDUCTION", 0)
     with pytest.raises(UserError, match="no label set 'coco'"):
-        tiny_model()([clip(2, 1, head="coco")])
+        tiny_model()([clip(2, 1, label_set="coco")])
 
 
-@pytest.mark.parametrize("head", ["synthvis", "object"])
-def test_every_parameter_has_a_gradient_whatever_the_label_sets_of_the_batch(head: str) -> None:
+@pytest.mark.parametrize("label_set", ["synthvis", "object"])
+def test_every_parameter_has_a_gradient_whatever_the_label_sets_of_the_batch(label_set: str) -> None:
     """Distributed training waits for all of them."""
     model = tiny_model("MODEL.AUSM.TRAIN.FRAME_CLASS_WEIGHT", 1.0)
-    sum(model([clip(3, 2, head=head, seed=1)]).values()).backward()
+    sum(model([clip(3, 2, label_set=label_set, seed=1)]).values()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 

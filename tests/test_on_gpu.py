@@ -39,7 +39,7 @@ def losses(device: str, *opts: Any) -> dict[str, float]:
     model = tiny_model(*opts)
     model.to(device)
     torch.manual_seed(1)
-    items = [clip(3, 2, seed=1), clip(3, 3, seed=2, head="object", exhaustive=False)]
+    items = [clip(3, 2, seed=1), clip(3, 3, seed=2, label_set="object", exhaustive=False)]
     return {name: float(loss.detach()) for name, loss in model(items).items()}
 
 
@@ -69,7 +69,7 @@ def test_gradients_on_a_gpu_that_is_one(mode: str, half: torch.dtype | None) -> 
     opts = ["MODEL.AUSM.TRAIN.MODE", mode, "MODEL.AUSM.TRAIN.CHECKPOINTING", True]
     model = tiny_model(*opts, "MODEL.AUSM.FRAME_ENCODER.ENC_LAYERS", 1).to("cuda")
     with torch.autocast("cuda", half, enabled=half is not None):
-        losses = model([clip(3, 2, seed=1), clip(3, 3, seed=2, head="object")])
+        losses = model([clip(3, 2, seed=1), clip(3, 3, seed=2, label_set="object")])
     sum(losses.values()).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert len(gradients) > 100 and all(each.isfinite().all() for each in gradients.values())
@@ -89,7 +89,7 @@ def test_whole_videos(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     item = {"record": SynthVis(SPLITS["val"][0], 2, 3, complete=True)[1], "task": task, "overlap": False}
     item |= {"dataset_name": "synthvis_val", "topk": 10}
     model, settings, results = build_model(cfg).eval(), VideoSettings.from_config(cfg), []
-    item["head"] = next(iter(model.label_sets))
+    item["label_set"] = next(iter(model.label_sets))
     results.append(segment_video(model, item, settings))
     with pretended_gpu(monkeypatch):
         model.to("cuda:0")

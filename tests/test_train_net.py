@@ -46,7 +46,7 @@ def data_sets() -> Iterator[list[str]]:
             thing_classes=list(CLASSES),
             evaluator_type={"vis": "ytvis", "vos": "vos"}[task],
             task=task,
-            head="synthvis",
+            label_set="synthvis",
             exhaustive=True,
         )
     yield names
@@ -58,7 +58,7 @@ def data_sets() -> Iterator[list[str]]:
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     """A tiny model's YAML file, for data that is embedded; its OUTPUT_DIR is ``tmp_path / "out"``."""
-    cfg = tiny_cfg("OUTPUT_DIR", str(tmp_path / "out"), "MODEL.AUSM.PROMPT_HEAD", "synthvis")
+    cfg = tiny_cfg("OUTPUT_DIR", str(tmp_path / "out"), "MODEL.AUSM.PROMPT_LABEL_SET", "synthvis")
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("synthvis_train",), ("synthvis_val",)
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.SAMPLING_FRAME_NUM = (48,), 2
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SEED = 1, 2, (), 7
@@ -159,13 +159,13 @@ def test_a_training_without_test_sets_asks_for_none_and_one_with_them_may_leave_
     run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", "nowhere")
-    heads = ["MODEL.AUSM.HEADS", [["synthvis", 6], ["object", 1]], "SOLVER.MAX_ITER", 1]
-    assert run(*heads, "DATASETS.TEST", []) == 0
+    label_sets = ["MODEL.AUSM.LABEL_SETS", [["synthvis", 6], ["object", 1]], "SOLVER.MAX_ITER", 1]
+    assert run(*label_sets, "DATASETS.TEST", []) == 0
     missing = ["DATASETS.TEST", ["davis_2017_val"], "OUTPUT_DIR", tmp_path / "again"]
-    assert run(*heads, *missing, "TEST.SKIP_MISSING", True) == 0
+    assert run(*label_sets, *missing, "TEST.SKIP_MISSING", True) == 0
     capsys.readouterr()
     weights = ["MODEL.WEIGHTS", tmp_path / "out" / "model_final.pth"]
-    assert run("--eval-only", *heads, *missing, *weights, "TEST.SKIP_MISSING", True) == 1
+    assert run("--eval-only", *label_sets, *missing, *weights, "TEST.SKIP_MISSING", True) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert "DATASETS.TEST: none of its data sets is there" in line and "nowhere/DAVIS/ImageSets" in line
 
@@ -176,10 +176,10 @@ MISTAKES = {
     "unknown key": (["MODEL.AUSM.NUM_IDS", 3], "MODEL.AUSM.NUM_IDS"),
     "value of another type": (["SOLVER.MAX_ITER", "soon"], "soon"),
     "class count": (
-        ["MODEL.AUSM.HEADS", [["synthvis", 5]]],
-        "data set 'synthvis_val' has 6 classes, MODEL.AUSM.HEADS gives its head 'synthvis' 5",
+        ["MODEL.AUSM.LABEL_SETS", [["synthvis", 5]]],
+        "data set 'synthvis_val' has 6 classes, MODEL.AUSM.LABEL_SETS gives its label set 'synthvis' 5",
     ),
-    "no head": (["MODEL.AUSM.HEADS", [["object", 1]]], "needs the head 'synthvis' (6 classes)"),
+    "no label set": (["MODEL.AUSM.LABEL_SETS", [["object", 1]]], "needs the label set 'synthvis' (6 classes)"),
     "a choice that is none": (["MODEL.AUSM.TRAIN.MODE", "serial"], "MODEL.AUSM.TRAIN.MODE: 'serial' is not one of"),
     "missing weights": (["MODEL.WEIGHTS", "no/such.pth"], "MODEL.WEIGHTS: weights file 'no/such.pth' does not exist"),
     "missing weights to evaluate": (
@@ -202,11 +202,11 @@ MISTAKES = {
     ),
     "nothing to train on": (["DATASETS.TRAIN", []], "DATASETS.TRAIN: empty"),
     "training files that are not there": (
-        ["DATASETS.TRAIN", ["coco_2017_train"], "MODEL.AUSM.HEADS", [["synthvis", 6], ["coco", 80]]],
+        ["DATASETS.TRAIN", ["coco_2017_train"], "MODEL.AUSM.LABEL_SETS", [["synthvis", 6], ["coco", 80]]],
         "coco_2017_train: no annotation file found; looked for nowhere/coco/annotations/instances_train2017.json",
     ),
     "test files that are not there": (
-        ["DATASETS.TEST", ["davis_2017_val"], "MODEL.AUSM.HEADS", [["synthvis", 6], ["object", 1]]],
+        ["DATASETS.TEST", ["davis_2017_val"], "MODEL.AUSM.LABEL_SETS", [["synthvis", 6], ["object", 1]]],
         "davis_2017_val: no folder found; looked for nowhere/DAVIS/ImageSets/2017/val.txt",
     ),
     "shipped weights that there are none of": (

@@ -17,7 +17,7 @@ HEIGHT, WIDTH = 64, 96
 
 
 def tiny_cfg(*opts: Any) -> CfgNode:
-    """A config of about 0.2 M parameters with two heads."""
+    """A config of about 0.2 M parameters with two label sets."""
     cfg = get_cfg()
     add_ausm_config(cfg)
     settings: list[Any] = ["MODEL.META_ARCHITECTURE", "AUSM", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
@@ -28,7 +28,7 @@ def tiny_cfg(*opts: Any) -> CfgNode:
     for key, value in {
         "HIDDEN_DIM": 32,
         "NUM_ID": 8,
-        "HEADS": [["synthvis", 6], ["object", 1]],
+        "LABEL_SETS": [["synthvis", 6], ["object", 1]],
         "FRAME_ENCODER.ENC_LAYERS": 0,
         "COMPRESSOR.LAYERS": 2,
         "COMPRESSOR.HEAD_DIM": 16,
@@ -55,7 +55,7 @@ def tiny_model(*opts: Any) -> AUSM:
     return build_model(tiny_cfg(*opts))
 
 
-def clip(frames: int, instances: int, *, head: str = "synthvis", seed: int = 0, **entries: Any) -> dict[str, Any]:
+def clip(frames: int, instances: int, *, label_set: str = "synthvis", seed: int = 0, **entries: Any) -> dict[str, Any]:
     """A training item: boxes that drift, appear late and are hidden at times, over noise."""
     rng = torch.Generator().manual_seed(seed)
     masks = torch.zeros(instances, frames, HEIGHT, WIDTH, dtype=torch.bool)
@@ -67,11 +67,11 @@ def clip(frames: int, instances: int, *, head: str = "synthvis", seed: int = 0, 
     return {
         "image": torch.randint(0, 256, (frames, 3, HEIGHT, WIDTH), generator=rng, dtype=torch.uint8),
         "masks": masks,
-        "classes": torch.randint(0, 6 if head == "synthvis" else 1, (instances,), generator=rng),
+        "classes": torch.randint(0, 6 if label_set == "synthvis" else 1, (instances,), generator=rng),
         "labelled": torch.ones(frames, dtype=torch.bool),
-        "head": head,
-        "exhaustive": head == "synthvis",
-        "task": "vis" if head == "synthvis" else "vos",
+        "label_set": label_set,
+        "exhaustive": label_set == "synthvis",
+        "task": "vis" if label_set == "synthvis" else "vos",
         "dataset_name": "test",
         "video_id": 0,
         "frame_indices": list(range(frames)),

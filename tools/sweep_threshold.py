@@ -105,15 +105,15 @@ class ThresholdSweep:
     def segment(self, item: dict[str, Any]) -> dict[float, dict[str, Any]]:
         """What ``segment_video`` gives of a test item for each threshold."""
         record: VideoRecord = item["record"]
-        settings, head = self._settings.for_item(item), item["head"]
-        branches = [_Branch(self._thresholds, self._stream(self._thresholds[0], head), VideoTracks(record.length))]
+        settings, label_set = self._settings.for_item(item), item["label_set"]
+        branches = [_Branch(self._thresholds, self._stream(self._thresholds[0], label_set), VideoTracks(record.length))]
         for visit in visits(record.length, repeat=settings.repeat, spatial_traversal=settings.spatial_traversal):
             frame = record.frames[visit.frame]
             if visit.corner is not None:
                 frame = crop(frame, visit.corner)
             self._model.next_frame()
             self.frames += 1
-            stepped = [pair for branch in branches for pair in self._step(branch, frame, head)]
+            stepped = [pair for branch in branches for pair in self._step(branch, frame, label_set)]
             for branch, output in stepped:
                 branch.tracks.keep(output, branch.stream, visit)
             branches = [branch for branch, _ in stepped]
@@ -126,12 +126,12 @@ class ThresholdSweep:
             for threshold in branch.thresholds
         }
 
-    def _stream(self, threshold: float, head: str) -> FrameStream:
+    def _stream(self, threshold: float, label_set: str) -> FrameStream:
         # A captured step would hold the features of the frame it was captured at.
         settings = dataclasses.replace(self._settings, fg_threshold=threshold, cuda_graph=False)
-        return FrameStream(self._model, settings, head=head, detect=True)
+        return FrameStream(self._model, settings, label_set=label_set, detect=True)
 
-    def _step(self, branch: _Branch, frame: np.ndarray, head: str) -> list[tuple[_Branch, FrameOutput]]:
+    def _step(self, branch: _Branch, frame: np.ndarray, label_set: str) -> list[tuple[_Branch, FrameOutput]]:
         """One frame, uint8 (H, W, 3). Where a detection falls between the branch's thresholds, those above it leave:
         they take the step again from a copy of the state before."""
         stream = branch.stream.stream
@@ -148,7 +148,7 @@ class ThresholdSweep:
         ]
         done = [(branch, output)]
         for thresholds in groups[1:]:
-            other = _Branch(thresholds, self._stream(thresholds[0], head), branch.tracks.copy())
+            other = _Branch(thresholds, self._stream(thresholds[0], label_set), branch.tracks.copy())
             other.stream.size, other.stream.stream.size = sizes
             other.stream.stream.state = copy.deepcopy(before)
             done.append((other, other.stream.step(frame)))

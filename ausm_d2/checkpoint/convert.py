@@ -179,7 +179,7 @@ def convert(
             resized = _resize(place, value, target[place].shape)
             shapes = f"{tuple(value.shape)} in the file, {tuple(target[place].shape)} in the model"
             if place.startswith(_CLASS_EMBED) and kind is Origin.MASK2FORMER:
-                status, reason = Status.UNUSED, f"head of another label set: {shapes}"
+                status, reason = Status.UNUSED, f"classifier of another label set: {shapes}"
             elif resized is None:
                 status, reason = Status.FAILED, shapes
             else:
@@ -190,10 +190,10 @@ def convert(
         entries.append(Entry(status, source, named, value.numel(), reason))
 
     found = {entry.target for entry in entries if entry.target}
-    heads = {name.split(".")[2] for name in found if name.startswith(_CLASS_EMBED)}
+    label_sets = {name.split(".")[2] for name in found if name.startswith(_CLASS_EMBED)}
     for name, value in target.items():
         if name not in found and not name.endswith((*_COMPUTED, "num_batches_tracked")):
-            status, reason = _missing(kind, name, heads, added_modules)
+            status, reason = _missing(kind, name, label_sets, added_modules)
             entries.append(Entry(status, "", name, value.numel(), reason))
     return Conversion(kind, weights, entries)
 
@@ -237,7 +237,7 @@ def _leftover(kind: Origin, source: str, place: str) -> tuple[Status, str]:
     if place.startswith(_TRAINING_ONLY):
         return Status.UNUSED, "of a loss that the config does not use"
     if place.startswith(_CLASS_EMBED):
-        return Status.UNUSED, f"the config has no head '{place.split('.')[2]}'"
+        return Status.UNUSED, f"the config has no label set '{place.split('.')[2]}'"
     # A deeper Swin would fill a shallower one tensor by tensor and be no use.
     if kind is Origin.AUSM or source.removeprefix("backbone.").startswith("layers."):
         return Status.FAILED, "in the file, not in the model"
@@ -250,14 +250,14 @@ def _leftover(kind: Origin, source: str, place: str) -> tuple[Status, str]:
     return Status.UNUSED, "not in the model"
 
 
-def _missing(kind: Origin, target: str, heads: set[str], added_modules: tuple[str, ...]) -> tuple[Status, str]:
+def _missing(kind: Origin, target: str, label_sets: set[str], added_modules: tuple[str, ...]) -> tuple[Status, str]:
     """What to say of a tensor of the model that the file does not have."""
     if target.startswith(_TRAINING_ONLY):
         return Status.RANDOM, "of a loss that the file was not trained with"
     if target.startswith(added_modules):
         return Status.RANDOM, "of a variant of the model, which the file was not trained with"
-    if target.startswith(_CLASS_EMBED) and target.split(".")[2] not in heads:
-        return Status.RANDOM, "a head that the file does not have"
+    if target.startswith(_CLASS_EMBED) and target.split(".")[2] not in label_sets:
+        return Status.RANDOM, "a label set that the file does not have"
     if kind is Origin.MASK2FORMER and target.startswith("pixel_decoder.track_embed."):
         return Status.RANDOM, "the position of tracked rows, new in AUSM"
     if kind is Origin.BACKBONE and re.fullmatch(re.escape(_BACKBONE) + r"norm\d\.(weight|bias)", target):

@@ -15,13 +15,19 @@ def check_model_config(cfg: CfgNode) -> None:
         UserError: naming the key, what was found and what is expected.
     """
     ausm = cfg.MODEL.AUSM
-    heads = [head for head in ausm.HEADS if _is_head(head)]
-    if not heads or len(heads) != len(ausm.HEADS) or len(dict(heads)) != len(heads):
-        raise UserError(f"MODEL.AUSM.HEADS: {ausm.HEADS}, expected [[name, number of classes], ...], each name once")
-    names = [name for name, _ in heads]
-    for key, name in (("MODEL.AUSM.PROMPT_HEAD", ausm.PROMPT_HEAD), ("TEST.AUSM.HEAD", cfg.TEST.AUSM.HEAD or names[0])):
+    label_sets = [entry for entry in ausm.LABEL_SETS if _is_label_set(entry)]
+    if not label_sets or len(label_sets) != len(ausm.LABEL_SETS) or len(dict(label_sets)) != len(label_sets):
+        raise UserError(
+            f"MODEL.AUSM.LABEL_SETS: {ausm.LABEL_SETS}, expected [[name, number of classes], ...], each name once"
+        )
+    names = [name for name, _ in label_sets]
+    chosen = {
+        "MODEL.AUSM.PROMPT_LABEL_SET": ausm.PROMPT_LABEL_SET,
+        "TEST.AUSM.LABEL_SET": cfg.TEST.AUSM.LABEL_SET or names[0],
+    }
+    for key, name in chosen.items():
         if name not in names:
-            raise UserError(f"{key}: no head '{name}', MODEL.AUSM.HEADS has {names}")
+            raise UserError(f"{key}: no label set '{name}', MODEL.AUSM.LABEL_SETS has {names}")
     if ausm.HIDDEN_DIM < 4 or ausm.HIDDEN_DIM % 4:
         raise UserError(f"MODEL.AUSM.HIDDEN_DIM: {ausm.HIDDEN_DIM}, expected a multiple of 4")
     for part in ("COMPRESSOR", "DECODER", "PIXEL_DECODER"):
@@ -53,7 +59,7 @@ def check_model_config(cfg: CfgNode) -> None:
         raise UserError(f"INPUT.FORMAT: '{cfg.INPUT.FORMAT}', expected RGB")
 
 
-def _is_head(entry: object) -> bool:
+def _is_label_set(entry: object) -> bool:
     if not isinstance(entry, list | tuple) or len(entry) != 2:
         return False
     name, classes = entry

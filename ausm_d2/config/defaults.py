@@ -54,10 +54,10 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.AUSM = ausm = CfgNode()
     ausm.HIDDEN_DIM = 256  # D (paper, Sec. 3)
     ausm.NUM_ID = 100  # N_id: ID vectors in the pool B (paper)
-    # One classification head per label set: [[name, number of classes], ...] (paper, Sec. 3 "Classification").
-    ausm.HEADS = [["object", 1]]
+    # One classifier per label set: [[name, number of classes], ...] (paper, Sec. 3 "Classification").
+    ausm.LABEL_SETS = [["object", 1]]
     # Head that scores prompted rows (docs/deviations.md, 5).
-    ausm.PROMPT_HEAD = "object"
+    ausm.PROMPT_LABEL_SET = "object"
     # "frame": a mask given at frame k enters M_k and is tracked from k + 1. "zero": Alg. 1's letter, a mask given at
     # the first frame is M_0, marked on X_0, and the first frame itself is predicted (docs/deviations.md, 2).
     ausm.PROMPT_INDEX = "frame"
@@ -184,7 +184,7 @@ def _add_test_keys(cfg: CfgNode) -> None:
     test.TOPK = 0
     # "video": the best (track, class) pairs of a video; "frame": the paper's instances per frame (deviations, 12).
     test.TOPK_SCOPE = "video"
-    test.HEAD = ""  # label set of what VideoPredictor detects; empty: the first of MODEL.AUSM.HEADS
+    test.LABEL_SET = ""  # label set of what VideoPredictor detects; empty: the first of MODEL.AUSM.LABEL_SETS
     # bfloat16 autocast in streaming and evaluation. On CUDA a VideoPredictor rounds norms and V to it too.
     test.AMP = False
     test.CUDA_GRAPH = False  # capture the step of a stream in a CUDA graph, from its second frame on; CUDA only

@@ -175,7 +175,7 @@ def get_records(name: str) -> list[VideoRecord]:
 
 def registered_names() -> list[str]:
     """Names of the data sets this project can read."""
-    return [name for name in sorted(DatasetCatalog.list()) if hasattr(MetadataCatalog.get(name), "head")]
+    return [name for name in sorted(DatasetCatalog.list()) if hasattr(MetadataCatalog.get(name), "label_set")]
 
 
 def _has_instances(record: VideoRecord) -> bool:
@@ -291,7 +291,7 @@ def build_test_loader(
         finished: ids of videos to leave out (their results exist already).
 
     Returns:
-        A loader of ``[{"record", "dataset_name", "task", "head", "overlap", "topk"}]``.
+        A loader of ``[{"record", "dataset_name", "task", "label_set", "overlap", "topk"}]``.
 
     Raises:
         UserError: an unknown or empty data set.
@@ -306,7 +306,7 @@ def build_test_loader(
             "record": record,
             "dataset_name": dataset_name,
             "task": metadata.task,
-            "head": metadata.head,
+            "label_set": metadata.label_set,
             "overlap": metadata.get("overlap", False),
             "topk": metadata.get("topk", DEFAULT_TOPK),
         }

@@ -94,7 +94,7 @@ class ClipMapper:
 
         Returns:
             "image" uint8 (T, 3, h, w) RGB; "masks" bool (N, T, h, w), row i = instance i in every frame;
-            "classes" int64 (N,); "labelled" bool (T,); "head", "exhaustive", "task", "dataset_name", "video_id";
+            "classes" int64 (N,); "labelled" bool (T,); "label_set", "exhaustive", "task", "dataset_name", "video_id";
             "frame_indices", one per frame; "height", "width" = H, W.
 
         Raises:
@@ -123,7 +123,7 @@ class ClipMapper:
             "masks": torch.from_numpy(clip.masks),
             "classes": torch.tensor(clip.classes, dtype=torch.int64),
             "labelled": torch.tensor(labelled, dtype=torch.bool),
-            "head": metadata.head,
+            "label_set": metadata.label_set,
             "exhaustive": metadata.exhaustive and clip.complete,
             "task": metadata.task,
             "dataset_name": dataset_name,

@@ -46,7 +46,7 @@ class Instance:
     """One annotated object of a video."""
 
     instance_id: int  # unique within the video; for VOS data the palette value / folder number
-    category_id: int  # contiguous, 0-based, in the label set of the data set's head
+    category_id: int  # contiguous, 0-based, in the data set's label set
     is_crowd: bool = False
 
 

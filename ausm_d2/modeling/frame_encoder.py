@@ -219,9 +219,7 @@ class FrameEncoder(nn.Module):
         """
         super().__init__()
         if freeze_at not in ("none", "backbone", "encoder"):
-            raise UserError(
-                f"MODEL.AUSM.FRAME_ENCODER.FREEZE_AT: '{freeze_at}' is not one of none, backbone, encoder"
-            )
+            raise UserError(f"MODEL.AUSM.FRAME_ENCODER.FREEZE_AT: '{freeze_at}' is not one of none, backbone, encoder")
         shapes = backbone.output_shape()
         missing = [name for name in in_features if name not in shapes]
         if missing:

@@ -114,7 +114,7 @@ class AUSMNetwork(nn.Module):
             "pixel_decoder": PixelDecoder(cfg),
             "hidden_dim": ausm.HIDDEN_DIM,
             "num_id": ausm.NUM_ID,
-            "label_sets": dict(ausm.HEADS),
+            "label_sets": dict(ausm.LABEL_SETS),
             "memory_strides": ausm.PIXEL_DECODER.MEMORY_STRIDES,
             "marker_eps": ausm.MARKER_EPS,
             "prompt_index": ausm.PROMPT_INDEX,
@@ -132,7 +132,9 @@ class AUSMNetwork(nn.Module):
             UserError: if the network has no such label set.
         """
         if label_set not in self.label_sets:
-            raise UserError(f"MODEL.AUSM.HEADS: no label set '{label_set}', the config has {sorted(self.label_sets)}")
+            raise UserError(
+                f"MODEL.AUSM.LABEL_SETS: no label set '{label_set}', the config has {sorted(self.label_sets)}"
+            )
 
     @staticmethod
     def padded_size(height: int, width: int) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """The Pixel Decoder (paper, Sec. 3): Mask2Former's masked-attention decoder over concat(A_{t-1}, V) and G_t.
 
-Its parameters have the names and shapes of Mask2Former's ``sem_seg_head.predictor``, but for the classification
-heads, of which there is one per label set.
+Its parameters have the names and shapes of Mask2Former's ``sem_seg_head.predictor``, but for the
+classifiers, of which there is one per label set.
 
 Shape shorthand:
     B: frames (clips * frames in training); they do not see each other
@@ -95,7 +95,7 @@ def memory_levels(g: Tensor, strides: Sequence[int]) -> list[Tensor]:
 
 
 class PixelDecoder(nn.Module):
-    """Masked-attention decoder with tracking rows (A), detection rows (V) and one classification head per label set."""
+    """Masked-attention decoder with tracking rows (A), detection rows (V) and one classifier per label set."""
 
     @configurable
     def __init__(
@@ -107,7 +107,7 @@ class PixelDecoder(nn.Module):
         dim_feedforward: int,
         num_levels: int,
         num_det: int,
-        heads: dict[str, int],
+        label_sets: dict[str, int],
         checkpointing: bool = False,
     ) -> None:
         """
@@ -118,7 +118,7 @@ class PixelDecoder(nn.Module):
             dim_feedforward: hidden channels of the feed-forward.
             num_levels: memory levels, cycled through by the layers.
             num_det: N_det, rows of V.
-            heads: number of classes by label set.
+            label_sets: number of classes by label set.
             checkpointing: recompute activations in the backward pass.
         """
         super().__init__()
@@ -137,7 +137,7 @@ class PixelDecoder(nn.Module):
         self.track_embed = nn.Embedding(1, dim)  # A, the one position all its rows share
         self.level_embed = nn.Embedding(num_levels, dim)
         self.mask_embed = MaskEmbed(dim, dim)
-        self.class_embed = nn.ModuleDict({name: nn.Linear(dim, classes + 1) for name, classes in heads.items()})
+        self.class_embed = nn.ModuleDict({name: nn.Linear(dim, classes + 1) for name, classes in label_sets.items()})
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -149,28 +149,28 @@ class PixelDecoder(nn.Module):
             "dim_feedforward": decoder.DIM_FEEDFORWARD,
             "num_levels": len(decoder.MEMORY_STRIDES),
             "num_det": decoder.NUM_DET,
-            "heads": dict(cfg.MODEL.AUSM.HEADS),
+            "label_sets": dict(cfg.MODEL.AUSM.LABEL_SETS),
             "checkpointing": cfg.MODEL.AUSM.TRAIN.CHECKPOINTING,
         }
 
-    def classify(self, x: Tensor, heads: Sequence[str]) -> Tensor:
-        """(B, Q, D) normalised queries and the head of every frame -> (B, Q, K + 1) class logits."""
-        names = sorted(set(heads))
+    def classify(self, x: Tensor, label_sets: Sequence[str]) -> Tensor:
+        """(B, Q, D) normalised queries and the label set of every frame -> (B, Q, K + 1) class logits."""
+        names = sorted(set(label_sets))
         if len(names) == 1:
             return self.class_embed[names[0]](x)
         logits = {name: self.class_embed[name](x) for name in names}
         width = max(each.shape[-1] for each in logits.values())
         out = next(iter(logits.values())).new_full((*x.shape[:-1], width), float("-inf"))
         for name, values in logits.items():
-            rows = upload(torch.tensor([head == name for head in heads]), x.device)
+            rows = upload(torch.tensor([label_set == name for label_set in label_sets]), x.device)
             gap = out.new_full((*x.shape[:-1], width - values.shape[-1]), float("-inf"))
             values = torch.cat([values[..., :-1], gap, values[..., -1:]], dim=-1)
             out = torch.where(rows[:, None, None], values, out)
         return out
 
-    def _predict(self, x: Tensor, mask_features: Tensor, heads: Sequence[str]) -> Predictions:
+    def _predict(self, x: Tensor, mask_features: Tensor, label_sets: Sequence[str]) -> Predictions:
         normed = self.decoder_norm(x)
-        return Predictions(self.classify(normed, heads), self._mask_logits(normed, mask_features))
+        return Predictions(self.classify(normed, label_sets), self._mask_logits(normed, mask_features))
 
     def _mask_logits(self, normed: Tensor, mask_features: Tensor) -> Tensor:
         return torch.einsum("bqd,bdhw->bqhw", self.mask_embed(normed), mask_features)
@@ -181,7 +181,7 @@ class PixelDecoder(nn.Module):
         mask_features: Tensor,
         ids: Tensor,
         in_use: Tensor,
-        heads: Sequence[str],
+        label_sets: Sequence[str],
         *,
         intermediate: bool = True,
     ) -> list[Predictions]:
@@ -191,7 +191,7 @@ class PixelDecoder(nn.Module):
             mask_features: (B, D, H4, W4).
             ids: (B, N, D) ID vectors A_{t-1}; N may be 0.
             in_use: bool (B, N); rows that are False are padding and influence nothing.
-            heads: name of the label set of each of the B frames.
+            label_sets: name of the label set of each of the B frames.
             intermediate: False: only the last layer's predictions (inference).
 
         Returns:
@@ -209,7 +209,7 @@ class PixelDecoder(nn.Module):
             values.append(tokens)
             keys.append(tokens + sine_tokens(height, width, dim, device=features.device, dtype=features.dtype))
 
-        out = [self._predict(x, mask_features, heads)] if intermediate else []
+        out = [self._predict(x, mask_features, label_sets)] if intermediate else []
         # Logits of resized features are resized logits: where no loss needs the large ones, the small ones will do.
         resized = [] if intermediate else [resize_to(mask_features, features) for features in memory]
         for i, (cross, attend, ffn) in enumerate(
@@ -242,5 +242,5 @@ class PixelDecoder(nn.Module):
 
             x = run_block(block, x, keys[level], values[level], inside, checkpointing=self.checkpointing)
             if intermediate:
-                out.append(self._predict(x, mask_features, heads))
-        return out if intermediate else [self._predict(x, mask_features, heads)]
+                out.append(self._predict(x, mask_features, label_sets))
+        return out if intermediate else [self._predict(x, mask_features, label_sets)]

@@ -89,7 +89,7 @@ class VideoPredictor:
             keep_weights_in(self.model, torch.bfloat16, norms=False)
             if self.model.device.type == "cuda":
                 keep_weights_in(self.model, torch.bfloat16, norms=True)
-        self.head: str = cfg.TEST.AUSM.HEAD or cfg.MODEL.AUSM.HEADS[0][0]  # label set of detections
+        self.label_set: str = cfg.TEST.AUSM.LABEL_SET or cfg.MODEL.AUSM.LABEL_SETS[0][0]  # label set of detections
 
     @classmethod
     def from_pretrained(cls, name: str, opts: Sequence[Any] = ()) -> VideoPredictor:
@@ -128,8 +128,10 @@ class VideoPredictor:
         Raises:
             UserError: a frame or a prompt that cannot be used.
         """
-        head = self.head if prompts is None else self.settings.prompt_head
-        return Session(self, FrameStream(self.model, self.settings, head=head, detect=prompts is None), frame, prompts)
+        label_set = self.label_set if prompts is None else self.settings.prompt_label_set
+        return Session(
+            self, FrameStream(self.model, self.settings, label_set=label_set, detect=prompts is None), frame, prompts
+        )
 
     def load(self, path: str | os.PathLike[str]) -> Session:
         """The session that :meth:`Session.save` wrote; it continues as if it had never been interrupted.
@@ -157,16 +159,16 @@ class VideoPredictor:
         """SHA-256 of the weights and of the settings that may change what a stream says."""
         return fingerprint(self.cfg, self.model)
 
-    def class_names(self, head: str) -> list[str]:
-        """The classes of a head, as the first data set of the config that has this head calls them."""
+    def class_names(self, label_set: str) -> list[str]:
+        """The classes of a label set, named as in the first data set of the config that has it."""
         register_from_config(self.cfg)
         for name in (*self.cfg.DATASETS.TEST, *self.cfg.DATASETS.TRAIN):
-            if name in DatasetCatalog and MetadataCatalog.get(name).get("head") == head:
+            if name in DatasetCatalog and MetadataCatalog.get(name).get("label_set") == label_set:
                 names = MetadataCatalog.get(name).get("thing_classes", [])
-                if len(names) == self.model.label_sets[head]:
+                if len(names) == self.model.label_sets[label_set]:
                     return list(names)
-        count = self.model.label_sets[head]
-        return [head] if count == 1 else [f"{head} {i}" for i in range(count)]
+        count = self.model.label_sets[label_set]
+        return [label_set] if count == 1 else [f"{label_set} {i}" for i in range(count)]
 
     def as_input(self, frame: np.ndarray) -> np.ndarray:
         """uint8 (H, W, 3), BGR -> RGB, which the model reads.
@@ -204,7 +206,7 @@ class Session:
         """What :meth:`save` wrote, back to life; see :meth:`VideoPredictor.load`."""
         session = cls.__new__(cls)
         session._predictor = predictor
-        frames = FrameStream(predictor.model, predictor.settings, head=saved["head"], detect=saved["detect"])
+        frames = FrameStream(predictor.model, predictor.settings, label_set=saved["label_set"], detect=saved["detect"])
         frames.size, frames.stream.size = saved["size"], saved["input_size"]
         device = predictor.model.device
         height, width = saved["state"]["masks"].shape[-2:]
@@ -225,9 +227,9 @@ class Session:
         return self._frames.stream.track_ids
 
     @property
-    def head(self) -> str:
+    def label_set(self) -> str:
         """The label set that ``pred_classes`` refer to; :meth:`VideoPredictor.class_names` has its names."""
-        return self._frames.stream.head
+        return self._frames.stream.label_set
 
     def step(self, frame: np.ndarray) -> FrameResult:
         """The next frame, uint8 (H, W, 3), BGR.
@@ -288,7 +290,7 @@ class Session:
         saved = {
             "format": _FORMAT,
             "weights": self._predictor.fingerprint,
-            "head": self._frames.stream.head,
+            "label_set": self._frames.stream.label_set,
             "detect": self._frames.stream.detect,
             "size": self._frames.size,
             "input_size": self._frames.stream.size,

@@ -32,7 +32,7 @@ class SingleFrames:
         """Masks (R) and class probabilities (R, K) of a frame, uint8 (H, W, 3) RGB, in a stream of this frame only."""
         settings = self.settings.for_item(item)
         with inference_context(self.model):
-            stream = FrameStream(self.model, settings, head=item["head"], detect=True)
+            stream = FrameStream(self.model, settings, label_set=item["label_set"], detect=True)
             shown = shown_rows(stream.step(frame))
             masks = (stream.logits(shown) > 0).cpu().numpy()
         kept = [row for row, mask in enumerate(masks) if mask.any()]

@@ -46,16 +46,16 @@ class StepOutput(NamedTuple):
 class FrameStep:
     """E_t = X_{t-1} + HistoryMarker(A_{t-1}, M_{t-1}) .. (y_trk, y_det) = PixelDecoder(concat(A_{t-1}, V), G_t)."""
 
-    def __init__(self, model: AUSMNetwork, head: str, *, cuda_graph: bool) -> None:
+    def __init__(self, model: AUSMNetwork, label_set: str, *, cuda_graph: bool) -> None:
         """
         Args:
             model: in evaluation mode.
-            head: label set of all rows.
+            label_set: label set of all rows.
             cuda_graph: capture the step of each state in a CUDA graph, at the second frame that it sees (the first one
                 compiles kernels and makes workspaces); later frames replay it. It acts on CUDA only.
         """
         self._model = model
-        self._head = head
+        self._label_set = label_set
         self._capturing = cuda_graph and model.device.type == "cuda"
         self._seen: StreamState | None = None  # the state that the last frame belonged to
         self._graph: _Graph | None = None  # of that state
@@ -88,7 +88,7 @@ class FrameStep:
             ids=self._model.id_pool(ids.clamp(min=0))[None],
             in_use=in_use[None, None],
             history=state.masks[None, None, :rows],
-            label_sets=[self._head],
+            label_sets=[self._label_set],
             memory=state.memory,
             inplace=True,
             intermediate=False,

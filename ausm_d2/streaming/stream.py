@@ -66,7 +66,7 @@ class Stream:
         self,
         model: AUSMNetwork,
         *,
-        head: str,
+        label_set: str,
         detect: bool,
         fg_threshold: float,
         seed: int = 0,
@@ -75,7 +75,7 @@ class Stream:
         """
         Args:
             model: the weights and the function.
-            head: label set of the detections, and of the prompted rows' class.
+            label_set: label set of the detections, and of the prompted rows' class.
             detect: look for new objects (unprompted work).
             fg_threshold: foreground probability from which a row of V becomes a track.
             seed: of the Sampler.
@@ -84,16 +84,16 @@ class Stream:
         Raises:
             UserError: if the model has no such label set.
         """
-        model.check_label_set(head)
+        model.check_label_set(label_set)
         self.model = model
-        self.head = head
+        self.label_set = label_set
         self.detect = detect
         self.fg_threshold = fg_threshold
         self.seed = seed
         self.state: StreamState | None = None
         self.size: tuple[int, int] | None = None  # (H_in, W_in) of the frames
         self._pool_was_short = False
-        self._frame_step = FrameStep(model, head, cuda_graph=cuda_graph)
+        self._frame_step = FrameStep(model, label_set, cuda_graph=cuda_graph)
 
     def _start(self, height: int, width: int) -> StreamState:
         """The state before the first frame, for masks of (height, width) = (H4, W4)."""
@@ -107,7 +107,7 @@ class Stream:
             track_ids=torch.zeros(num_id, dtype=torch.int64),
             prompted=torch.zeros(num_id, dtype=torch.bool),
             last_seen=torch.zeros(num_id, dtype=torch.int64),
-            class_sums=torch.zeros(num_id, model.label_sets[self.head], dtype=torch.float64),
+            class_sums=torch.zeros(num_id, model.label_sets[self.label_set], dtype=torch.float64),
             predicted=torch.zeros(num_id, dtype=torch.int64),
             generator=torch.Generator().manual_seed(self.seed),
         )

@@ -40,7 +40,7 @@ class VideoSettings:
     fg_thresholds: Mapping[str, float]  # of data sets that have another one
     topk: int | None  # None: the data set's own
     topk_scope: str  # "video" or "frame"
-    prompt_head: str  # of prompted rows
+    prompt_label_set: str  # of prompted rows
     amp: bool  # bfloat16 autocast
     cuda_graph: bool  # capture the step (on CUDA only)
     seed: int
@@ -72,7 +72,7 @@ class VideoSettings:
             fg_thresholds={str(name): float(value) for name, value in test.FG_THRESHOLDS},
             topk=test.TOPK or None,
             topk_scope=test.TOPK_SCOPE,
-            prompt_head=cfg.MODEL.AUSM.PROMPT_HEAD,
+            prompt_label_set=cfg.MODEL.AUSM.PROMPT_LABEL_SET,
             amp=test.AMP,
             cuda_graph=test.CUDA_GRAPH,
             seed=test.SEED,
@@ -112,17 +112,17 @@ def _interpolation(new: int, old: int) -> int:
 class FrameStream:
     """A stream that takes frames as they are stored, and gives masks of their size."""
 
-    def __init__(self, model: AUSMNetwork, settings: VideoSettings, *, head: str, detect: bool) -> None:
+    def __init__(self, model: AUSMNetwork, settings: VideoSettings, *, label_set: str, detect: bool) -> None:
         """
         Args:
             model: in evaluation mode.
             settings: how frames are resized and the stream is run.
-            head, detect: as for :class:`Stream`.
+            label_set, detect: as for :class:`Stream`.
         """
         self.settings = settings
         self.stream = Stream(
             model,
-            head=head,
+            label_set=label_set,
             detect=detect,
             fg_threshold=settings.fg_threshold,
             seed=settings.seed,
@@ -186,7 +186,7 @@ def segment_video(model: AUSMNetwork, item: dict[str, Any], settings: VideoSetti
 
     Args:
         model: in evaluation mode.
-        item: "record", "dataset_name", "task", "head", "overlap", "topk".
+        item: "record", "dataset_name", "task", "label_set", "overlap", "topk".
         settings: how.
 
     Returns:
@@ -201,13 +201,13 @@ def segment_video(model: AUSMNetwork, item: dict[str, Any], settings: VideoSetti
     ):  # converts weights once a video, without a CUDA graph
         if item["task"] == "vos":
             return _segment_prompted(model, record, settings, overlap=item["overlap"])
-        return _segment_unprompted(model, record, settings, head=item["head"])
+        return _segment_unprompted(model, record, settings, label_set=item["label_set"])
 
 
 def _segment_unprompted(
-    model: AUSMNetwork, record: VideoRecord, settings: VideoSettings, *, head: str
+    model: AUSMNetwork, record: VideoRecord, settings: VideoSettings, *, label_set: str
 ) -> dict[str, Any]:
-    stream = FrameStream(model, settings, head=head, detect=True)
+    stream = FrameStream(model, settings, label_set=label_set, detect=True)
     tracks = VideoTracks(record.length)
     for visit in visits(record.length, repeat=settings.repeat, spatial_traversal=settings.spatial_traversal):
         frame = record.frames[visit.frame]
@@ -276,7 +276,7 @@ def _segment_prompted(
     model: AUSMNetwork, record: VideoRecord, settings: VideoSettings, *, overlap: bool
 ) -> dict[str, Any]:
     prompts = record.prompts()
-    stream = FrameStream(model, settings, head=settings.prompt_head, detect=False)
+    stream = FrameStream(model, settings, label_set=settings.prompt_label_set, detect=False)
     objects: dict[int, list[Rle | None]] = {
         object_id: [None] * record.length for by_id in prompts.values() for object_id in by_id
     }

@@ -30,36 +30,36 @@ class FrameClassifier(nn.Module):
     """A linear classifier of the places of X_t per label set, and its cross-entropy; all objects weigh the same."""
 
     @configurable
-    def __init__(self, dim: int, *, heads: dict[str, int], weight: float) -> None:
+    def __init__(self, dim: int, *, label_sets: dict[str, int], weight: float) -> None:
         """
         Args:
             dim: D.
-            heads: number of classes by label set.
+            label_sets: number of classes by label set.
             weight: of the loss.
         """
         super().__init__()
         self.weight = weight
-        self.class_embed = nn.ModuleDict({name: nn.Conv2d(dim, classes + 1, 1) for name, classes in heads.items()})
+        self.class_embed = nn.ModuleDict({name: nn.Conv2d(dim, classes + 1, 1) for name, classes in label_sets.items()})
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
         ausm = cfg.MODEL.AUSM
-        return {"dim": ausm.HIDDEN_DIM, "heads": dict(ausm.HEADS), "weight": ausm.TRAIN.FRAME_CLASS_WEIGHT}
+        return {"dim": ausm.HIDDEN_DIM, "label_sets": dict(ausm.LABEL_SETS), "weight": ausm.TRAIN.FRAME_CLASS_WEIGHT}
 
-    def forward(self, x: Tensor, targets: FrameTargets, heads: Sequence[str]) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, targets: FrameTargets, label_sets: Sequence[str]) -> dict[str, Tensor]:
         """
         Args:
             x: (B, D, h, w) X_t.
             targets: of the B frames.
-            heads: label set of each frame.
+            label_sets: label set of each frame.
 
         Returns:
             The weighted loss by its name.
         """
         masks = masks_at_stride4(targets.masks) * targets.labelled[:, None, None, None]
         total, objects = x.new_zeros(()), masks.flatten(2).any(-1).sum().clamp(min=1)
-        for name in sorted(set(heads)):
-            rows = torch.tensor([head == name for head in heads], device=x.device)
+        for name in sorted(set(label_sets)):
+            rows = torch.tensor([label_set == name for label_set in label_sets], device=x.device)
             logits = F.interpolate(self.class_embed[name](x[rows]), masks.shape[-2:], mode="bilinear")
             loss = -logits.float().log_softmax(dim=1)  # of every class at every place
             cover = masks[rows]
@@ -69,5 +69,7 @@ class FrameClassifier(nn.Module):
             total = total + ((of_class * cover).sum((-2, -1)) / area.clamp(min=1)).sum() / objects
             known = (targets.labelled & targets.exhaustive)[rows]
             empty = (1 - cover.amax(dim=1)) * known[:, None, None]
-            total = total + _BACKGROUND * (loss[:, -1] * empty).sum() / (empty.sum().clamp(min=1) * len(set(heads)))
+            total = total + _BACKGROUND * (loss[:, -1] * empty).sum() / (
+                empty.sum().clamp(min=1) * len(set(label_sets))
+            )
         return {"loss_frame_ce": self.weight * total}

@@ -22,7 +22,7 @@ class ClipTargets:
     """y_1..y_T of B clips."""
 
     masks: Tensor  # bool (B, T, N, H, W)
-    classes: Tensor  # int64 (B, N), in the label set of the clip's head
+    classes: Tensor  # int64 (B, N), in the clip's label set
     valid: Tensor  # bool (B, N): False for padding
     labelled: Tensor  # bool (B, T): frames that carry labels
     exhaustive: Tensor  # bool (B): every object of the label set is labelled

@@ -29,7 +29,7 @@ def small_config(*opts: Any) -> CfgNode:
         "SWIN.DROP_PATH_RATE": 0.0,
         "AUSM.HIDDEN_DIM": 32,
         "AUSM.NUM_ID": 6,
-        "AUSM.HEADS": [["coco", 80], ["object", 1]],
+        "AUSM.LABEL_SETS": [["coco", 80], ["object", 1]],
         "AUSM.FRAME_ENCODER.ENC_LAYERS": 2,
         "AUSM.FRAME_ENCODER.NUM_HEADS": 4,
         "AUSM.FRAME_ENCODER.DIM_FEEDFORWARD": 48,

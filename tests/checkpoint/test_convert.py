@@ -20,7 +20,7 @@ def test_mask2former_swin_t_fits_the_papers_model() -> None:
     cfg = get_cfg()
     add_ausm_config(cfg)
     cfg.merge_from_list(["MODEL.BACKBONE.NAME", "build_swin_backbone", "MODEL.DEVICE", "cpu"])
-    cfg.MODEL.AUSM.HEADS = [["coco", 80], ["object", 1]]
+    cfg.MODEL.AUSM.LABEL_SETS = [["coco", 80], ["object", 1]]
     cfg.MODEL.AUSM.COMPRESSOR.LAYERS = cfg.MODEL.AUSM.DECODER.LAYERS = 1  # not part of it
     target = AUSM(cfg).state_dict()
     shapes = mask2former_shapes(96, (2, 2, 6, 2), (3, 6, 12, 24), 7)
@@ -89,24 +89,24 @@ def test_every_tensor_of_both_is_accounted_for_once() -> None:
         assert status in table
 
 
-def test_heads_of_other_label_sets() -> None:
-    """Stage 2 starts from stage 1 with other heads; Mask2Former's classes only go to COCO's head."""
+def test_classifiers_of_other_label_sets() -> None:
+    """Stage 2 starts from stage 1 with other label sets; Mask2Former's classes only go to COCO's classifier."""
     stage1 = small_model().state_dict()
-    stage2 = small_model("MODEL.AUSM.HEADS", [["ytvis_2019", 40], ["object", 1]])
+    stage2 = small_model("MODEL.AUSM.LABEL_SETS", [["ytvis_2019", 40], ["object", 1]])
     conversion = convert(stage1, stage2.state_dict())
     conversion.check("file")
     assert [entry.target for entry in conversion.of(Status.RANDOM)] == [
         "pixel_decoder.class_embed.ytvis_2019.weight",
         "pixel_decoder.class_embed.ytvis_2019.bias",
     ]
-    assert {entry.reason for entry in conversion.of(Status.UNUSED)} >= {"the config has no head 'coco'"}
-    with pytest.raises(UserError, match=r"class_embed .*ytvis_2019\.weight: a head that the file does not have"):
+    assert {entry.reason for entry in conversion.of(Status.UNUSED)} >= {"the config has no label set 'coco'"}
+    with pytest.raises(UserError, match=r"class_embed .*ytvis_2019\.weight: a label set that the file does not have"):
         conversion.check("file", complete=True)
 
-    more = convert(stage1, small_model("MODEL.AUSM.HEADS", [["coco", 79], ["object", 1]]).state_dict())
+    more = convert(stage1, small_model("MODEL.AUSM.LABEL_SETS", [["coco", 79], ["object", 1]]).state_dict())
     with pytest.raises(UserError, match=r"\(81, 32\) in the file, \(80, 32\) in the model"):
         more.check("file")
-    other = small_model("MODEL.AUSM.HEADS", [["coco", 79], ["object", 1]])
+    other = small_model("MODEL.AUSM.LABEL_SETS", [["coco", 79], ["object", 1]])
     coarse = convert(as_mask2former(small_model()), other.state_dict())
     coarse.check("file")
     assert any(entry.source == "sem_seg_head.predictor.class_embed.weight" for entry in coarse.of(Status.UNUSED))

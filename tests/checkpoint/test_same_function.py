@@ -74,7 +74,7 @@ def test_computes_what_mask2former_computes(mask2former: Any, tmp_path: Path, la
             features.mask_features,
             ids=torch.zeros(2, 0, 32),
             in_use=torch.zeros(2, 0, dtype=torch.bool),
-            heads=["coco", "coco"],
+            label_sets=["coco", "coco"],
         )
     for level, stage in zip(features.multi_scale, expected.pixel_decoder_hidden_states, strict=True):
         close(level, stage)

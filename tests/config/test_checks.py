@@ -13,14 +13,14 @@ from tests.tiny import tiny_cfg, tiny_model
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["MODEL.AUSM.HEADS", [[1]]], "MODEL.AUSM.HEADS: [[1]], expected [[name, number of classes], ...]"),
-        (["MODEL.AUSM.HEADS", [["a", 1], ["a", 2]]], "each name once"),
-        (["MODEL.AUSM.HEADS", [["birds", 0]]], "MODEL.AUSM.HEADS"),
+        (["MODEL.AUSM.LABEL_SETS", [[1]]], "MODEL.AUSM.LABEL_SETS: [[1]], expected [[name, number of classes], ...]"),
+        (["MODEL.AUSM.LABEL_SETS", [["a", 1], ["a", 2]]], "each name once"),
+        (["MODEL.AUSM.LABEL_SETS", [["birds", 0]]], "MODEL.AUSM.LABEL_SETS"),
         (
-            ["MODEL.AUSM.HEADS", [["birds", 2]]],
-            "MODEL.AUSM.PROMPT_HEAD: no head 'object', MODEL.AUSM.HEADS has ['birds']",
+            ["MODEL.AUSM.LABEL_SETS", [["birds", 2]]],
+            "MODEL.AUSM.PROMPT_LABEL_SET: no label set 'object', MODEL.AUSM.LABEL_SETS has ['birds']",
         ),
-        (["TEST.AUSM.HEAD", "nope"], "TEST.AUSM.HEAD: no head 'nope'"),
+        (["TEST.AUSM.LABEL_SET", "nope"], "TEST.AUSM.LABEL_SET: no label set 'nope'"),
         (["MODEL.AUSM.HIDDEN_DIM", 90], "MODEL.AUSM.HIDDEN_DIM: 90, expected a multiple of 4"),
         (["MODEL.AUSM.DECODER.HEAD_DIM", 33], "MODEL.AUSM.DECODER.HEAD_DIM: 33 does not divide"),
         (["MODEL.AUSM.NUM_ID", 0], "MODEL.AUSM.NUM_ID: 0, expected 1 or more"),

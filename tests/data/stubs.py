@@ -67,7 +67,7 @@ def moving_square(
     )
 
 
-def register(name: str, records: list[VideoRecord], task: str = "vis", head: str = "stub") -> None:
+def register(name: str, records: list[VideoRecord], task: str = "vis", label_set: str = "stub") -> None:
     """Register records; a name that exists is replaced."""
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
@@ -75,7 +75,11 @@ def register(name: str, records: list[VideoRecord], task: str = "vis", head: str
     DatasetCatalog.register(name, lambda: records)
     evaluator = {"vis": "ytvis", "vos": "vos", "image": "coco"}[task]
     MetadataCatalog.get(name).set(
-        thing_classes=["disc", "square"], evaluator_type=evaluator, task=task, exhaustive=task != "vos", head=head
+        thing_classes=["disc", "square"],
+        evaluator_type=evaluator,
+        task=task,
+        exhaustive=task != "vos",
+        label_set=label_set,
     )
 
 

@@ -18,8 +18,8 @@ from tests.data.stubs import moving_square, register, small_cfg
 
 @pytest.fixture(autouse=True)
 def _stub_data() -> None:
-    register("stub_a", [moving_square(i) for i in range(5)], head="a")
-    register("stub_b", [moving_square(i, size=(64, 48)) for i in range(20)], head="b")
+    register("stub_a", [moving_square(i) for i in range(5)], label_set="a")
+    register("stub_b", [moving_square(i, size=(64, 48)) for i in range(20)], label_set="b")
 
 
 def test_items_are_what_the_model_expects() -> None:
@@ -31,7 +31,7 @@ def test_items_are_what_the_model_expects() -> None:
         assert torch.equal(item["masks"][0], item["image"][:, 0] == 255)
         assert item["classes"].tolist() == [1] and item["classes"].dtype == torch.int64
         assert item["labelled"].tolist() == [True] * 4
-        assert (item["head"], item["task"], item["exhaustive"]) == ("a", "vis", True)
+        assert (item["label_set"], item["task"], item["exhaustive"]) == ("a", "vis", True)
         assert item["frame_indices"] == sorted(item["frame_indices"])
         assert (item["height"], item["width"]) == (48, 64)
 
@@ -50,9 +50,9 @@ def test_mixture_has_the_shares_of_the_config_and_logs_them() -> None:
     with EventStorage() as storage:
         batches = list(islice(build_train_loader(cfg), 300))
         logged = storage.latest()["data/share_of_stub_a"][0]
-    heads = Counter(item["head"] for batch in batches for item in batch)
-    assert abs(heads["a"] / heads.total() - 0.75) < 0.05
-    assert logged == heads["a"] / heads.total()
+    label_sets = Counter(item["label_set"] for batch in batches for item in batch)
+    assert abs(label_sets["a"] / label_sets.total() - 0.75) < 0.05
+    assert logged == label_sets["a"] / label_sets.total()
     assert all(len({item["width"] > item["height"] for item in batch}) == 1 for batch in batches)
 
 

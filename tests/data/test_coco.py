@@ -60,7 +60,7 @@ def test_records(root: Path) -> None:
     assert [i.is_crowd for i in records[1].instances] == [True, False]
     assert records[0].masks is not None and records[0].masks.read(0)[1] == [SQUARE]
     metadata = MetadataCatalog.get("coco_2017_train")
-    assert (metadata.task, metadata.head, metadata.evaluator_type) == ("image", "coco", "coco")
+    assert (metadata.task, metadata.label_set, metadata.evaluator_type) == ("image", "coco", "coco")
     assert metadata.thing_dataset_id_to_contiguous_id[90] == 79 and len(metadata.thing_classes) == 80
 
 
@@ -96,7 +96,7 @@ def test_objects_without_their_classes(root: Path) -> None:
     write(root, data())
     records, original = DatasetCatalog.get("coco2object_train"), DatasetCatalog.get("coco_2017_train")
     metadata = MetadataCatalog.get("coco2object_train")
-    assert (metadata.head, metadata.thing_classes, metadata.task) == ("object", ["object"], "image")
+    assert (metadata.label_set, metadata.thing_classes, metadata.task) == ("object", ["object"], "image")
     assert [len(record.instances) for record in records] == [len(record.instances) for record in original]
     assert {instance.category_id for record in records for instance in record.instances} == {0}
 

@@ -41,10 +41,10 @@ def test_stage(stage: str, backbone: str) -> None:
     assert (frames, iterations) == (cfg.INPUT.SAMPLING_FRAME_NUM, cfg.SOLVER.MAX_ITER)
     assert sorted(cfg.DATASETS.TRAIN) == sorted(names) and set(names) <= set(registered_names())
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.OPTIMIZER) == (16, 1e-4, "ADAMW")
-    heads = dict(cfg.MODEL.AUSM.HEADS)
+    label_sets = dict(cfg.MODEL.AUSM.LABEL_SETS)
     for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
         metadata = MetadataCatalog.get(name)
-        assert heads[metadata.head] == len(metadata.thing_classes)
+        assert label_sets[metadata.label_set] == len(metadata.thing_classes)
 
     mapper = ClipMapper(cfg)
     kinds = [type(augmentation) for augmentation in mapper.augmentations]

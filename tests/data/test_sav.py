@@ -70,7 +70,12 @@ def test_train(root: Path) -> None:
     assert record.masks.read(1) == {} and len(record.masks.read(8)) == 3
     assert np.array_equal(decode(record.masks.read(8)[1]), square(2, offset=4))
     metadata = MetadataCatalog.get("sav_train")
-    assert (metadata.task, metadata.head, metadata.overlap, metadata.evaluator_type) == ("vos", "object", True, "sav")
+    assert (metadata.task, metadata.label_set, metadata.overlap, metadata.evaluator_type) == (
+        "vos",
+        "object",
+        True,
+        "sav",
+    )
     item = next(iter(build_train_loader(small_cfg("sav_train", INPUT__SAMPLING_FRAME_NUM=3))))[0]
     assert item["frame_indices"] == [0, 4, 8] and item["labelled"].all() and item["masks"].shape[:2] == (3, 3)
     assert [round(float(frame.float().mean())) // 5 for frame in item["image"]] == pytest.approx([0, 4, 8], abs=1)

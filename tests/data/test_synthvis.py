@@ -187,7 +187,7 @@ def test_registered_names(val: list[VideoRecord]) -> None:
         assert meta.thing_classes == list(CLASSES)
         assert len(meta.thing_colors) == len(CLASSES)
         assert (meta.task, meta.evaluator_type) == (("vos", "vos") if name.endswith("vos") else ("vis", "ytvis"))
-        assert (meta.head, meta.exhaustive, meta.overlap) == ("synthvis", True, False)
+        assert (meta.label_set, meta.exhaustive, meta.overlap) == ("synthvis", True, False)
     train = SynthVis(*SPLITS["train"])
     assert len(train) == 20000
     assert train[7].prompt_frames is None

@@ -49,7 +49,7 @@ def test_davis(root: Path) -> None:
     assert copied.masks.read(1).keys() == {1, 2} and copied.frames[0].shape == (*SIZE, 3)
     assert [r.name for r in DatasetCatalog.get("davis_2017_train")] == ["train_clip"]
     metadata = MetadataCatalog.get("davis_2017_train")
-    assert (metadata.task, metadata.head, metadata.exhaustive, metadata.overlap) == ("vos", "object", False, False)
+    assert (metadata.task, metadata.label_set, metadata.exhaustive, metadata.overlap) == ("vos", "object", False, False)
     item = next(iter(build_train_loader(small_cfg("davis_2017_train"))))[0]
     assert item["masks"].shape[:2] == (2, 4) and item["classes"].tolist() == [0, 0]
     batch = next(iter(build_test_loader(small_cfg(), "davis_2017_val")))
@@ -173,7 +173,7 @@ def test_own_tree_by_one_line_of_config(root: Path) -> None:
         ["cells_train", "cells/images", "cells/masks"],
         ["cells_val", "cells/images", "cells/masks", "cells/some.txt"],
     ]
-    assert next(iter(build_train_loader(cfg)))[0]["head"] == "object"
+    assert next(iter(build_train_loader(cfg)))[0]["label_set"] == "object"
     assert [batch[0]["record"].name for batch in build_test_loader(cfg, "cells_val")] == ["b"]
 
 

@@ -43,7 +43,7 @@ def test_records(tmp_path: Path) -> None:
     assert np.array_equal(decode(records[0].masks.read(2)[2]), square(2, offset=10))
     assert records[0].extra["areas"] == {1: [36, 36, 36]}
     metadata = MetadataCatalog.get("own_train")
-    assert metadata.thing_classes == ["cat", "dog"] and metadata.head == "own"
+    assert metadata.thing_classes == ["cat", "dog"] and metadata.label_set == "own"
     assert metadata.thing_dataset_id_to_contiguous_id == {1: 0, 2: 1}
     assert (metadata.task, metadata.evaluator_type, metadata.exhaustive) == ("vis", "ytvis", True)
 
@@ -229,7 +229,7 @@ def test_benchmark_layouts(
     metadata = MetadataCatalog.get(name)
     assert len(metadata.thing_classes) == len(metadata.thing_colors) == len(classes)
     assert metadata.thing_dataset_id_to_contiguous_id[1] == 0
-    assert metadata.head == name.rpartition("_")[0]
+    assert metadata.label_set == name.rpartition("_")[0]
 
 
 def test_file_of_another_benchmark_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,10 +258,10 @@ def test_own_data_by_one_line_of_config(tmp_path: Path, monkeypatch: pytest.Monk
     write_ytvis(tmp_path / "birds", ytvis_data())
     cfg = small_cfg("birds_train", DATASETS__YTVIS_STYLE=[["birds_train", "birds/labels.json", "birds/images"]])
     item = next(iter(build_train_loader(cfg)))[0]
-    assert item["head"] == "birds" and item["image"].shape[0] == 4
+    assert item["label_set"] == "birds" and item["image"].shape[0] == 4
     cfg.DATASETS.YTVIS_STYLE = [["birds_train", "birds/labels.json", "birds/images", "animals"]]
     register_from_config(cfg)
-    assert get_records("birds_train") and MetadataCatalog.get("birds_train").head == "animals"
+    assert get_records("birds_train") and MetadataCatalog.get("birds_train").label_set == "animals"
     for wrong in (["birds_train", "labels.json"], "birds_train", [1, 2, 3]):
         cfg.DATASETS.YTVIS_STYLE = [wrong]
         with pytest.raises(UserError, match=r"DATASETS\.YTVIS_STYLE: .* a list of name, annotation file"):
@@ -271,7 +271,7 @@ def test_own_data_by_one_line_of_config(tmp_path: Path, monkeypatch: pytest.Monk
 def test_importing_reads_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
     register_ytvis_style("nowhere_val", "a.json", "b")
-    assert MetadataCatalog.get("nowhere_val").head == "nowhere"
+    assert MetadataCatalog.get("nowhere_val").label_set == "nowhere"
     with pytest.raises(UserError, match=r"nowhere_val: no annotation file found; looked for .*a\.json"):
         get_records("nowhere_val")
     assert json.dumps(MetadataCatalog.get("ytvis_2021_val").thing_classes)

@@ -158,7 +158,7 @@ def test_earlier_results_are_replaced_and_nothing_else_is(config: Path, tmp_path
     assert names(output / "masks") == ["00000.png"]
     before = (output / "tracks.json").read_bytes()
     with pytest.raises(UserError):
-        run(config, video, output, "--opts", "TEST.AUSM.HEAD", "people")
+        run(config, video, output, "--opts", "TEST.AUSM.LABEL_SET", "people")
     assert (output / "tracks.json").read_bytes() == before and names(tmp_path) == ["a.mp4", "out"]
     (output / "thesis.tex").write_text("")
     with pytest.raises(UserError, match=r"out' holds other things than earlier results \('thesis\.tex'\), not touched"):

@@ -28,7 +28,9 @@ def test_the_embedded_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     torch.save({"model": tiny_model().state_dict()}, tmp_path / "tiny.pth")
     names = ("synthvis_val", "synthvis_val_vos")
     cfg = tiny_cfg("MODEL.WEIGHTS", str(tmp_path / "tiny.pth"), "OUTPUT_DIR", str(tmp_path / "out"))
-    cfg.merge_from_list(["DATASETS.TEST", names, "MODEL.AUSM.PROMPT_HEAD", "synthvis", "DATALOADER.NUM_WORKERS", 0])
+    cfg.merge_from_list(
+        ["DATASETS.TEST", names, "MODEL.AUSM.PROMPT_LABEL_SET", "synthvis", "DATALOADER.NUM_WORKERS", 0]
+    )
     make_demo.embedded_videos(cfg, 1)
     record = get_records("synthvis_val")[0]
     folder = tmp_path / "out" / "videos"

@@ -44,7 +44,14 @@ def record(masks: dict[int, list[np.ndarray | None]], frames: list[np.ndarray] |
 
 
 def item(video: VideoRecord, task: str) -> dict[str, Any]:
-    return {"record": video, "dataset_name": "test", "task": task, "head": "synthvis", "overlap": False, "topk": 10}
+    return {
+        "record": video,
+        "dataset_name": "test",
+        "task": task,
+        "label_set": "synthvis",
+        "overlap": False,
+        "topk": 10,
+    }
 
 
 def overlap(rle: Rle | None, mask: np.ndarray) -> float:

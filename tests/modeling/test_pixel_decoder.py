@@ -10,7 +10,7 @@ from ausm_d2.modeling.pixel_decoder import PixelDecoder, memory_levels
 @pytest.mark.parametrize("size", [(8, 12), (7, 5)])
 def test_without_the_earlier_predictions_the_last_is_the_same(size: tuple[int, int]) -> None:
     decoder = PixelDecoder(
-        32, num_layers=4, head_dim=16, dim_feedforward=32, num_levels=3, num_det=9, heads={"a": 3}
+        32, num_layers=4, head_dim=16, dim_feedforward=32, num_levels=3, num_det=9, label_sets={"a": 3}
     ).eval()  # fmt: skip
     batch, rows = 2, 4
     g, mask_features = torch.randn(batch, 32, *size), torch.randn(batch, 32, 2 * size[0], 2 * size[1])

@@ -85,4 +85,4 @@ def scripted(
 ) -> tuple[Stream, ScriptedModel]:
     """A stream over a script, and its model."""
     stand_in = ScriptedModel(script, **model)
-    return Stream(cast(AUSMNetwork, stand_in), head="things", detect=detect, fg_threshold=0.5), stand_in
+    return Stream(cast(AUSMNetwork, stand_in), label_set="things", detect=detect, fg_threshold=0.5), stand_in

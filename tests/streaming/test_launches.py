@@ -83,12 +83,12 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Launches]:
 @torch.no_grad()
 def run_step(model: AUSM, launches: _Launches) -> Tensor:
     """The second step of a stream, in bfloat16."""
-    head = next(iter(model.label_sets))
+    label_set = next(iter(model.label_sets))
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = model.eval().to("cuda")
         keep_weights_in(model, torch.bfloat16, norms=True)
-        state = Stream(model, head=head, detect=True, fg_threshold=0.5)._start(HEIGHT // 4, WIDTH // 4)
-        step = FrameStep(model, head, cuda_graph=False)
+        state = Stream(model, label_set=label_set, detect=True, fg_threshold=0.5)._start(HEIGHT // 4, WIDTH // 4)
+        step = FrameStep(model, label_set, cuda_graph=False)
         arguments = torch.empty(3, HEIGHT, WIDTH, dtype=torch.uint8, device="cuda"), state.ids.to("cuda"), state
         step.run(*arguments)  # the first frame may make what is kept
         launches.names.clear()

@@ -98,7 +98,7 @@ def test_a_result_leaves_before_the_next_frame_is_read(predictor: VideoPredictor
 
 def test_frames_are_bgr_and_the_model_gets_what_it_was_trained_on(predictor: VideoPredictor) -> None:
     frames = noise(2)
-    stream = Stream(predictor.model, head="synthvis", detect=True, fg_threshold=0.5)
+    stream = Stream(predictor.model, label_set="synthvis", detect=True, fg_threshold=0.5)
     for frame, result in zip(frames, predictor.stream(frames), strict=True):
         rgb = torch.from_numpy(frame[..., ::-1].transpose(2, 0, 1).copy())
         output = stream.step(rgb)
@@ -120,7 +120,7 @@ def test_prompted_results_list_every_object_under_the_users_id(predictor: VideoP
         result = session.step(frame)
         assert result is session.result and ids(result) == [700, 2, 50]
         assert ((result.instances.scores >= 0) & (result.instances.scores <= 1)).all()
-    assert session.result.frame_index == 3 and session.head == "object" and session.track_ids == [700, 2, 50]
+    assert session.result.frame_index == 3 and session.label_set == "object" and session.track_ids == [700, 2, 50]
 
 
 def test_a_session_has_the_masks_of_the_evaluation(predictor: VideoPredictor) -> None:
@@ -135,7 +135,7 @@ def test_a_session_has_the_masks_of_the_evaluation(predictor: VideoPredictor) ->
         masks=ListedMasks({i: [mask if t == at else None for t in range(4)] for i, (at, mask) in given.items()}),
         prompt_frames={i: at for i, (at, _) in given.items()},
     )
-    item = {"record": record, "dataset_name": "x", "task": "vos", "head": "object", "overlap": False, "topk": 10}
+    item = {"record": record, "dataset_name": "x", "task": "vos", "label_set": "object", "overlap": False, "topk": 10}
     objects = segment_video(predictor.model, item, predictor.settings)["objects"]
     session = predictor.start(frames[0], {7: box(3, 4), 9: box(30, 20)})
     for t in range(4):
@@ -223,7 +223,7 @@ def test_an_object_that_is_removed_is_gone_and_uncovers_others(predictor: VideoP
 def test_a_user_may_add_to_what_was_detected(predictor: VideoPredictor) -> None:
     frames = noise(2)
     session = predictor.start(frames[0])
-    assert session.head == "synthvis" and ids(session.result)
+    assert session.label_set == "synthvis" and ids(session.result)
     session.remove(ids(session.result)[0])
     session.add(90, box(3, 4))
     assert ids(session.result)[-1] == 90
@@ -371,10 +371,10 @@ def test_frames_that_cannot_be_used_leave_the_session_as_it_was(
 
 
 def test_configs_that_cannot_be_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(UserError, match=r"no head 'coco', MODEL\.AUSM\.HEADS has \['synthvis', 'object'\]"):
-        VideoPredictor(tiny_cfg("TEST.AUSM.HEAD", "coco"))
-    with pytest.raises(UserError, match="no head 'people'"):
-        VideoPredictor(tiny_cfg("MODEL.AUSM.PROMPT_HEAD", "people"))
+    with pytest.raises(UserError, match=r"no label set 'coco', MODEL\.AUSM\.LABEL_SETS has \['synthvis', 'object'\]"):
+        VideoPredictor(tiny_cfg("TEST.AUSM.LABEL_SET", "coco"))
+    with pytest.raises(UserError, match="no label set 'people'"):
+        VideoPredictor(tiny_cfg("MODEL.AUSM.PROMPT_LABEL_SET", "people"))
     with pytest.raises(UserError, match=r"nowhere\.pth' does not exist"):
         VideoPredictor(tiny_cfg("MODEL.WEIGHTS", str(tmp_path / "nowhere.pth")))
     with caplog.at_level(logging.WARNING):
@@ -383,7 +383,7 @@ def test_configs_that_cannot_be_used(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 def test_classes_have_the_names_of_the_configs_data(predictor: VideoPredictor) -> None:
-    named = VideoPredictor(tiny_cfg("DATASETS.TEST", ("synthvis_val",), "TEST.AUSM.HEAD", "object"))
-    assert named.head == "object" and predictor.head == "synthvis"
+    named = VideoPredictor(tiny_cfg("DATASETS.TEST", ("synthvis_val",), "TEST.AUSM.LABEL_SET", "object"))
+    assert named.label_set == "object" and predictor.label_set == "synthvis"
     assert len(named.class_names("synthvis")) == 6 and "synthvis 0" not in named.class_names("synthvis")
     assert predictor.class_names("synthvis")[1] == "synthvis 1" and predictor.class_names("object") == ["object"]

@@ -38,7 +38,7 @@ def assert_same(one: FrameOutput, other: FrameOutput) -> None:
 
 
 def open_stream(model: AUSM, *, detect: bool = True) -> Stream:
-    return Stream(model, head="synthvis", detect=detect, fg_threshold=0.5)
+    return Stream(model, label_set="synthvis", detect=detect, fg_threshold=0.5)
 
 
 @pytest.mark.parametrize("prompted", [False, True])

@@ -50,7 +50,7 @@ def test_nothing_waits_for_the_device_or_depends_on_what_is_found(layers: int, m
                        "MODEL.META_ARCHITECTURE", meta_arch).eval()  # fmt: skip
     model.to("meta")
     step = FrameStep(model, "synthvis", cuda_graph=False)
-    state = Stream(model, head="synthvis", detect=True, fg_threshold=0.5)._start(16, 24)
+    state = Stream(model, label_set="synthvis", detect=True, fg_threshold=0.5)._start(16, 24)
     arguments = torch.empty(3, 64, 96, dtype=torch.uint8, device="meta"), state.ids.to("meta"), state
     with torch.no_grad():
         step.run(*arguments)  # the first frame may make what is kept
@@ -64,7 +64,7 @@ def test_rows_at_the_end_that_are_not_in_use_change_nothing(monkeypatch: pytest.
     images, outputs = frames(4), []
     for few in (1, 100):
         monkeypatch.setattr("ausm_d2.streaming.step._ROWS", few)
-        stream = Stream(tiny_model().eval(), head="synthvis", detect=True, fg_threshold=0.5)
+        stream = Stream(tiny_model().eval(), label_set="synthvis", detect=True, fg_threshold=0.5)
         prompt = torch.zeros(images[0].shape[1:], dtype=torch.bool)
         prompt[10:30, 20:50] = True
         outputs.append([stream.step(image, {1: prompt} if t == 1 else None) for t, image in enumerate(images)])
@@ -86,7 +86,7 @@ def test_as_many_rows_as_slots_in_use_ask_for() -> None:
 @pytest.mark.parametrize("meta_arch", ["AUSM", "AUSMObjectVectors"])
 def test_a_step_overwrites_the_state_where_it_lies(meta_arch: str) -> None:
     model = tiny_model("MODEL.META_ARCHITECTURE", meta_arch).eval()
-    stream = Stream(model, head="synthvis", detect=True, fg_threshold=0.0)
+    stream = Stream(model, label_set="synthvis", detect=True, fg_threshold=0.0)
     places = []
     for image in frames(4):
         stream.step(image)
@@ -112,7 +112,7 @@ def test_a_graph_belongs_to_one_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ausm_d2.streaming.step._Graph", _Recorded)
     monkeypatch.setattr(_Recorded, "captures", 0)
     model = tiny_model().eval()
-    stream = Stream(model, head="synthvis", detect=True, fg_threshold=0.5)
+    stream = Stream(model, label_set="synthvis", detect=True, fg_threshold=0.5)
     stream._frame_step._capturing = True
     captures = []
     for t, image in enumerate(frames(6)):
@@ -128,7 +128,7 @@ def test_a_graph_belongs_to_one_state(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_half_precision_keeps_the_convolutions_inputs_in_it() -> None:
-    stream = Stream(tiny_model().eval(), head="synthvis", detect=True, fg_threshold=0.5)
+    stream = Stream(tiny_model().eval(), label_set="synthvis", detect=True, fg_threshold=0.5)
     with torch.autocast("cpu", torch.bfloat16):
         for image in frames(2):
             output = stream.step(image)
@@ -144,7 +144,7 @@ def test_weights_converted_beforehand_change_nothing() -> None:
         model = tiny_model().eval()
         if converted:
             keep_weights_in(model, torch.bfloat16, norms=False)
-        stream = Stream(model, head="synthvis", detect=True, fg_threshold=0.0)
+        stream = Stream(model, label_set="synthvis", detect=True, fg_threshold=0.0)
         with torch.autocast("cpu", torch.bfloat16):
             outputs.append([stream.step(image) for image in frames(3)])
     for one, other in zip(*outputs, strict=True):
@@ -161,7 +161,7 @@ def test_half_precision_from_norm_to_norm() -> None:
             keep_weights_in(model, torch.bfloat16, norms=True)
             for module in (model.frame_encoder, model.compressor, model.decoder):
                 module.register_forward_hook(lambda module, inputs, out: dtypes.update(_dtypes(out)))
-        stream = Stream(model, head="synthvis", detect=True, fg_threshold=0.0)
+        stream = Stream(model, label_set="synthvis", detect=True, fg_threshold=0.0)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             outputs.append([stream.step(image) for image in frames(3)])
     assert dtypes == {torch.bfloat16}
@@ -219,7 +219,7 @@ def test_bfloat16_can_be_captured() -> None:
 
 @needs_gpu
 def test_a_frame_waits_for_the_device_once() -> None:
-    stream = Stream(tiny_model().eval().to("cuda"), head="synthvis", detect=True, fg_threshold=0.0)
+    stream = Stream(tiny_model().eval().to("cuda"), label_set="synthvis", detect=True, fg_threshold=0.0)
     images = frames(3)
     for image in images[:2]:
         stream.step(image)

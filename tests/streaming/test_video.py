@@ -117,7 +117,7 @@ def test_a_data_sets_own_topk_and_threshold_hold_unless_the_config_says_otherwis
 
 
 def test_given_masks_are_the_output_exactly_and_win(model: AUSM) -> None:
-    stream = FrameStream(model, settings("INPUT.MIN_SIZE_TEST", 32), head="object", detect=False)
+    stream = FrameStream(model, settings("INPUT.MIN_SIZE_TEST", 32), label_set="object", detect=False)
     thin = np.zeros(SIZE, bool)
     thin[np.arange(50), np.arange(50)] = True
     prompts = {5: box(3, 4), 2: thin}
@@ -148,8 +148,8 @@ def record(length: int, prompts: dict[int, tuple[int, np.ndarray]] | None = None
 
 def segment(model: AUSM, video: VideoRecord, how: VideoSettings, *, overlap: bool = False) -> dict[str, Any]:
     task = "vos" if video.prompt_frames else "vis"
-    head = "object" if task == "vos" else "synthvis"
-    item = {"record": video, "dataset_name": "x", "task": task, "head": head, "overlap": overlap, "topk": 100}
+    label_set = "object" if task == "vos" else "synthvis"
+    item = {"record": video, "dataset_name": "x", "task": task, "label_set": label_set, "overlap": overlap, "topk": 100}
     return segment_video(model, item, how)
 
 
@@ -180,7 +180,7 @@ def test_an_unprompted_video_has_the_masks_of_its_stream(model: AUSM) -> None:
     how = settings("TEST.AUSM.TOPK", 100)
     video = record(3)
     tracks = {track["track_id"]: track for track in segment(model, video, how)["tracks"]}
-    stream = FrameStream(model, how, head="synthvis", detect=True)
+    stream = FrameStream(model, how, label_set="synthvis", detect=True)
     seen = set()
     for t in range(3):
         output = stream.step(video.frames[t])

@@ -35,7 +35,7 @@ def data_sets() -> Iterator[None]:
     for name, task, kind in ((VIS, "vis", "ytvis"), (VOS, "vos", "vos")):
         DatasetCatalog.register(name, lambda: records)
         MetadataCatalog.get(name).set(
-            thing_classes=list(CLASSES), evaluator_type=kind, task=task, head="synthvis", exhaustive=True
+            thing_classes=list(CLASSES), evaluator_type=kind, task=task, label_set="synthvis", exhaustive=True
         )
     yield
     for name in set(DatasetCatalog.list()) - before:
@@ -45,7 +45,7 @@ def data_sets() -> Iterator[None]:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    cfg = tiny_cfg("MODEL.AUSM.PROMPT_HEAD", "synthvis", "MODEL.WEIGHTS", str(tmp_path / "random.pth"))
+    cfg = tiny_cfg("MODEL.AUSM.PROMPT_LABEL_SET", "synthvis", "MODEL.WEIGHTS", str(tmp_path / "random.pth"))
     torch.save({"model": tiny_model().state_dict()}, tmp_path / "random.pth")
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (VIS,), (VIS, VOS)
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.SAMPLING_FRAME_NUM = (48,), 2
@@ -89,14 +89,14 @@ def test_sweep_shares_streams_and_equals_one_pass_per_threshold() -> None:
         model.pixel_decoder.class_embed["synthvis"].weight.mul_(2)  # foregrounds that differ between frames
     records = get_records(VIS)
 
-    stream = Stream(model, head="synthvis", detect=True, fg_threshold=0.0)
+    stream = Stream(model, label_set="synthvis", detect=True, fg_threshold=0.0)
     frames = [torch.from_numpy(frame.transpose(2, 0, 1).copy()) for frame in records[0].frames]
     foreground = torch.cat([stream.step(frame).probabilities.sum(-1) for frame in frames]).tolist()
     thresholds = sorted({0.0, *thresholds_between(foreground), 1.0})
     sweep = sweep_threshold.ThresholdSweep(model, VideoSettings.from_config(cfg), thresholds)
     found = set()
     for record in records:
-        item = {"record": record, "dataset_name": VIS, "task": "vis", "head": "synthvis"}
+        item = {"record": record, "dataset_name": VIS, "task": "vis", "label_set": "synthvis"}
         swept = sweep.segment(item)
         assert list(swept) == thresholds
         for threshold in thresholds:
@@ -112,7 +112,7 @@ def test_sweep_shares_streams_and_equals_one_pass_per_threshold() -> None:
 def test_agreeing_thresholds_cost_one_stream() -> None:
     model = tiny_model().eval()
     sweep = sweep_threshold.ThresholdSweep(model, VideoSettings.from_config(tiny_cfg()), [1.0, 1.1, 1.2])
-    item = {"record": get_records(VIS)[0], "dataset_name": VIS, "head": "synthvis", "topk": 10}
+    item = {"record": get_records(VIS)[0], "dataset_name": VIS, "label_set": "synthvis", "topk": 10}
     results = sweep.segment(item)
     assert [result["tracks"] for result in results.values()] == [[], [], []]
     assert (sweep.frames, sweep.steps) == (4, 4)
@@ -134,11 +134,11 @@ def test_an_interrupted_sweep_goes_on(
     arguments = ["--thresholds", 0.5, "--videos", 2, "--opts", "TEST.AUSM.RESUME", True]
     segment, seen = sweep_threshold.ThresholdSweep.segment, []
 
-    def interrupted(self: sweep_threshold.ThresholdSweep, record: Any, head: str) -> Any:
+    def interrupted(self: sweep_threshold.ThresholdSweep, record: Any, label_set: str) -> Any:
         seen.append(record.video_id)
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return segment(self, record, head)
+        return segment(self, record, label_set)
 
     monkeypatch.setattr(sweep_threshold.ThresholdSweep, "segment", interrupted)
     with pytest.raises(KeyboardInterrupt):

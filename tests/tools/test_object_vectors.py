@@ -97,14 +97,14 @@ def test_its_stream_equals_its_parallel_form() -> None:
 
 def test_object_vectors_say_which_object_a_row_follows_and_marks_are_not_made() -> None:
     model = tiny_model("MODEL.META_ARCHITECTURE", "AUSMObjectVectors").eval()  # id_scale is 0
-    images, ids, forcing, heads = test_forms.teacher_forced(model, [clip(3, 2, seed=5)])
+    images, ids, forcing, label_sets = test_forms.teacher_forced(model, [clip(3, 2, seed=5)])
     assert forcing.in_use[0, 2].all()
     with torch.no_grad():
-        before = forms.parallel(model, images, ids, forcing, heads).layers[-1].mask_logits[2]
+        before = forms.parallel(model, images, ids, forcing, label_sets).layers[-1].mask_logits[2]
         # Whatever vectors of the pool they wear, rows whose masks are exchanged are exchanged, and V sees no marks.
         forcing.history = forcing.history.flip(2)
         forcing.in_use = forcing.in_use.flip(2)
-        after = forms.parallel(model, images, ids.roll(1, dims=-1), forcing, heads).layers[-1].mask_logits[2]
+        after = forms.parallel(model, images, ids.roll(1, dims=-1), forcing, label_sets).layers[-1].mask_logits[2]
     torch.testing.assert_close(after[:2], before[:2].flip(0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(after[2:], before[2:], rtol=1e-4, atol=1e-4)
 
@@ -155,5 +155,5 @@ def test_it_can_be_trained_from_weights_without_vectors_but_not_the_other_way() 
 
 def test_every_parameter_of_it_has_a_gradient() -> None:
     model = variant()
-    sum(model([clip(3, 2, head="object", seed=1)]).values()).backward()
+    sum(model([clip(3, 2, label_set="object", seed=1)]).values()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []

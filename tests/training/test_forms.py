@@ -23,7 +23,7 @@ def teacher_forced(model: AUSM, items: list[dict], seed: int = 0) -> tuple[Tenso
     ids = model.id_pool(torch.stack([model.id_pool.sample(rows, generator=rng) for _ in items]))
     prompted = torch.arange(len(items)) % 2 == 1
     switch = draw_switch_times(targets.visible, prompted=prompted, prompt_index="frame", generator=rng)
-    return images, ids, preprocess(targets, switch), [item["head"] for item in items]
+    return images, ids, preprocess(targets, switch), [item["label_set"] for item in items]
 
 
 def assert_same(one: list[Predictions], other: list[Predictions], forcing: TeacherForcing) -> None:
@@ -40,7 +40,7 @@ def assert_same(one: list[Predictions], other: list[Predictions], forcing: Teach
 
 def assert_parallel_equals_iterative(model: AUSM, frames: int) -> None:
     """Of clips of two label sets, with 1 to 3 instances."""
-    items = [clip(frames, 1 + frames % 3, seed=1), clip(frames, 3, seed=2), clip(frames, 2, head="object", seed=3)]
+    items = [clip(frames, 1 + frames % 3, seed=1), clip(frames, 3, seed=2), clip(frames, 2, label_set="object", seed=3)]
     prepared = teacher_forced(model, items)
     with torch.no_grad():
         one, other = forms.parallel(model, *prepared), forms.iterative(model, *prepared)
@@ -134,8 +134,8 @@ def test_stream_equals_parallel() -> None:
 
 def assert_stream_equals_parallel(model: AUSM) -> None:
     """Prompted at the first frame: the stream's own history is teacher forced and compared frame by frame."""
-    item = clip(6, 2, head="object")
-    stream = Stream(model, head="object", detect=False, fg_threshold=0.5)
+    item = clip(6, 2, label_set="object")
+    stream = Stream(model, label_set="object", detect=False, fg_threshold=0.5)
     prompts = {7: item["masks"][0, 0], 9: item["masks"][1, 0]}
     outputs, histories = [], []
     for t in range(6):

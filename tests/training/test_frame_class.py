@@ -21,7 +21,7 @@ def targets(classes: list[list[int]], **changes: torch.Tensor) -> FrameTargets:
 
 
 def indifferent(weight: float = 1.0) -> FrameClassifier:
-    classifier = FrameClassifier(8, heads={"few": 3, "many": 7}, weight=weight)
+    classifier = FrameClassifier(8, label_sets={"few": 3, "many": 7}, weight=weight)
     for parameter in classifier.parameters():
         torch.nn.init.zeros_(parameter)
     return classifier
@@ -60,7 +60,7 @@ def test_frames_without_labels_and_heads_of_their_own() -> None:
 
 def test_a_model_trained_with_it_says_so() -> None:
     model = tiny_model("MODEL.AUSM.TRAIN.FRAME_CLASS_WEIGHT", 1.0)
-    losses = model([clip(2, 2, seed=1), clip(2, 1, head="object", seed=2)])
+    losses = model([clip(2, 2, seed=1), clip(2, 1, label_set="object", seed=2)])
     losses["loss_frame_ce"].backward()
     assert model.frame_encoder.backbone.patch_embed.proj.weight.grad.abs().sum() > 0
     assert "loss_frame_ce" not in tiny_model()([clip(2, 2, seed=1)])

@@ -102,7 +102,7 @@ def _ours(config: str, objects: int | None, args: argparse.Namespace) -> Callabl
     settings, size = VideoSettings.from_config(load_config(config, opts)), (args.size, args.size)
     image = settings.resize(noise(size))
     if objects is None:
-        stream = Stream(model, head=next(iter(model.label_sets)), detect=True, fg_threshold=1.1)
+        stream = Stream(model, label_set=next(iter(model.label_sets)), detect=True, fg_threshold=1.1)
     else:
         stream = prompted(model, settings, objects, size).stream
     return lambda: stream.step(image)

@@ -95,7 +95,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
 
 def prompted(model: AUSM, settings: VideoSettings, objects: int, size: tuple[int, int]) -> FrameStream:
     """A stream that has seen one frame, with squares as the objects given in it."""
-    stream = FrameStream(model, settings, head=settings.prompt_head, detect=False)
+    stream = FrameStream(model, settings, label_set=settings.prompt_label_set, detect=False)
     stream.step(noise(size), squares(objects, size))
     return stream
 

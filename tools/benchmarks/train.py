@@ -121,7 +121,7 @@ def _peak(name: str, frames: int, args: argparse.Namespace) -> int:
     return measure.peak_memory(_step(name, frames, args), measure.device_of(args))
 
 
-def _clip(frames: int, objects: int, size: list[int], head: str) -> dict[str, Any]:
+def _clip(frames: int, objects: int, size: list[int], label_set: str) -> dict[str, Any]:
     """A training item: squares that drift over noise."""
     height, width = size
     rng = torch.Generator().manual_seed(0)
@@ -137,7 +137,7 @@ def _clip(frames: int, objects: int, size: list[int], head: str) -> dict[str, An
         "masks": masks,
         "classes": torch.zeros(objects, dtype=torch.int64),
         "labelled": torch.ones(frames, dtype=torch.bool),
-        "head": head,
+        "label_set": label_set,
         "exhaustive": True,
         "task": "vis",
         "dataset_name": "benchmark",

@@ -26,7 +26,7 @@ def register_from_config(cfg: CfgNode) -> None:
         UserError: an entry that is not a list of texts of the right length.
     """
     for key, register, names in (
-        ("YTVIS_STYLE", register_ytvis_style, "name, annotation file, image folder and (if you like) head"),
+        ("YTVIS_STYLE", register_ytvis_style, "name, annotation file, image folder and (if you like) label set"),
         ("DAVIS_STYLE", register_davis_style, "name, image folder, mask folder and (if you like) video list"),
     ):
         for entry in cfg.DATASETS[key]:

@@ -14,7 +14,7 @@ from detectron2.utils.colormap import colormap
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 
-OBJECT_HEAD = "object"  # the class-agnostic head (docs/deviations.md, 5)
+OBJECT_LABEL_SET = "object"  # the class-agnostic label set (docs/deviations.md, 5)
 OBJECT_CLASSES = {1: "object"}
 DEFAULT_TOPK = 10  # predictions kept of a video (YouTube-VIS, paper, Sec. 4)
 IMAGE_TOPK = 100  # of an image, as COCO counts
@@ -54,7 +54,7 @@ def register(
     classes: Mapping[int, str] | None,
     evaluator_type: str,
     task: str,
-    head: str,
+    label_set: str,
     exhaustive: bool,
     overlap: bool = False,
     topk: int = DEFAULT_TOPK,
@@ -69,7 +69,7 @@ def register(
             :func:`class_metadata` into the metadata.
         evaluator_type: "ytvis", "vos", "ytvos", "sav" or "coco".
         task: "vis" (unprompted), "vos" (prompted) or "image" (clips are made of one image).
-        head: name of the classification head.
+        label_set: name of the set of classes; data sets of one label set share a classifier.
         exhaustive: every object of the classes is labelled.
         overlap: objects may overlap.
         topk: predictions kept of a video or an image, unless the config says otherwise.
@@ -80,7 +80,7 @@ def register(
         MetadataCatalog.remove(name)
     DatasetCatalog.register(name, lambda: read(*locate()))
     metadata = MetadataCatalog.get(name)
-    metadata.set(evaluator_type=evaluator_type, task=task, head=head, exhaustive=exhaustive, overlap=overlap)
+    metadata.set(evaluator_type=evaluator_type, task=task, label_set=label_set, exhaustive=exhaustive, overlap=overlap)
     metadata.set(topk=topk)
     metadata.set(locate=locate)
     if classes is not None:

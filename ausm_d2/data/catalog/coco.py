@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import detectron2.data.datasets.builtin  # noqa: F401  (registers Detectron2's own coco_2017_*, which ours replace)
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
-from ausm_d2.data.catalog.base import IMAGE_TOPK, OBJECT_CLASSES, OBJECT_HEAD, find_all, register
+from ausm_d2.data.catalog.base import IMAGE_TOPK, OBJECT_CLASSES, OBJECT_LABEL_SET, find_all, register
 from ausm_d2.data.catalog.ytvis import (
     OVIS_CLASSES,
     YTVIS_2019_CLASSES,
@@ -59,16 +59,16 @@ def register_coco() -> None:
         original = f"coco/annotations/instances_{split}2017.json"
         _register(f"coco_2017_{split}", [original], split, COCO_CLASSES, identity, "coco")
         _register(
-            f"coco2object_{split}", [original], split, OBJECT_CLASSES, dict.fromkeys(COCO_CLASSES, 1), OBJECT_HEAD
+            f"coco2object_{split}", [original], split, OBJECT_CLASSES, dict.fromkeys(COCO_CLASSES, 1), OBJECT_LABEL_SET
         )
-        for benchmark, classes, mapping, head in (
+        for benchmark, classes, mapping, label_set in (
             ("ytvis2019", YTVIS_2019_CLASSES, COCO_TO_YTVIS_2019, "ytvis_2019"),
             ("ytvis2021", YTVIS_2021_CLASSES, COCO_TO_YTVIS_2021, "ytvis_2021"),
             ("ovis", OVIS_CLASSES, COCO_TO_OVIS, "ovis"),
         ):
             # Files that other projects write for these hold fewer of the same entries.
             files = [original, f"coco/coco2{benchmark}_{split}.json", f"coco/annotations/coco2{benchmark}_{split}.json"]
-            _register(f"coco2{benchmark}_{split}", files, split, classes, mapping, head)
+            _register(f"coco2{benchmark}_{split}", files, split, classes, mapping, label_set)
 
 
 def _register(
@@ -77,7 +77,7 @@ def _register(
     split: str,
     classes: Mapping[int, str],
     mapping: Mapping[int, int],
-    head: str,
+    label_set: str,
 ) -> None:
     place = {category_id: i for i, category_id in enumerate(classes)}
     contiguous = {category_id: place[target] for category_id, target in mapping.items()}
@@ -88,7 +88,7 @@ def _register(
         classes=classes,
         evaluator_type="coco",
         task="image",
-        head=head,
+        label_set=label_set,
         exhaustive=True,
         topk=IMAGE_TOPK,
     )

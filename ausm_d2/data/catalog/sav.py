@@ -11,7 +11,7 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
-from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_HEAD, find, find_all, register
+from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_LABEL_SET, find, find_all, register
 from ausm_d2.data.catalog.matching import match_masks, picture_files, read_video_list
 from ausm_d2.data.catalog.ytvis import drop_invalid, read_mask, read_table
 from ausm_d2.data.frames import ImageFiles, VideoFile
@@ -39,7 +39,7 @@ def register_sav() -> None:
             classes=OBJECT_CLASSES,
             evaluator_type="sav",
             task="vos",
-            head=OBJECT_HEAD,
+            label_set=OBJECT_LABEL_SET,
             exhaustive=False,
             overlap=True,
         )

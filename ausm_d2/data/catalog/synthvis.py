@@ -31,7 +31,7 @@ def _register(name: str, seed: int, num_videos: int, *, complete: bool, task: st
         evaluator_type="vos" if task == "vos" else "ytvis",
         task=task,
         exhaustive=True,
-        head="synthvis",
+        label_set="synthvis",
         overlap=False,
         seed=seed,
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
-from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_HEAD, find, find_all, register
+from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_LABEL_SET, find, find_all, register
 from ausm_d2.data.catalog.matching import match_masks, picture_files, read_video_list
 from ausm_d2.data.frames import ImageFiles
 from ausm_d2.data.mask_sources import FirstFrames, LabelPictures
@@ -53,7 +53,7 @@ def _register(name: str, locate: Any, read: Any, evaluator_type: str = "vos", **
         classes=OBJECT_CLASSES,
         evaluator_type=evaluator_type,
         task="vos",
-        head=OBJECT_HEAD,
+        label_set=OBJECT_LABEL_SET,
         exhaustive=False,
     )
     MetadataCatalog.get(name).set(**evaluation)

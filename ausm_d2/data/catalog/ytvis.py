@@ -45,7 +45,7 @@ def register_ytvis() -> None:
     """Register ``ytvis_2019_*``, ``ytvis_2021_*`` and ``ovis_*`` (train, val, test)."""
     splits = {"train": "train", "val": "valid", "test": "test"}
     for year, classes in (("2019", YTVIS_2019_CLASSES), ("2021", YTVIS_2021_CLASSES)):
-        head = base = f"ytvis_{year}"
+        label_set = base = f"ytvis_{year}"
         for split, folder in splits.items():
             json_files = [
                 f"{base}/{folder}.json",
@@ -54,7 +54,9 @@ def register_ytvis() -> None:
                 f"{base}/{folder}/instances.json",
             ]
             image_roots = [f"{base}/{folder}/JPEGImages", f"{base}/{split}/JPEGImages", f"{base}/{folder}"]
-            _register_benchmark(f"{base}_{split}", json_files, image_roots, classes, head, "https://youtube-vos.org")
+            _register_benchmark(
+                f"{base}_{split}", json_files, image_roots, classes, label_set, "https://youtube-vos.org"
+            )
     for split, folder in splits.items():
         json_files = [
             f"ovis/annotations/{folder}.json",
@@ -72,32 +74,49 @@ def _register_benchmark(
     json_files: Sequence[str],
     image_roots: Sequence[str],
     classes: Mapping[int, str],
-    head: str,
+    label_set: str,
     homepage: str,
     topk: int = DEFAULT_TOPK,
 ) -> None:
     locate = partial(find_all, name, {"annotation file": json_files, "image folder": image_roots})
     read = partial(load_ytvis_json, name)
     register(
-        name, locate, read, classes=classes, evaluator_type="ytvis", task="vis", head=head, exhaustive=True, topk=topk
+        name,
+        locate,
+        read,
+        classes=classes,
+        evaluator_type="ytvis",
+        task="vis",
+        label_set=label_set,
+        exhaustive=True,
+        topk=topk,
     )
     MetadataCatalog.get(name).set(homepage=homepage)
 
 
-def register_ytvis_style(name: str, json_file: str, image_root: str, head: str = "") -> None:
+def register_ytvis_style(name: str, json_file: str, image_root: str, label_set: str = "") -> None:
     """Register a data set of your own in the YouTube-VIS form; classes are those of the file's ``categories``.
 
     Args:
         name: e.g. "birds_train".
         json_file: absolute, or relative to the data root (DETECTRON2_DATASETS).
         image_root: the folder that the file's ``file_names`` start from; absolute or relative as well.
-        head: classification head; default: the name without ``_train``, ``_val`` or ``_test``.
+        label_set: default: the name without ``_train``, ``_val`` or ``_test``.
     """
     for split in ("_train", "_val", "_test"):
-        head = head or (name.removesuffix(split) if name.endswith(split) else "")
+        label_set = label_set or (name.removesuffix(split) if name.endswith(split) else "")
     locate = partial(find_all, name, {"annotation file": [json_file], "image folder": [image_root]})
     read = partial(_load_own, name)
-    register(name, locate, read, classes=None, evaluator_type="ytvis", task="vis", head=head or name, exhaustive=True)
+    register(
+        name,
+        locate,
+        read,
+        classes=None,
+        evaluator_type="ytvis",
+        task="vis",
+        label_set=label_set or name,
+        exhaustive=True,
+    )
 
 
 def _load_own(name: str, json_file: Path, image_root: Path) -> list[VideoRecord]:
