@@ -27,7 +27,7 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-BENCHMARK := $(BIN)/python tools/benchmark.py
+BENCHMARK := $(BIN)/python -m tools.benchmark
 STREAM := stream --device cuda --amp --cuda-graph --frames 0 --config-file configs/paper/stage3_long_swin_t.yaml
 TRAIN := train --device cuda --amp --size 480 864 --frames 16 --config-file configs/paper/stage3_long_swin_b.yaml \
 	--variants iterative parallel "parallel, checkpointed" --memory

@@ -1,6 +1,5 @@
-#!/usr/bin/env python
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Speed, measured side by side in one run: ``python tools/benchmark.py SUBJECT [--json OUT.json] [--plot OUT.png]``.
+"""Speed, measured side by side in one run: ``python -m tools.benchmark SUBJECT [--json OUT.json] [--plot OUT.png]``.
 
 What each compares, and figures with the machine they were measured on: docs/benchmarks.md.
 """
@@ -11,17 +10,14 @@ import argparse
 import json
 import os
 import platform
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 import torch
-from benchmarks import attention, data, eval, measure, peers, ssm, stream, train
 
 from ausm_d2.errors import UserError, cli
 from ausm_d2.io import atomic_write
+from tools.benchmarks import attention, data, eval, measure, peers, ssm, stream, train
 
 SUBJECTS = {
     "ssm": ssm,

@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """What becomes of a checkpoint's tensors in a model of this project; optionally, the converted file.
 
-    python tools/convert_weights.py --config-file CONFIG WEIGHTS [WEIGHTS ...] [--output OUT.pth] [--half]
+    python -m tools.convert_weights --config-file CONFIG WEIGHTS [WEIGHTS ...] [--output OUT.pth] [--half]
         [--opts KEY VALUE ...]
 
 Official Swin checkpoints, Mask2Former's COCO instance checkpoints, timm's classification weights and the project's own

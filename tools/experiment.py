@@ -1,23 +1,18 @@
-#!/usr/bin/env python
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The paper's experiments, and two it argues without: ``python tools/experiment.py {repeat,clip-length,marker,noise}``.
+"""The paper's experiments, and two it argues without: ``python -m tools.experiment {repeat,clip-length,marker,noise}``.
 
-Each writes ``table.md``, ``table.json`` and ``plot.png`` to ``--output``. (Table 2 is tools/sweep_threshold.py.)
+Each writes ``table.md``, ``table.json`` and ``plot.png`` to ``--output``. (Table 2 is tools.sweep_threshold.)
 Measured beside the paper's numbers: docs/experiments.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from experiments import repeat, variants
-from experiments.setup import add_common_arguments, settings_of
-
 from ausm_d2.errors import cli
+from tools.experiments import repeat, variants
+from tools.experiments.setup import add_common_arguments, settings_of
 
 EXPERIMENTS = {
     "repeat": (repeat.run, repeat.add_arguments),

@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """AP against the detection threshold (paper, Table 2): a table and a plot.
 
-    python tools/sweep_threshold.py --config-file configs/synth/ausm_nano.yaml --output output/threshold
+    python -m tools.sweep_threshold --config-file configs/synth/ausm_nano.yaml --output output/threshold
 
 What a threshold lets in becomes history, so thresholds are streams of their own. But two of them are the same stream
 until a detection falls between them: thresholds share one stream as long as they agree, and each frame is encoded once
@@ -19,20 +18,15 @@ import argparse
 import copy
 import dataclasses
 import itertools
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from experiments.report import Paper, Report, Row
-from experiments.setup import add_common_arguments, common_config, load_model, settings_of
 from torch import Tensor
 from tqdm import tqdm
 
@@ -44,6 +38,8 @@ from ausm_d2.meta_arch import AUSM
 from ausm_d2.streaming.refine import crop, visits
 from ausm_d2.streaming.stream import FrameOutput
 from ausm_d2.streaming.video import FrameStream, VideoSettings, VideoTracks, best_tracks
+from tools.experiments.report import Paper, Report, Row
+from tools.experiments.setup import add_common_arguments, common_config, load_model, settings_of
 
 PAPER = Paper(
     source="Table 2, Swin-B",

@@ -11,8 +11,8 @@ import torch
 from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
 from ausm_d2.errors import UserError
 from ausm_d2.meta_arch import AUSM
+from tests.checkpoint.small import as_mask2former, layout_older, small_config
 from tests.official_weights import mask2former_shapes, swin_shapes, zeros
-from tests.test_checkpoint import as_mask2former, layout_older, small_config
 from tools import convert_weights
 
 

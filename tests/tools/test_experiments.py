@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""tools/sweep_threshold.py and tools/experiment.py with a tiny model on two short videos."""
+"""tools.sweep_threshold and tools.experiment with a tiny model on two short videos."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def config(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
     """Run a command; returns the rows of its table."""
-    monkeypatch.setattr("experiments.setup.setup_logger", lambda **_: None)  # its handlers would outlive the test
+    monkeypatch.setattr("tools.experiments.setup.setup_logger", lambda **_: None)  # its handlers would outlive the test
 
     def run(main: Callable[[], None], *arguments: Any) -> list[dict[str, Any]]:
         first = [arguments[0]] if main is experiment.main else []
