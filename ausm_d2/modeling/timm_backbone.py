@@ -19,6 +19,7 @@ from timm.layers import freeze_batch_norm_2d
 from torch import Tensor
 
 from ausm_d2.errors import UserError
+from ausm_d2.modeling.folding import find_pairs, fold_frozen_norms
 
 _STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
@@ -64,7 +65,11 @@ class TimmBackbone(Backbone):
         last = {stride: index for index, stride in enumerate(strides)}
         indices = [last[_STRIDES[key]] for key in out_features]
         net: Any = timm.create_model(name, features_only=True, out_indices=indices, in_chans=in_channels)
-        net = freeze_batch_norm_2d(net) if freeze_norm else net
+        if freeze_norm:
+            net = freeze_batch_norm_2d(net)
+            with torch.device("meta"):
+                probe = timm.create_model(name, features_only=True, out_indices=indices, in_chans=in_channels)
+                fold_frozen_norms(net, find_pairs(probe, torch.zeros(1, in_channels, 64, 64)))
         if freeze_at:
             if f"res{freeze_at}" not in out_features:
                 raise UserError(
@@ -81,6 +86,10 @@ class TimmBackbone(Backbone):
     @property
     def size_divisibility(self) -> int:
         return max(self._out_feature_strides.values())
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        """As usual; but one of which nothing is trained stays as it is at inference, without stochastic depth."""
+        return super().train(mode and any(p.requires_grad for p in self.parameters()))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) -> ``{"res2": (B, C_2, H/4, W/4), .., "res5": (B, C_5, H/32, W/32)}``."""

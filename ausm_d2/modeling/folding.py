@@ -1,0 +1,175 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Frozen batch norms folded into the convolutions before them: one operation for convolution, norm and activation.
+
+Parameters and buffers stay where they are, under their names: a checkpoint does not show what is folded.
+
+Shape shorthand:
+    B: images
+    C, C': channels before and after a convolution; G: its groups
+    k: side of its kernel
+    H, W: size
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame, FrozenBatchNormAct2d
+from timm.layers.padding import pad_same
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+_FROZEN = (FrozenBatchNormAct2d, FrozenBatchNorm2d)
+# Activations that oneDNN applies to the result of a convolution before it writes it: name, arguments.
+_FUSED: dict[type[nn.Module], tuple[str, list[float]]] = {
+    nn.Identity: ("none", []),
+    nn.ReLU: ("relu", []),
+    nn.ReLU6: ("hardtanh", [0.0, 6.0]),
+}
+
+
+class _Uses(TorchFunctionMode):
+    """Counts the operations that take each tensor that is watched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watched: dict[int, tuple[Tensor, int]] = {}  # the tensor is kept, so that no other one gets its id
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, (Tensor, list, tuple)) and not isinstance(out, torch.Size):
+            flat = [each for arg in args for each in (arg if isinstance(arg, (list, tuple)) else (arg,))]
+            for each in [*flat, *(kwargs or {}).values()]:
+                if id(each) in self.watched:
+                    tensor, count = self.watched[id(each)]
+                    self.watched[id(each)] = tensor, count + 1
+        return out
+
+
+def find_pairs(net: nn.Module, example: Tensor) -> dict[str, str]:
+    """Convolutions whose result goes into a batch norm and nowhere else: names of the norms by those of the
+    convolutions.
+
+    Args:
+        net: is run once on ``example``; on PyTorch's meta device that takes no time.
+        example: (B, 3, H, W).
+    """
+    uses, made, pairs, handles = _Uses(), dict[int, str](), dict[str, str](), list[Any]()
+    names = {module: name for name, module in net.named_modules()}
+
+    def after(module: nn.Module, args: Any, out: Tensor) -> None:
+        uses.watched[id(out)] = out, 0
+        made[id(out)] = names[module]
+
+    def before(module: nn.Module, args: tuple[Tensor]) -> None:
+        conv = made.get(id(args[0]))
+        if conv is not None:
+            pairs[conv] = names[module]
+
+    for module in names:
+        if type(module) in (nn.Conv2d, Conv2dSame):
+            handles.append(module.register_forward_hook(after))
+        elif isinstance(module, (nn.BatchNorm2d, *_FROZEN)):
+            handles.append(module.register_forward_pre_hook(before))
+    try:
+        with uses, torch.no_grad():
+            net(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    used = {name: uses.watched[key][1] for key, name in made.items()}
+    return {conv: norm for conv, norm in pairs.items() if used[conv] == 1}
+
+
+def fold_frozen_norms(net: nn.Module, pairs: dict[str, str]) -> None:
+    """Have each convolution do what its norm did.
+
+    Args:
+        pairs: as :func:`find_pairs` found them; those whose norm is not frozen stay as they are.
+    """
+    for conv_name, norm_name in pairs.items():
+        conv, norm = net.get_submodule(conv_name), net.get_submodule(norm_name)
+        if isinstance(norm, _FROZEN) and type(getattr(norm, "drop", None)) in (nn.Identity, type(None)):
+            conv.__class__ = FoldedConv2dSame if isinstance(conv, Conv2dSame) else FoldedConv2d
+            conv._norm, conv._kept = (norm,), None  # type: ignore[assignment]  # a tuple: not a part of it
+            norm.__class__ = _Folded
+
+
+class _Folded(nn.Module):
+    """A norm that the convolution before it has applied; it keeps its buffers and its activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class FoldedConv2d(nn.Conv2d):
+    """A convolution, the frozen norm after it, and its activation.
+
+    The folded weights are kept until the weights or the norm change; where gradients are recorded for the weights, they
+    are computed anew. Channels are last in memory.
+    """
+
+    _norm: tuple[nn.Module]
+    _kept: tuple[tuple[Any, ...], Tensor, Tensor] | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
+        weight, bias = self._weights()
+        x, padding = self._padded(x)
+        activation = getattr(self._norm[0], "act", None) or nn.Identity()
+        recorded = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+        if not recorded and type(activation) in _FUSED and _fuses(x, weight):
+            name, numbers = _FUSED[type(activation)]
+            return torch.ops.mkldnn._convolution_pointwise(
+                x, weight, bias, padding, self.stride, self.dilation, self.groups, name, numbers, ""
+            )
+        return activation(F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups))
+
+    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        return x, cast(tuple[int, int], self.padding)
+
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        """(C', C / G, k, k) and (C')."""
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            return self._fold()
+        norm = self._norm[0]
+        sources = [self.weight, self.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        tensors = [cast(Tensor, each) for each in sources if each is not None]
+        if any(each.is_inference() for each in tensors):  # nobody counts how often those are written to
+            return self._fold()
+        key = tuple((each.data_ptr(), each._version) for each in tensors)
+        if self._kept is None or self._kept[0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = key, *self._fold()
+        return self._kept[1:]
+
+    def _fold(self) -> tuple[Tensor, Tensor]:
+        norm: Any = self._norm[0]
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        bias = norm.bias - norm.running_mean * scale
+        if self.bias is not None:
+            bias = bias + self.bias * scale
+        weight = (self.weight * scale[:, None, None, None]).to(self.weight.dtype)
+        return weight.contiguous(memory_format=torch.channels_last), bias.to(self.weight.dtype)
+
+
+class FoldedConv2dSame(FoldedConv2d):
+    """The same of timm's ``Conv2dSame``, which pads as TensorFlow does."""
+
+    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        return pad_same(x, self.kernel_size, self.stride, self.dilation), (0, 0)
+
+
+def _fuses(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN can take it all in one call."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        and x.numel() > 0
+    )
