@@ -6,6 +6,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from ausm_d2.allocator import keep_freed_memory
+
 
 class UserError(ValueError):
     """A mistake in what the user gave (a file, a key, a prompt). Its text is one line, complete without a traceback."""
@@ -13,6 +15,7 @@ class UserError(ValueError):
 
 def cli(main: Callable[[], int | None]) -> None:
     """Run a command's ``main`` and leave the process: a ``UserError`` becomes one line on stderr and exit code 1."""
+    keep_freed_memory()
     try:
         code = main()
     except UserError as error:

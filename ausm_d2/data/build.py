@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import cache
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -21,6 +18,7 @@ from detectron2.data.build import build_batch_data_loader, trivial_batch_collato
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
+from ausm_d2.allocator import keep_freed_memory
 from ausm_d2.data.catalog import register_from_config
 from ausm_d2.data.catalog.base import DEFAULT_TOPK
 from ausm_d2.data.mapper import ClipMapper
@@ -105,18 +103,10 @@ class _TrainingItems(torch.utils.data.Dataset[dict[str, Any]]):
         raise UserError(f"{name}: {_MAX_FAILURES} videos in a row cannot be used; the last one: {last}")
 
 
-@cache
 def prepare_worker() -> None:
-    """Settings of a process that only makes training items: one thread, and memory that is kept for the next item.
-
-    (Memory that goes back to the system costs a page fault for every 4 kB when it is asked for again: a fifth of the
-    time of an item.)
-    """
+    """Settings of a process that only makes training items: one thread, and memory that is kept for the next item."""
     cv2.setNumThreads(0)
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD, bytes
-        libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, bytes; the largest it takes
+    keep_freed_memory()
 
 
 class TrainLoader:
