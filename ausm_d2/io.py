@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,30 +22,90 @@ from ausm_d2.errors import UserError
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it takes the place of ``path``, on failure it is removed.
 
-    The temporary name keeps the suffix of ``path``, so that writers which choose a format by it still do.
+    The temporary name keeps the suffix of ``path``, so that writers which choose a format by it still do. A link is
+    followed: what it leads to is replaced, not the link.
 
     Raises:
-        UserError: there can be no file of this name.
+        UserError: there can be no file of this name, or no room is left for it.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
     try:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, "Is a directory")
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
+        # The name may be as long as the file system allows; letters are added to it.
+        prefix = os.fsdecode(os.fsencode(f".{target.stem}")[:100]) + "."
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=target.suffix)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide results from a user's colleagues
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide results from a user's colleagues
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from None
         raise
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder; on success ``path`` has its contents, on failure nothing is left of it.
+
+    ``path`` may be an empty folder: a link to one, a mount point or the working directory.
+
+    Raises:
+        UserError: ``path`` holds something already, or nothing can be written there.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UserError(f"{path}: exists already; a new or empty folder expected")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        exists = target.exists()
+        temporary = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=target if exists else target.parent))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    try:
+        yield temporary
+        if exists:
+            for child in list(temporary.iterdir()):
+                child.rename(target / child.name)
+        else:
+            temporary.chmod(0o777 & ~_umask())
+            temporary.rename(target)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_room(folder: str | os.PathLike[str], room: int = 2**20) -> None:
+    """See that ``room`` bytes can be written to a folder, which is made: better now than after an hour of work.
+
+    Raises:
+        UserError: they cannot.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(room))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to: {error.strerror}") from None
 
 
 def read_json(path: str | os.PathLike[str], object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:

@@ -1,12 +1,15 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import errno
+import resource
+import signal
 from pathlib import Path
 
 import pytest
 
 from ausm_d2.errors import UserError
-from ausm_d2.io import atomic_write, read_json
+from ausm_d2.io import atomic_folder, atomic_write, read_json, require_room
 
 
 def test_completely_or_not_at_all(tmp_path: Path) -> None:
@@ -43,3 +46,63 @@ def test_json_that_cannot_be_read(tmp_path: Path, content: bytes | None, message
         read_json(tmp_path / "a.json")
     (tmp_path / "b.json").write_text("[1]", encoding="utf-8-sig")
     assert read_json(tmp_path / "b.json") == [1]
+
+
+def test_a_link_is_followed_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "a.txt").symlink_to(tmp_path / "disk/a.txt")
+    with atomic_write(tmp_path / "a.txt") as path:
+        path.write_text("text")
+    assert (tmp_path / "a.txt").is_symlink() and (tmp_path / "disk/a.txt").read_text() == "text"
+
+
+def test_names_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
+    for name in ("x" * 251 + ".txt", "视" * 83 + ".txt"):
+        with atomic_write(tmp_path / name) as path:
+            path.write_text("text")
+        assert (tmp_path / name).read_text() == "text"
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(UserError, match=r"a\.txt: cannot be written: No space left"), atomic_write(tmp_path / "a.txt"):
+        raise full
+    with pytest.raises(UserError, match="out: cannot be written: No space left"), atomic_folder(tmp_path / "out"):
+        raise full
+    assert not list(tmp_path.iterdir())
+    require_room(tmp_path / "new")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+        with pytest.raises(UserError, match="new: cannot be written to: File too large"):
+            require_room(tmp_path / "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("kind", ["new", "empty", "link", "."])
+def test_a_folder_is_complete_or_not_there(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / "empty")
+    target = Path(".") if kind == "." else tmp_path / kind
+
+    def write() -> None:
+        with atomic_folder(target) as folder:
+            (folder / "a").mkdir()
+            (folder / "a/b.txt").write_text("text")
+            if broken:
+                raise KeyboardInterrupt
+
+    broken = True
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert not target.exists() or not list(target.iterdir())
+    broken = False
+    write()
+    assert [path.name for path in target.iterdir()] == ["a"] and (target / "a/b.txt").read_text() == "text"
+    assert (tmp_path / "link").is_symlink()
+    with pytest.raises(UserError, match="exists already; a new or empty folder expected"):
+        write()

@@ -104,7 +104,7 @@ class ThresholdSweep:
         settings, label_set = self._settings.for_item(item), item["label_set"]
         branches = [_Branch(self._thresholds, self._stream(self._thresholds[0], label_set), VideoTracks(record.length))]
         for visit in visits(record.length, repeat=settings.repeat, spatial_traversal=settings.spatial_traversal):
-            frame = record.frames[visit.frame]
+            frame = record.read_frame(visit.frame)
             if visit.corner is not None:
                 frame = crop(frame, visit.corner)
             self._model.next_frame()

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ausm_d2.config import add_ausm_config, load_config
 from ausm_d2.data.build import MixtureSampler, get_records, get_training_records
 from ausm_d2.data.catalog import register_from_config
-from ausm_d2.data.mapper import ClipMapper, read_frame
+from ausm_d2.data.mapper import ClipMapper
 from ausm_d2.data.problems import collect_problems, problem
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError, cli
@@ -103,7 +103,7 @@ def _check_video(record: VideoRecord, found: Findings) -> None:
     for index, name in enumerate(record.frames.names):
         found.frames += 1
         try:
-            read_frame(record, index)
+            record.read_frame(index)
         except UserError as error:
             problem(str(error))
         if record.masks is None or not record.is_labelled(index):

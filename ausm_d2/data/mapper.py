@@ -143,7 +143,7 @@ class ClipMapper:
         for t in sorted(range(len(indices)), key=lambda t: indices[t]):
             if indices[t] != last:
                 last = indices[t]
-                frame = read_frame(record, last)
+                frame = record.read_frame(last)
                 stored[last] = record.masks.read(last) if record.masks else {}
             cv2.split(render_frame(frame, plan, t, self.fill), list(image[t]))
 
@@ -233,18 +233,3 @@ def _frames_to_draw(record: VideoRecord) -> list[int]:
     if not frames:
         raise UserError(f"video {record.name}: has no frame with labels (of {record.length} frames)")
     return frames
-
-
-def read_frame(record: VideoRecord, index: int) -> np.ndarray:
-    """Frame ``index`` of a record, uint8 (H, W, 3) RGB.
-
-    Raises:
-        UserError: a frame that cannot be read, or whose size is not the record's.
-    """
-    frame = record.frames[index]
-    if frame.shape[:2] != (record.height, record.width):
-        raise UserError(
-            f"video {record.name}, frame {record.frames.names[index]}: is {frame.shape[0]} x {frame.shape[1]} "
-            f"(height x width), {record.height} x {record.width} expected"
-        )
-    return frame

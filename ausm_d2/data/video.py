@@ -72,6 +72,23 @@ class VideoRecord:
         """Number of frames T."""
         return len(self.frames)
 
+    def read_frame(self, index: int) -> np.ndarray:
+        """Frame ``index``, uint8 (H, W, 3) RGB.
+
+        Raises:
+            UserError: it cannot be read, or its size is not that of the video; it names the place.
+        """
+        try:
+            frame = self.frames[index]
+        except UserError as error:
+            raise UserError(f"video {self.name}, frame {self.frames.names[index]}: {error}") from None
+        if frame.shape[:2] != (self.height, self.width):
+            raise UserError(
+                f"video {self.name}, frame {self.frames.names[index]}: is {frame.shape[0]} x {frame.shape[1]} "
+                f"(height x width), {self.height} x {self.width} expected"
+            )
+        return frame
+
     def is_labelled(self, frame: int) -> bool:
         """Whether a frame carries labels (or would, if this were not a test set)."""
         return self.labelled is None or (frame < len(self.labelled) and self.labelled[frame])

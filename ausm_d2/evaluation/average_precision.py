@@ -13,7 +13,8 @@ Shape shorthand:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,12 +82,18 @@ def match(
     return Detections(scores, matched, ignored, (~ignored_objects).sum(axis=1))
 
 
+def distinct_names(names: Mapping[int, str]) -> list[str]:
+    """The names of classes, by id; where several classes have one name, with the id behind it."""
+    counts = Counter(names.values())
+    return [name if counts[name] == 1 else f"{name} (id {class_id})" for class_id, name in names.items()]
+
+
 def summarise(groups: Iterable[Sequence[Detections]], class_names: Sequence[str]) -> dict[str, Any]:
     """``METRICS`` and ``per_category`` (AP by name), in percent; ``None`` where there are no true objects.
 
     Args:
         groups: of each category, those of all videos. Of equal scores those of an earlier group count first.
-        class_names: of each category.
+        class_names: of each category, all different.
     """
     curves = [_curve(of_category) for of_category in groups]
     precision = np.array([curve[0] for curve in curves]).reshape(-1, 4, len(_THRESHOLDS), len(_RECALLS))

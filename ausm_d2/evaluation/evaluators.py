@@ -21,6 +21,7 @@ from ausm_d2.checkpoint.fingerprint import fingerprint
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation import vos, ytvis
+from ausm_d2.evaluation.average_precision import distinct_names
 from ausm_d2.evaluation.parallel import available_cores, in_parallel
 from ausm_d2.evaluation.reappearance import Reappearances, count_reappearances
 from ausm_d2.evaluation.results import ResultFolder
@@ -38,14 +39,15 @@ class YTVISEvaluator(VideoEvaluator):
     measure: type[ytvis.TrackEval] = ytvis.TrackEval
 
     def score(self) -> Scores:
-        class_names = self.metadata.thing_classes
+        data = DataSet.of(self.dataset_name, self.records)
+        thing_classes = self.metadata.thing_classes
+        class_names = distinct_names({data.category_ids[i]: name for i, name in enumerate(thing_classes)})
         evaluation = self.measure(range(len(class_names)))
         for record in self.records:
             evaluation.add(record.video_id, true_tracks(record), predicted_tracks(self.results, record))
         scores = evaluation.scores(class_names)
         logger.info("AP on %s:\n%s", self.dataset_name, ytvis.table(scores))
         form = archive.FORMATS[self.metadata.evaluator_type]
-        data = DataSet.of(self.dataset_name, self.records)
         archive.write(self.output_dir / "results.json", form.members(data, self.results))
         per_category = {f"AP-{name}": value for name, value in scores.pop("per_category").items()}
         return {"segm": {name: value for name, value in {**scores, **per_category}.items() if value is not None}}

@@ -73,7 +73,7 @@ class FlowMask(Reference):
         pixels = np.stack(np.meshgrid(np.arange(record.width), np.arange(record.height)), axis=-1)  # x, y of each
         previous = None
         for frame in range(record.length):
-            current = cv2.cvtColor(record.frames[frame], cv2.COLOR_RGB2GRAY)
+            current = cv2.cvtColor(record.read_frame(frame), cv2.COLOR_RGB2GRAY)
             if coverage:
                 # From this frame back to the one before: where each pixel comes from.
                 origin = (pixels + self._flow.calc(current, previous, None)).astype(np.float32)
@@ -134,7 +134,7 @@ class FrameByFrame(Reference):
         record: VideoRecord = item["record"]
         tracks: list[_Track] = []
         for frame in range(record.length):
-            masks, probabilities = self.detector.detect(record.frames[frame], item)
+            masks, probabilities = self.detector.detect(record.read_frame(frame), item)
             self._link(tracks, frame, masks, probabilities, record.length)
         numbered = dict(enumerate(tracks, 1))
         return {

@@ -9,6 +9,7 @@ Shape shorthand:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -22,6 +23,9 @@ from ausm_d2.masks.rle import Rle
 
 if TYPE_CHECKING:
     from ausm_d2.data.video import VideoRecord
+
+
+_LONGEST = 200  # characters of a file name; file systems take 255 bytes
 
 
 class Output:
@@ -51,8 +55,11 @@ class ResultFolder:
         self.folder = Path(folder)
 
     def path(self, record: VideoRecord) -> Path:
-        """Where the results of a video are, or will be."""
-        return self.folder / f"{quote(str(record.video_id), safe='')}.json"
+        """Where the results of a video are, or will be: a file of its id, whatever that holds and however long."""
+        name = quote(str(record.video_id), safe="")
+        if len(name) > _LONGEST:
+            name = f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+        return self.folder / f"{name}.json"
 
     def write(self, record: VideoRecord, text: str) -> None:
         """Keep the model's output, as JSON."""
@@ -73,7 +80,11 @@ class ResultFolder:
         if missing:
             raise UserError(f"{self.folder}: {len(missing)} videos have no result, the first of them {missing[0].name}")
 
+    def files(self) -> list[Path]:
+        """All files of results that there are."""
+        return sorted(self.folder.glob("*.json"))
+
     def clear(self) -> None:
         """Remove all results."""
-        for path in self.folder.glob("*.json"):
+        for path in self.files():
             path.unlink(missing_ok=True)  # several machines may share the folder

@@ -20,7 +20,7 @@ from ausm_d2.errors import UserError
 from ausm_d2.evaluation import vos
 from ausm_d2.evaluation.results import ResultFolder
 from ausm_d2.evaluation.submission import archive
-from ausm_d2.io import atomic_write
+from ausm_d2.io import atomic_write, require_room
 
 Scores = dict[str, dict[str, float]]
 
@@ -101,13 +101,32 @@ class VideoEvaluator(DatasetEvaluator):
         return {record.video_id for record in self.records if self.results.path(record).exists()}
 
     def reset(self) -> None:
-        """Begin an evaluation: without ``resume``, the results of an earlier one are removed."""
+        """Begin an evaluation: without ``resume``, the results of an earlier one are removed.
+
+        Raises:
+            UserError: in all processes, if one of them cannot write, or would remove files that are no results.
+        """
+        problem = None
         if comm.get_local_rank() == 0:  # of every machine: they may share no disk
-            if not self._resume or not self._finished_here():
-                self.results.clear()
-            with atomic_write(self._run_file) as path:
-                path.write_text(self._run_id, encoding="utf-8")
-        comm.synchronize()
+            try:
+                self._prepare_folder()
+            except UserError as error:
+                problem = str(error)
+        problems = [each for each in comm.all_gather(problem) if each is not None]
+        if problems:
+            raise UserError(problems[0])
+
+    def _prepare_folder(self) -> None:
+        require_room(self.output_dir)
+        if not self._resume or not self._finished_here():
+            if self.results.files() and not self._run_file.exists():
+                raise UserError(
+                    f"{self.results.folder}: holds {self.results.files()[0].name!r}, which no evaluation has written"
+                    "; move them, or choose another OUTPUT_DIR"
+                )
+            self.results.clear()
+        with atomic_write(self._run_file) as path:
+            path.write_text(self._run_id, encoding="utf-8")
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         """Keep the model's outputs (in evaluation mode) for some test items."""

@@ -14,6 +14,7 @@ Shape shorthand:
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import logging
 import os
@@ -182,14 +183,13 @@ def seen_and_unseen(videos: Iterable[VideoScore], is_seen: Mapping[tuple[str, in
 
 def write_table(path: str | os.PathLike[str], videos: Iterable[VideoScore]) -> None:
     """Write the scores as CSV, a line for each object."""
-    lines = ["video,object,J&F,J,F"]
-    for video in videos:
-        lines += [
-            f"{video.name},{object_id},{(score.j + score.f) / 2:.4f},{score.j:.4f},{score.f:.4f}"
-            for object_id, score in video.objects.items()
-        ]
-    with atomic_write(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["video", "object", "J&F", "J", "F"])
+        for video in videos:
+            for object_id, score in video.objects.items():
+                values = (score.j + score.f) / 2, score.j, score.f
+                table.writerow([video.name, object_id, *(f"{value:.4f}" for value in values)])
 
 
 class _Pair(NamedTuple):

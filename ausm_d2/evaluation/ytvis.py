@@ -22,7 +22,14 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ausm_d2.errors import cli
-from ausm_d2.evaluation.average_precision import METRICS, MOST_DETECTIONS, Detections, match, summarise
+from ausm_d2.evaluation.average_precision import (
+    METRICS,
+    MOST_DETECTIONS,
+    Detections,
+    distinct_names,
+    match,
+    summarise,
+)
 from ausm_d2.evaluation.tracks import Track, VideoId, measured_overlaps
 from ausm_d2.evaluation.ytvis_files import GroundTruth, Video, read_results, read_truth
 from ausm_d2.io import atomic_write
@@ -147,12 +154,12 @@ def _order(video_id: VideoId) -> tuple[bool, VideoId]:
 def score(truth: GroundTruth, results: Sequence[Track]) -> dict[str, Any]:
     """What ``TrackEval.scores`` returns, for all videos of the ground truth; all ``None`` where there are no labels."""
     if not truth.tracks:
-        return {**dict.fromkeys(METRICS), "per_category": dict.fromkeys(truth.categories.values())}
+        return {**dict.fromkeys(METRICS), "per_category": dict.fromkeys(distinct_names(truth.categories))}
     annotated, predicted = _by_video(truth.tracks), _by_video(results)
     evaluation = TrackEval(truth.categories)
     for video_id in truth.videos:
         evaluation.add(video_id, annotated[video_id], predicted[video_id])
-    return evaluation.scores([truth.categories[category] for category in evaluation.category_ids])
+    return evaluation.scores(distinct_names(dict(sorted(truth.categories.items()))))
 
 
 def _by_video(tracks: Iterable[Track]) -> dict[VideoId, list[Track]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation.tracks import Track, VideoId, mean_area
+from ausm_d2.ids import as_id, find_id
 from ausm_d2.masks.rle import Rle, measure, read_json_with_masks, to_rle
 
 logger = logging.getLogger(__name__)
@@ -84,13 +85,8 @@ class _Reader:
         value = self.field(name)
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             raise self.error(f"field {name!r} is {_shorten(value)}, expected a number or text")
-        if value in known:
-            return value
-        with contextlib.suppress(ValueError, OverflowError):
-            number = float(value)
-            if number.is_integer() and int(number) in known:
-                return int(number)
-        return str(value) if str(value) in known else value
+        found = find_id(value, known)
+        return value if found is None else found
 
     def flag(self, name: str) -> bool:
         """0 or 1; false where there is none."""
@@ -161,17 +157,21 @@ def read_truth(path: str | os.PathLike[str]) -> GroundTruth:
         if "length" not in video.entry and not isinstance(video.field("file_names"), list):
             raise video.error(f"field 'file_names' is {video.entry['file_names']!r}, expected a list")
         length = video.integer("length") if "length" in video.entry else len(video.entry["file_names"])
-        video_id = video.field("id")
-        if not isinstance(video_id, (int, str)):
-            raise video.error(f"field 'id' is {video_id!r}, expected a number or text")
+        video_id = as_id(video.field("id"))
+        if video_id is None:
+            raise video.error(f"field 'id' is {video.entry['id']!r}, expected a whole number or text")
+        if find_id(video_id, videos) is not None:
+            raise video.error(f"field 'id' is {video_id!r}, which another video has")
         height, width = video.integer("height"), video.integer("width")
         if min(height, width) < 1:
             raise video.error(f"height and width are {height} and {width}, expected pixels from 1 on")
         videos[video_id] = Video(height, width, length)
-    categories = {
-        category.integer("id"): str(category.entry.get("name", category.entry["id"]))
-        for category in _entries(path, data, "categories")
-    }
+    categories: dict[int, str] = {}
+    for category in _entries(path, data, "categories"):
+        category_id = category.integer("id")
+        if category_id in categories:
+            raise category.error(f"field 'id' is {category_id}, which another category has")
+        categories[category_id] = str(category.entry.get("name", category_id))
     if data.get("annotations") is None:
         return GroundTruth(videos, categories, None)
     tracks: list[dict[str, Any]] = []

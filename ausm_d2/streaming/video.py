@@ -210,7 +210,7 @@ def _segment_unprompted(
     stream = FrameStream(model, settings, label_set=label_set, detect=True)
     tracks = VideoTracks(record.length)
     for visit in visits(record.length, repeat=settings.repeat, spatial_traversal=settings.spatial_traversal):
-        frame = record.frames[visit.frame]
+        frame = record.read_frame(visit.frame)
         if visit.corner is not None:
             frame = crop(frame, visit.corner)
         tracks.keep(stream.step(frame), stream, visit)
@@ -282,7 +282,7 @@ def _segment_prompted(
     }
     waiting = dict(prompts)
     for visit in visits(record.length, repeat=settings.repeat, spatial_traversal=False):
-        output = stream.step(record.frames[visit.frame], waiting.pop(visit.frame, {}))
+        output = stream.step(record.read_frame(visit.frame), waiting.pop(visit.frame, {}))
         if not visit.counts:
             continue
         predicted = model.prompt_index == "zero" and visit.frame == 0

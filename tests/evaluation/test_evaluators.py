@@ -28,6 +28,7 @@ from ausm_d2.data.video import Instance, VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation import ytvis
 from ausm_d2.evaluation.evaluators import VideoEvaluators, build_evaluator
+from ausm_d2.evaluation.results import ResultFolder
 from ausm_d2.io import atomic_write
 from ausm_d2.masks.rle import encode
 from tests.data.stubs import ArrayFrames, ListedMasks
@@ -447,3 +448,33 @@ def test_another_run_on_one_machine_stops_all(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(comm, "all_gather", lambda data: [data, (set(), "there: other weights")])
     with pytest.raises(UserError, match="there: other weights"):
         evaluator.finished_video_ids()
+
+
+@pytest.mark.parametrize("video_id", ["视" * 100, "a/../b:c", "x" * 254, "", "con\n.json"])
+def test_results_are_kept_whatever_a_video_is_called(tmp_path: Path, video_id: str) -> None:
+    record = VideoRecord(video_id, "name", 4, 4, frames=ArrayFrames([]))
+    folder = ResultFolder(tmp_path / "videos")
+    folder.write(record, json.dumps({"tracks": [{"track_id": 3}]}))
+    assert folder.read(record).tracks == [{"track_id": 3}] and folder.missing([record]) == []
+    assert [path.parent for path in folder.files()] == [tmp_path / "videos"] == [path for path in tmp_path.iterdir()]
+
+
+def test_long_names_that_begin_alike_have_files_of_their_own(tmp_path: Path) -> None:
+    records = [VideoRecord("视" * 100 + end, end, 4, 4, frames=ArrayFrames([])) for end in "ab"]
+    assert len({ResultFolder(tmp_path).path(record) for record in records}) == 2
+
+
+def test_files_that_no_evaluation_has_written_are_not_removed(tmp_path: Path) -> None:
+    theirs = tmp_path / "inference" / VIS / "videos" / "theirs.json"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("{}")
+    evaluator = build_evaluator(VIS, cfg_for(tmp_path))
+    with pytest.raises(UserError, match=r"videos: holds 'theirs\.json', which no evaluation has written"):
+        evaluator.reset()
+    assert theirs.exists()
+
+
+def test_an_output_folder_that_cannot_be_written_is_said_before_the_first_frame(tmp_path: Path) -> None:
+    (tmp_path / "inference").write_text("a file")
+    with pytest.raises(UserError, match=r"inference/eval_vis: cannot be written to: "):
+        build_evaluator(VIS, cfg_for(tmp_path)).reset()

@@ -176,7 +176,7 @@ def test_nothing_half_written(tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             archive.write(tmp_path / name, members())
     assert [path.name for path in tmp_path.iterdir()] == ["videos"]
-    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thing").mkdir(parents=True)
     with pytest.raises(UserError, match="mine: exists already"):
         archive.write(tmp_path / "mine", [])
     results.path(records[1]).unlink()
@@ -362,3 +362,37 @@ def test_a_data_set_of_ones_own_is_known_by_the_config(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'own_written_val' is not known"):
         writers.main(arguments)
     assert writers.main([*arguments, "--config-file", str(config)]) == 0
+
+
+def test_two_videos_of_one_name_are_not_written_over_each_other(tmp_path: Path) -> None:
+    results = results_of("vos", tmp_path / "videos")
+    for each in DatasetCatalog.get("write_vos"):
+        each.name = "img1"
+    for name in ("a.zip", "tree"):
+        with pytest.raises(UserError, match=rf"{name}: two videos would be written to 'img1\.txt'"):
+            writers.main(
+                ["write", str(results.folder), str(tmp_path / name), "--dataset", "write_vos", "--format", "mot"]
+            )
+        assert not (tmp_path / name).exists()
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive_file, pytest.warns(UserWarning, match="Duplicate name"):
+        for _ in range(2):
+            archive_file.writestr("img1.txt", "")
+    found = archive.check(tmp_path / "b.zip", "write_vos", "mot")
+    assert found[0].startswith("write_vos has 2 videos of the name 'img1'") and "img1.txt: in the zip 2 times" in found
+
+
+def test_names_that_lead_out_of_a_submission_are_refused(tmp_path: Path) -> None:
+    for name in ("../v.txt", "/v.txt", "a/../../v.txt"):
+        with pytest.raises(UserError, match="would lie outside of the submission"):
+            archive.write(tmp_path / "a.zip", [(name, [b""])])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_submission_behind_links_is_checked(tmp_path: Path) -> None:
+    folder = write("vos", tmp_path / "tree")
+    (tmp_path / "disk").mkdir()
+    (folder / "v10").rename(tmp_path / "disk/v10")
+    (folder / "v10").symlink_to(tmp_path / "disk/v10")
+    assert archive.check(folder, "write_vos") == []
+    (folder / "v10/loop").symlink_to(folder)
+    assert archive.check(folder, "write_vos") == []

@@ -1,6 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import csv
 import json
 import operator
 import subprocess
@@ -285,3 +286,51 @@ def test_real_masks(shared_data: Path) -> None:
         evaluator.feed(first, read_labels(frame) == 1)
     expected = vos_benchmark_scores([read_labels(frame) for frame in frames[1:]], [first.astype(int)] * 5)
     assert evaluator.score() == pytest.approx(expected[1], abs=1e-9)
+
+
+def test_frames_without_leading_zeros_score_the_same(tmp_path: Path) -> None:
+    """In the order of text, frame 10 would come before frame 2 and another mask would be the prompt and the last."""
+    truth = [square(min(t, 5), 1 if t else 2) + (square(6, 3) if t > 8 else 0) for t in range(12)]
+    predicted = [np.roll(ids, 1, axis=1) if t % 3 else ids for t, ids in enumerate(truth)]
+    for names in ("{:05d}", "{}", "frame_{}"):
+        for side, maps in (("truth", truth), ("predicted", predicted)):
+            for t, ids in enumerate(maps):
+                write_mask_png(tmp_path / names / side / "video" / f"{names.format(t)}.png", ids)
+    padded, *others = (
+        vos.score_folders(tmp_path / names / "truth", tmp_path / names / "predicted", skip_last_frame=True)
+        for names in ("{:05d}", "{}", "frame_{}")
+    )
+    assert others == [padded, padded]
+
+
+def test_masks_that_match_nothing_or_twice_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(tmp_path / "truth/video", [square(2)] * 3)
+    for t in range(1, 4):
+        write_mask_png(tmp_path / f"predicted/video/{t:05d}.png", square(2))
+    with pytest.raises(UserError, match=r"predicted/video: masks are numbered from '00001\.png'.*shifted by 1"):
+        vos.score_folders(tmp_path / "truth", tmp_path / "predicted")
+    save(tmp_path / "good/video", [square(2)] * 3)
+    save(tmp_path / "good/another", [square(2)])
+    vos.score_folders(tmp_path / "truth", tmp_path / "good")
+    assert "good: 1 videos are not in the ground truth (such as 'another')" in caplog.text
+    write_mask_png(tmp_path / "truth/video/2.png", square(2))
+    with pytest.raises(UserError, match=r"truth/video: two masks for one frame, '00002\.png' and '2\.png'"):
+        vos.score_folders(tmp_path / "truth", tmp_path / "good")
+
+
+def test_white_is_void_or_an_object_by_the_whole_video(tmp_path: Path) -> None:
+    """The object leaves, and only void is left: that is no second object."""
+    void = np.where(np.arange(10) > 7, 255, 0) * np.ones((10, 1), int)
+    for side in ("truth", "predicted"):
+        for t, ids in enumerate([np.where(void, 255, square(2)), np.where(void, 255, square(3)), void]):
+            picture = Image.fromarray(ids.astype(np.uint8))
+            (tmp_path / side / "video").mkdir(parents=True, exist_ok=True)
+            picture.save(tmp_path / side / "video" / f"{t:05d}.png")
+    [video] = vos.score_folders(tmp_path / "truth", tmp_path / "predicted")
+    assert video.objects == {1: vos.ObjectScore(100, 100)}
+
+
+def test_names_with_commas_stay_one_cell(tmp_path: Path) -> None:
+    vos.write_table(tmp_path / "a.csv", [vos.VideoScore('a,"b"', {1: vos.ObjectScore(1, 3)})])
+    with (tmp_path / "a.csv").open(newline="") as file:
+        assert list(csv.reader(file))[1] == ['a,"b"', "1", "2.0000", "1.0000", "3.0000"]

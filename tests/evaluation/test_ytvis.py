@@ -319,7 +319,7 @@ def test_malformed_files(tmp_path: Path) -> None:
         ({"file_names": 3}, r"videos\[0\]: field 'file_names' is 3, expected a list"),
         ({"length": "2.5"}, r"videos\[0\]: field 'length' is '2.5', expected a whole number"),
         ({"height": 0, "length": 2}, r"videos\[0\]: height and width are 0 and 10, expected pixels from 1 on"),
-        ({"id": [1], "length": 2}, r"videos\[0\]: field 'id' is \[1\], expected a number or text"),
+        ({"id": [1], "length": 2}, r"videos\[0\]: field 'id' is \[1\], expected a whole number or text"),
     ):
         first = {"id": 1, "height": 10, "width": 10, **change}
         with pytest.raises(UserError, match="truth.json: " + message):
@@ -340,7 +340,7 @@ def test_malformed_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"long\.json: not read: a number of thousands of digits"):
         ytvis.read_truth(tmp_path / "long.json")
     (tmp_path / "deep.json").write_text("[" * 100000)
-    with pytest.raises(UserError, match=r"deep\.json: not read: lists in lists"):
+    with pytest.raises(UserError, match=r"deep\.json: not read: nested too deeply"):
         ytvis.read_truth(tmp_path / "deep.json")
     with pytest.raises(UserError, match=r"none\.json: cannot be read"):
         ytvis.read_truth(tmp_path / "none.json")
@@ -369,3 +369,27 @@ def test_the_commands_errors(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ") and "entry 0" in done.stderr
     assert not (tmp_path / "out.json").exists()
+
+
+def test_two_classes_of_one_name_have_an_entry_each(tmp_path: Path) -> None:
+    truth, results = hand_made()
+    truth["categories"][1]["name"] = "cat"
+    scores = score(tmp_path, truth, results)
+    assert list(scores["per_category"]) == ["cat (id 7)", "cat (id 8)"]
+    assert scores["per_category"]["cat (id 7)"] == scores["AP"] and scores["per_category"]["cat (id 8)"] is None
+
+
+def test_ids_that_two_entries_have_are_refused(tmp_path: Path) -> None:
+    for name, message in (("videos", "which another video has"), ("categories", "which another category has")):
+        truth, results = hand_made()
+        truth[name][1]["id"] = float(truth[name][0]["id"])
+        with pytest.raises(UserError, match=rf"{name}\[1\]: field 'id' is \d, {message}"):
+            score(tmp_path, truth, results)
+
+
+def test_numbers_written_with_a_decimal_point_are_the_same_numbers(tmp_path: Path) -> None:
+    truth, results = hand_made()
+    expected = score(tmp_path, truth, results)
+    for entry in (*truth["videos"], *truth["categories"], *truth["annotations"], *results):
+        entry.update({key: float(value) for key, value in entry.items() if type(value) is int})
+    assert score(tmp_path, truth, results) == expected

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import zipfile
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 
 from detectron2.data import MetadataCatalog
 
@@ -20,7 +19,7 @@ from ausm_d2.evaluation.submission import json_lists
 from ausm_d2.evaluation.submission.base import DataSet, Files, Format, Member
 from ausm_d2.evaluation.submission.mask_pictures import MaskTree, ObjectTree
 from ausm_d2.evaluation.submission.mot_text import MOTText
-from ausm_d2.io import atomic_write
+from ausm_d2.io import atomic_folder, atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +34,15 @@ FORMATS: dict[str, Format] = {  # the first five by metadata evaluator_type
 
 
 def write(path: str | os.PathLike[str], members: Iterable[Member]) -> None:
-    """Write the files of a submission as a zip, a single ``.json`` or else a folder, which is complete or not there."""
+    """Write the files of a submission as a zip, a single ``.json`` or else a folder, which is complete or not there.
+
+    Raises:
+        UserError: it cannot be written, two files would have one name, or one would lie outside of the submission.
+    """
     target = Path(path)
     if target.suffix == ".zip":
         with atomic_write(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in members:
+            for name, content in _each_once(target, members):
                 with archive.open(name, "w", force_zip64=True) as file:
                     file.writelines(content)
     elif target.suffix == ".json":
@@ -47,16 +50,24 @@ def write(path: str | os.PathLike[str], members: Iterable[Member]) -> None:
             for _, content in members:
                 file.writelines(content)
     else:
-        if target.exists():
-            raise UserError(f"{target}: exists already; expected a new folder, or a file name ending in .zip or .json")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary_folder:
-            folder = Path(temporary_folder, "complete")
-            for name, content in members:
+        with atomic_folder(target) as folder:
+            for name, content in _each_once(target, members):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 with (folder / name).open("wb") as file:
                     file.writelines(content)
-            folder.replace(target)
+
+
+def _each_once(target: Path, members: Iterable[Member]) -> Iterator[Member]:
+    """The members, as long as their names are usable."""
+    seen: set[str] = set()
+    for name, content in members:
+        parts = PurePosixPath(name).parts
+        if name in seen:
+            raise UserError(f"{target}: two videos would be written to {name!r}: their names are the same")
+        if name.startswith("/") or ".." in parts:
+            raise UserError(f"{target}: {name!r} would lie outside of the submission")
+        seen.add(name)
+        yield name, content
 
 
 def write_submission(
@@ -81,4 +92,5 @@ def check(path: str | os.PathLike[str], dataset_name: str, form: str | None = No
     """
     records = get_records(dataset_name)
     kind = form or MetadataCatalog.get(dataset_name).evaluator_type
-    return list(FORMATS[kind].problems(DataSet.of(dataset_name, records), Files(path)))
+    data, files = DataSet.of(dataset_name, records), Files(path)
+    return [*data.problems(), *files.problems(), *FORMATS[kind].problems(data, files)]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from detectron2.data import MetadataCatalog
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation.results import ResultFolder
+from ausm_d2.names import files_below
 
 # A file of a submission: its path inside, and its content in pieces.
 Member = tuple[str, Iterable[bytes]]
@@ -37,6 +39,12 @@ class DataSet:
             return cls(name, records, {index: index + 1 for index in range(len(metadata.thing_classes))})
         return cls(name, records, {contiguous: category for category, contiguous in own.items()})
 
+    def problems(self) -> Iterator[str]:
+        """Videos of one name, of which a server would see one."""
+        for name, count in Counter(record.name for record in self.records).items():
+            if count > 1:
+                yield f"{self.name} has {count} videos of the name {name!r}; files of results are named by videos"
+
 
 class Files:
     """The files of a submission, in a zip, in a folder, or one on its own."""
@@ -45,7 +53,7 @@ class Files:
         self.path = Path(path)
         self.zip: zipfile.ZipFile | None = None
         if self.path.is_dir():
-            self.names = sorted(file.relative_to(path).as_posix() for file in self.path.rglob("*") if file.is_file())
+            self.names = sorted(file.relative_to(path).as_posix() for file in files_below(path) if file.is_file())
         elif not self.path.is_file():
             raise UserError(f"{path}: no such file or folder")
         elif zipfile.is_zipfile(path):
@@ -53,6 +61,10 @@ class Files:
             self.names = sorted(entry.filename for entry in self.zip.infolist() if not entry.is_dir())
         else:
             self.names = [self.path.name]
+
+    def problems(self) -> Iterator[str]:
+        """Files of one name, of which a server would see one."""
+        yield from (f"{name}: in the zip {count} times" for name, count in Counter(self.names).items() if count > 1)
 
     def read(self, name: str) -> bytes:
         """The contents of a file.
