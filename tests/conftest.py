@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -19,6 +21,17 @@ cv2.setNumThreads(0)
 def _seeded() -> None:
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def restored_loggers() -> Iterator[None]:
+    """Detectron2's setup gives these loggers files and streams of their own; the tests after it want none of them."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "ausm_d2")]
+    before = [(each.handlers[:], each.propagate, each.level) for each in loggers]
+    yield
+    for each, (handlers, each.propagate, level) in zip(loggers, before, strict=True):
+        each.handlers[:] = handlers
+        each.setLevel(level)
 
 
 @pytest.fixture(scope="session")

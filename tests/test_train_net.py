@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,15 +22,7 @@ from tests.tiny import tiny_cfg, tiny_model
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(autouse=True)
-def _loggers() -> Iterator[None]:
-    """Detectron2 gives these loggers files and streams of their own; the tests after these want none of them."""
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "ausm_d2")]
-    before = [(each.handlers[:], each.propagate, each.level) for each in loggers]
-    yield
-    for each, (handlers, each.propagate, level) in zip(loggers, before, strict=True):
-        each.handlers[:] = handlers
-        each.setLevel(level)
+pytestmark = pytest.mark.usefixtures("restored_loggers")
 
 
 @pytest.fixture

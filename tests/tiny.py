@@ -16,19 +16,13 @@ from ausm_d2.meta_arch import AUSM
 HEIGHT, WIDTH = 64, 96
 
 
-def tiny_cfg(*opts: Any) -> CfgNode:
-    """A config of about 0.2 M parameters with two label sets."""
-    cfg = get_cfg()
-    add_ausm_config(cfg)
-    settings: list[Any] = ["MODEL.META_ARCHITECTURE", "AUSM", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
-    settings += ["MODEL.BACKBONE.NAME", "build_swin_backbone", "MODEL.BACKBONE.FREEZE_AT", 0, "INPUT.FORMAT", "RGB"]
-    settings += ["MODEL.SWIN.EMBED_DIM", 8, "MODEL.SWIN.DEPTHS", [1, 1, 1, 1], "MODEL.SWIN.NUM_HEADS", [1, 1, 2, 2]]
-    settings += ["MODEL.SWIN.WINDOW_SIZE", 4, "MODEL.SWIN.DROP_PATH_RATE", 0.0]
-    settings += ["MODEL.PIXEL_MEAN", [123.675, 116.28, 103.53], "MODEL.PIXEL_STD", [58.4, 57.1, 57.4]]
+def tiny_sizes() -> list[Any]:
+    """Keys and values that make a model one of about 0.2 M parameters."""
+    settings: list[Any] = ["MODEL.SWIN.EMBED_DIM", 8, "MODEL.SWIN.DEPTHS", [1, 1, 1, 1]]
+    settings += ["MODEL.SWIN.NUM_HEADS", [1, 1, 2, 2], "MODEL.SWIN.WINDOW_SIZE", 4, "MODEL.SWIN.DROP_PATH_RATE", 0.0]
     for key, value in {
         "HIDDEN_DIM": 32,
         "NUM_ID": 8,
-        "LABEL_SETS": [["synthvis", 6], ["object", 1]],
         "FRAME_ENCODER.ENC_LAYERS": 0,
         "COMPRESSOR.LAYERS": 2,
         "COMPRESSOR.HEAD_DIM": 16,
@@ -41,11 +35,21 @@ def tiny_cfg(*opts: Any) -> CfgNode:
         "PIXEL_DECODER.HEAD_DIM": 16,
         "PIXEL_DECODER.DIM_FEEDFORWARD": 32,
         "PIXEL_DECODER.NUM_DET": 6,
-        "TRAIN.HISTORY_NOISE.ENABLED": False,
     }.items():
         settings += [f"MODEL.AUSM.{key}", value]
-    settings += ["MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 64, "INPUT.MIN_SIZE_TEST", 0]
-    cfg.merge_from_list(settings + list(opts))
+    return [*settings, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 64]
+
+
+def tiny_cfg(*opts: Any) -> CfgNode:
+    """A config of :func:`tiny_sizes` with two label sets."""
+    cfg = get_cfg()
+    add_ausm_config(cfg)
+    settings: list[Any] = ["MODEL.META_ARCHITECTURE", "AUSM", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
+    settings += ["MODEL.BACKBONE.NAME", "build_swin_backbone", "MODEL.BACKBONE.FREEZE_AT", 0, "INPUT.FORMAT", "RGB"]
+    settings += ["MODEL.PIXEL_MEAN", [123.675, 116.28, 103.53], "MODEL.PIXEL_STD", [58.4, 57.1, 57.4]]
+    settings += ["MODEL.AUSM.LABEL_SETS", [["synthvis", 6], ["object", 1]], "INPUT.MIN_SIZE_TEST", 0]
+    settings += ["MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED", False]
+    cfg.merge_from_list(settings + tiny_sizes() + list(opts))
     return cfg
 
 
