@@ -101,12 +101,12 @@ def test_the_evaluation_is_of_the_papers_data_sets_with_label_set_task_and_topk_
     found = {}
     for name in TEST_SETS:
         data = MetadataCatalog.get(name)
-        found[name] = (data.task, data.head, None if data.task == "vos" else data.topk)
-    vos, heads = ("vos", "object", None), dict(cfg.MODEL.AUSM.HEADS)
+        found[name] = (data.task, data.label_set, None if data.task == "vos" else data.topk)
+    vos, label_sets = ("vos", "object", None), dict(cfg.MODEL.AUSM.LABEL_SETS)
     expected = dict.fromkeys(TEST_SETS[:4], vos) | {"coco_2017_val": ("image", "coco", 100)}
     expected |= {f"ytvis_{year}_val": ("vis", f"ytvis_{year}", 10) for year in (2019, 2021)}
     assert found == expected | {"ovis_val": ("vis", "ovis", 20)}
-    assert {head: heads[head] for _, head, _ in found.values()} == heads
+    assert {name: label_sets[name] for _, name, _ in found.values()} == label_sets
 
 
 @pytest.fixture
@@ -148,9 +148,8 @@ def test_the_stages_start_from_each_other_and_are_scored_by_what_is_there(
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     command = re.search(r"^python train_net\.py .*(configs/paper/stage1\S+\.yaml) MODEL\.WEIGHTS (\S+)$", readme, re.M)
     assert command
-    heads = [["coco", 80], ["object", 1]]
     torch.manual_seed(5)
-    weights = as_mask2former(tiny_model("MODEL.AUSM.HEADS", heads, *DEFORMABLE))
+    weights = as_mask2former(tiny_model("MODEL.AUSM.LABEL_SETS", [["coco", 80], ["object", 1]], *DEFORMABLE))
     torch.save({"model": weights}, tmp_path / command[2])
     small = [*tiny_sizes(), *DEFORMABLE, "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 0, "SEED", 1]
     small += ["SOLVER.IMS_PER_BATCH", 1, "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", [], "INPUT.LSJ_AUG.IMAGE_SIZE", 64]

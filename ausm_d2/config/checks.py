@@ -39,6 +39,7 @@ def check_model_config(cfg: CfgNode) -> None:
             )
     choices = {
         "PROMPT_INDEX": (ausm.PROMPT_INDEX, ("frame", "zero")),
+        "START": (ausm.START, ("lookup", "residual")),
         "TRAIN.MODE": (ausm.TRAIN.MODE, ("parallel", "iterative", "rollout")),
     }
     for key, (value, known) in choices.items():

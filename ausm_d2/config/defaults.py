@@ -61,6 +61,10 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # "frame": a mask given at frame k enters M_k and is tracked from k + 1. "zero": Alg. 1's letter, a mask given at
     # the first frame is M_0, marked on X_0, and the first frame itself is predicted (docs/deviations.md, 2).
     ausm.PROMPT_INDEX = "frame"
+    # Before training. "lookup": attentions look for what resembles a query (for models from random weights).
+    # "residual": the unprompted first frame is what Mask2Former predicts of it (for models from its weights);
+    # docs/deviations.md, 15.
+    ausm.START = "lookup"
     ausm.MARKER_EPS = 1e-6  # eps of the History Marker (Sec. 3)
     # Keys and values of the spatial attentions of Compressor and Decoder are pooled r x r; 1 = the paper.
     ausm.SPATIAL_REDUCTION = 1

@@ -206,8 +206,19 @@ class DecoderLayer(nn.Module):
     """Self-attention over X_t (optional), cross-attention to F_t, feed-forward; all pre-norm."""
 
     def __init__(
-        self, dim: int, *, head_dim: int, dim_feedforward: int, self_attention: bool, spatial_reduction: int
+        self,
+        dim: int,
+        *,
+        head_dim: int,
+        dim_feedforward: int,
+        self_attention: bool,
+        spatial_reduction: int,
+        silent: bool,
     ) -> None:
+        """
+        Args:
+            silent: every branch adds nothing at first.
+        """
         super().__init__()
         self.spatial_reduction = spatial_reduction
         self.norm_self = LayerNorm(dim) if self_attention else None
@@ -218,7 +229,10 @@ class DecoderLayer(nn.Module):
         self.ffn = FeedForward(dim, dim_feedforward)
         # The decoder starts as propagation of marks between pixels that look alike (docs/deviations.md, 15).
         self.cross_attn.init_as_lookup(sharpness=1.5, gain=4.0)
-        for parameter in self.ffn.linear2.parameters():
+        last = [self.ffn.linear2]
+        if silent:
+            last += [attn.out_proj for attn in (self.self_attn, self.cross_attn) if attn is not None]
+        for parameter in (parameter for layer in last for parameter in layer.parameters()):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, position: Tensor, size: tuple[int, int], key: Tensor, value: Tensor) -> Tensor:
@@ -260,8 +274,13 @@ class HistoryDecoder(nn.Module):
         dim_feedforward: int,
         self_attention: bool = True,
         spatial_reduction: int = 1,
+        residual: bool = False,
         checkpointing: bool = False,
     ) -> None:
+        """
+        Args:
+            residual: G_t starts as X_t itself: all branches are silent at first, and there is no last norm.
+        """
         super().__init__()
         self.checkpointing = checkpointing
         self.spatial_reduction = spatial_reduction
@@ -272,10 +291,11 @@ class HistoryDecoder(nn.Module):
                 dim_feedforward=dim_feedforward,
                 self_attention=self_attention,
                 spatial_reduction=spatial_reduction,
+                silent=residual,
             )
             for _ in range(num_layers)
         )
-        self.norm = LayerNorm(dim)
+        self.norm: nn.Module = nn.Identity() if residual else LayerNorm(dim)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -287,6 +307,7 @@ class HistoryDecoder(nn.Module):
             "dim_feedforward": decoder.DIM_FEEDFORWARD,
             "self_attention": decoder.SELF_ATTENTION,
             "spatial_reduction": cfg.MODEL.AUSM.SPATIAL_REDUCTION,
+            "residual": cfg.MODEL.AUSM.START == "residual",
             "checkpointing": cfg.MODEL.AUSM.TRAIN.CHECKPOINTING,
         }
 

@@ -75,6 +75,7 @@ class AUSMNetwork(nn.Module):
         memory_strides: Sequence[int],
         marker_eps: float,
         prompt_index: str,
+        start: str,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
     ) -> None:
@@ -87,9 +88,19 @@ class AUSMNetwork(nn.Module):
             memory_strides: strides G_t is pooled to for the Pixel Decoder.
             marker_eps: eps of the History Marker.
             prompt_index: "frame" or "zero" (docs/deviations.md, 2).
+            start: "lookup" or "residual" (docs/deviations.md, 15).
             pixel_mean, pixel_std: of RGB in 0..255.
+
+        Raises:
+            UserError: if the residual start asks for memory of a stride that the frame encoder does not have.
         """
         super().__init__()
+        coarsest = 8 << (len(frame_encoder.in_features) - 2)
+        if start == "residual" and max(memory_strides) > coarsest:
+            raise UserError(
+                f"MODEL.AUSM.PIXEL_DECODER.MEMORY_STRIDES: {list(memory_strides)}, but the frame encoder has nothing "
+                f"coarser than stride {coarsest}, and MODEL.AUSM.START is residual"
+            )
         self.frame_encoder = frame_encoder
         self.marker = HistoryMarker(eps=marker_eps)
         self.compressor = compressor
@@ -97,6 +108,8 @@ class AUSMNetwork(nn.Module):
         self.pixel_decoder = pixel_decoder
         self.id_pool = IDPool(num_id, hidden_dim)
         self.x_start = nn.Parameter(torch.randn(hidden_dim) * 0.02)  # X_0, tiled over space
+        # How much of G_t - X_t enters the mask features; without the residual start all of G_t does.
+        self.mask_gate = nn.Parameter(torch.zeros(hidden_dim)) if start == "residual" else None
         self.label_sets = label_sets
         self.memory_strides = tuple(memory_strides)
         self.prompt_index = prompt_index
@@ -118,6 +131,7 @@ class AUSMNetwork(nn.Module):
             "memory_strides": ausm.PIXEL_DECODER.MEMORY_STRIDES,
             "marker_eps": ausm.MARKER_EPS,
             "prompt_index": ausm.PROMPT_INDEX,
+            "start": ausm.START,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
@@ -187,11 +201,34 @@ class AUSMNetwork(nn.Module):
         e = x_prev + self.marker(ids[:, None], history).to(x_prev.dtype)
         return e, ids[:, None].expand(-1, x_prev.shape[1], -1, -1), memory
 
+    def decoder_features(
+        self, x: Tensor, g: Tensor, mask_features: Tensor, levels: Sequence[Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        """What the Pixel Decoder looks at: its memory by level, and the mask features.
+
+        With the residual start the change G_t - X_t is added to what Mask2Former would look at, and is 0 before any
+        training; else both are made of G_t.
+
+        Args:
+            x, g: (BT, D, h, w) X_t and G_t.
+            mask_features: (BT, D, H4, W4) of the frame encoder.
+            levels: all levels of the frame encoder, coarsest first: (BT, D, h_l, w_l), the last of stride 8.
+        """
+        if self.mask_gate is None:
+            return memory_levels(g, self.memory_strides), mask_features + resize_to(g, mask_features)
+        change = g - x
+        of_stride = {8 << i: level for i, level in enumerate(reversed(levels))}
+        changes = zip(self.memory_strides, memory_levels(change, self.memory_strides), strict=True)
+        memory = [of_stride[stride] + pooled for stride, pooled in changes]
+        gate = self.mask_gate.to(change.dtype)[:, None, None]
+        return memory, mask_features + resize_to(gate * change, mask_features)
+
     def predict(
         self,
         *,
         x: Tensor,
         mask_features: Tensor,
+        levels: Sequence[Tensor],
         x_prev: Tensor,
         ids: Tensor,
         in_use: Tensor,
@@ -206,6 +243,7 @@ class AUSMNetwork(nn.Module):
         Args:
             x: (B, T, D, h, w) X_t.
             mask_features: (B, T, D, H4, W4).
+            levels: all levels of the frame encoder, coarsest first: (B, T, D, h_l, w_l).
             x_prev: (B, T, D, h, w) X_{t-1}.
             ids: (B, N, D) ID vectors.
             in_use: bool (B, T, N): row i is in A_{t-1}.
@@ -221,11 +259,10 @@ class AUSMNetwork(nn.Module):
         frames = x.shape[1]
         e, rows, memory = self.mark(x_prev.to(x.dtype), ids, in_use, history, memory, inplace=inplace)
         f, ssm = self.compressor(e, memory.ssm if memory else None, inplace=inplace)
-        g = self.decoder(x.flatten(0, 1), f.flatten(0, 1))
-        mask_features = mask_features.flatten(0, 1)
+        x = x.flatten(0, 1)
+        g = self.decoder(x, f.flatten(0, 1))
         layers = self.pixel_decoder(
-            memory_levels(g, self.memory_strides),
-            mask_features + resize_to(g, mask_features),
+            *self.decoder_features(x, g, mask_features.flatten(0, 1), [level.flatten(0, 1) for level in levels]),
             rows.flatten(0, 1).to(g.dtype),
             in_use.flatten(0, 1),
             [name for name in label_sets for _ in range(frames)],

@@ -84,6 +84,7 @@ class FrameStep:
         predictions, _ = self._model.predict(
             x=features.x[:, None],
             mask_features=features.mask_features[:, None],
+            levels=[level[:, None] for level in features.multi_scale],
             x_prev=state.x_prev[None, None],
             ids=self._model.id_pool(ids.clamp(min=0))[None],
             in_use=in_use[None, None],

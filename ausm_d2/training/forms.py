@@ -61,6 +61,7 @@ def parallel(
         network.predict,
         x=x,
         mask_features=features.mask_features.unflatten(0, images.shape[:2]),
+        levels=[level.unflatten(0, images.shape[:2]) for level in features.multi_scale],
         x_prev=torch.cat([start, x[:, :-1]], dim=1),
         ids=ids,
         in_use=forcing.in_use,
@@ -103,6 +104,7 @@ def iterative(
         layers, after = network.predict(
             x=features.x[:, None],
             mask_features=features.mask_features[:, None],
+            levels=[level[:, None] for level in features.multi_scale],
             x_prev=x_prev[:, None],
             ids=ids,
             in_use=forcing.in_use[:, t, None],

@@ -65,7 +65,7 @@ def _without_decay(model: nn.Module) -> set[str]:
         for name, _ in module.named_parameters()
     }
     for name, parameter in model.named_parameters():
-        tables = ("relative_position_bias_table", "absolute_pos_embed", "level_embed", "x_start")
+        tables = ("relative_position_bias_table", "absolute_pos_embed", "level_embed", "x_start", "mask_gate")
         if getattr(parameter, "_no_weight_decay", False) or name.endswith(tables):
             names.add(name)
     return names

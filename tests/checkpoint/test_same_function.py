@@ -12,7 +12,11 @@ import torch
 from torch import Tensor
 
 from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
+from ausm_d2.errors import UserError
 from ausm_d2.modeling.swin import Swin
+from ausm_d2.streaming.stream import Stream
+from ausm_d2.training import forms
+from ausm_d2.training.teacher_forcing import TeacherForcing
 from tests.checkpoint.small import layout_doubled, layout_older, small_model, write_pickle
 from tests.official_weights import official_mask2former
 
@@ -83,6 +87,60 @@ def test_computes_what_mask2former_computes(mask2former: Any, tmp_path: Path, la
     close(layers[-1].mask_logits, expected.masks_queries_logits)
     for layer, auxiliary in zip(layers[:-1], expected.auxiliary_logits, strict=True):
         close(layer.mask_logits, auxiliary["masks_queries_logits"])
+
+
+RESIDUAL = ("MODEL.AUSM.START", "residual", "MODEL.AUSM.DECODER.LAYERS", 2, "MODEL.AUSM.COMPRESSOR.LAYERS", 2)
+
+
+def test_residual_start_is_mask2former_on_an_unprompted_first_frame(mask2former: Any, tmp_path: Path) -> None:
+    """At iteration 0, to 1e-4: as training computes it, and as a stream does."""
+    official = official_mask2former(mask2former)
+    path = write_pickle(tmp_path / "model_final.pkl", {name: value.numpy() for name, value in official.items()})
+    model = small_model(*RESIDUAL, "MODEL.AUSM.NUM_ID", 16).eval()
+    AUSMCheckpointer(model).load(path)
+    frames = torch.randint(0, 256, (1, 3, 3, 64, 96), dtype=torch.uint8)
+    images = model.normalise(frames)
+    never = torch.zeros(1, 3, 1, dtype=torch.bool)  # no object is in A, and so none in M
+    nothing = TeacherForcing(torch.full((1, 1), 3), never, torch.zeros(1, 3, 1, 16, 24), never, never)
+    with torch.no_grad():
+        expected = mask2former(pixel_values=images[:, 0])
+        ids = model.id_pool(torch.zeros(1, 1, dtype=torch.int64))
+        trained = forms.parallel(model, images, ids, nothing, ["coco"]).layers[-1]
+        streamed = Stream(model, label_set="coco", detect=True, fg_threshold=0.0).step(frames[0, 0])
+    close(trained.class_logits[:1, 1:], expected.class_queries_logits)
+    close(trained.mask_logits[:1, 1:], expected.masks_queries_logits)
+
+    probabilities, masks = expected.class_queries_logits[0].softmax(-1)[:, :-1], expected.masks_queries_logits[0]
+    order = probabilities.sum(-1).argsort(descending=True)
+    order = order[(masks[order] > 0).flatten(1).any(dim=1)]  # the stream takes the surest first, and no empty masks
+    close(streamed.probabilities.float(), probabilities[order])
+    close(streamed.mask_logits, masks[order])
+
+
+def test_residual_start_keeps_every_level_of_the_frame_encoder_and_learns() -> None:
+    model = small_model(*RESIDUAL, "MODEL.AUSM.PIXEL_DECODER.MEMORY_STRIDES", [8, 32])
+    features = model.encode(torch.randn(2, 3, 64, 96))
+    g = model.decoder(features.x, torch.randn_like(features.x))
+    memory, mask_features = model.decoder_features(features.x, g, features.mask_features, features.multi_scale)
+    assert torch.equal(memory[0], features.multi_scale[2]) and torch.equal(memory[1], features.multi_scale[0])
+    assert torch.equal(mask_features, features.mask_features)
+    sum((level * torch.randn_like(level)).sum() for level in memory).backward()
+    for layer in model.decoder.layers:  # silent, but not dead
+        for silent in (layer.self_attn.out_proj, layer.cross_attn.out_proj, layer.ffn.linear2):
+            assert silent.weight.grad.abs().max() > 0 == silent.weight.abs().max()
+
+    with torch.no_grad():
+        model.mask_gate.fill_(0.5)
+        changed, with_gate = model.decoder_features(
+            features.x, features.x + 1, features.mask_features, features.multi_scale
+        )
+    torch.testing.assert_close(changed[1], features.multi_scale[0] + 1)
+    torch.testing.assert_close(with_gate, features.mask_features + 0.5)
+
+
+def test_residual_start_needs_the_levels_that_it_adds_to() -> None:
+    with pytest.raises(UserError, match=r"MEMORY_STRIDES: \[32, 16, 8\], but .* nothing coarser than stride 16"):
+        small_model(*RESIDUAL, "MODEL.AUSM.FRAME_ENCODER.IN_FEATURES", ["res2", "res3", "res4"])
 
 
 def test_swin_of_timm_through_its_classification_checkpoint(tmp_path: Path) -> None:
