@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from detectron2.utils.logger import log_first_n
@@ -35,6 +37,7 @@ from ausm_d2.evaluation.paper import markdown_table, paper_table
 from ausm_d2.evaluation.references import references
 from ausm_d2.io import atomic_write
 from ausm_d2.streaming.single_frames import SingleFrames
+from ausm_d2.training.ema import UpdateAverage, WeightAverage
 from ausm_d2.training.solver import build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -70,13 +73,33 @@ def check_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
 class Trainer(DefaultTrainer):
     """What train_net.py runs."""
 
+    average: WeightAverage | None = None  # of the weights, with MODEL_EMA.ENABLED
+
     def build_hooks(self) -> list[Any]:
         # Detectron2 has just made a checkpointer of its own, and no hook holds it yet.
-        self.checkpointer = AUSMCheckpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        return super().build_hooks()
+        states: dict[str, Any] = {"trainer": weakref.proxy(self)}
+        hooks: list[Any] = []
+        if self.cfg.MODEL_EMA.ENABLED:
+            model: Any = self.model
+            self.average = WeightAverage(getattr(model, "module", model), self.cfg.MODEL_EMA.DECAY)
+            states["ema"] = self.average
+            hooks.append(UpdateAverage(self.average))  # before whatever saves or evaluates
+        self.checkpointer = AUSMCheckpointer(self.model, self.cfg.OUTPUT_DIR, **states)
+        for hook in super().build_hooks():
+            is_evaluation = isinstance(hook, EvalHook)
+            hooks.append(EvalHook(self.cfg.TEST.EVAL_PERIOD, self._test_and_keep) if is_evaluation else hook)
+        return hooks
+
+    def _test_and_keep(self) -> dict[str, Any]:
+        """Evaluate while training: the averaged weights, where there is an average."""
+        with self.average.applied() if self.average is not None else contextlib.nullcontext():
+            self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
+        if self.average is not None and not (resume and self.checkpointer.has_checkpoint()):
+            self.average.restart()  # with the weights that were loaded
         # Resumed, it goes on to the clips that come next; it does not begin anew with those it has had.
         self._trainer.data_loader.skip(self.start_iter)
 

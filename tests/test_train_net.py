@@ -14,6 +14,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import train_net
+from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
 from ausm_d2.data import build
 from ausm_d2.data.synthvis import CLASSES, SynthVis
 from ausm_d2.errors import cli
@@ -127,6 +128,33 @@ def test_train_resume_and_evaluate(
     assert run("--eval-only", "--resume", *only) == 0
     assert run("--eval-only", *only, "MODEL.WEIGHTS", out / "model_final.pth", "OUTPUT_DIR", tmp_path / "again") == 0
     assert f"| {measured:.1f} " in (tmp_path / "again" / "table.md").read_text()
+
+
+def test_averaged_weights_are_evaluated_and_go_on_when_resumed(
+    run: Callable[..., int], data_sets: list[str], tmp_path: Path
+) -> None:
+    train, _, test = data_sets
+    names = ["DATASETS.TRAIN", [train], "DATASETS.TEST", [], "MODEL_EMA.ENABLED", True]
+    names += ["SOLVER.BASE_LR", 0.01, "SOLVER.CHECKPOINT_PERIOD", 1]
+    assert run(*names, "SOLVER.MAX_ITER", 2) == 0
+    assert run("--resume", *names, "SOLVER.MAX_ITER", 3, "DATASETS.TEST", [test], "TEST.EVAL_PERIOD", 1) == 0
+    last = tmp_path / "out" / "model_final.pth"
+    before, after = (torch.load(path, weights_only=False) for path in (last.with_name("model_0000001.pth"), last))
+    assert (before["ema"]["steps"], after["ema"]["steps"]) == (2, 3)
+    decay = (1 + 3) / (10 + 3)
+    for name in ("x_start", "id_pool.embed.weight"):
+        expected = decay * before["ema"][name] + (1 - decay) * after["model"][name]
+        assert torch.allclose(after["ema"][name], expected, atol=1e-6) and not torch.equal(
+            after["ema"][name], after["model"][name]
+        )
+
+    # What a checkpoint gives to an evaluation or another training is the average, which is what was measured.
+    model = tiny_model()
+    AUSMCheckpointer(model, complete=True).load(str(last))
+    assert torch.equal(model.x_start, after["ema"]["x_start"])
+    measured = list(metrics(tmp_path / "out", "vos/J&F").values())[-1]
+    expected = ["DATASETS.TEST", [test], "TEST.EXPECTED_RESULTS", [["vos", "J&F", measured, 1e-6]]]
+    assert run("--eval-only", "DATASETS.TRAIN", [], *expected, "MODEL.WEIGHTS", last) == 0
 
 
 def test_resumed_evaluation_is_of_the_weights_that_are_there_now(

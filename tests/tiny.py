@@ -76,6 +76,7 @@ def clip(frames: int, instances: int, *, label_set: str = "synthvis", seed: int 
         "label_set": label_set,
         "exhaustive": label_set == "synthvis",
         "task": "vis" if label_set == "synthvis" else "vos",
+        "prompted": label_set != "synthvis",
         "dataset_name": "test",
         "video_id": 0,
         "frame_indices": list(range(frames)),

@@ -6,7 +6,8 @@
 
 Official Swin checkpoints, Mask2Former's COCO instance checkpoints, timm's classification weights and the project's own
 are understood. ``MODEL.WEIGHTS`` takes the same files directly and does the same conversion: this is for looking, and
-for files that are to be kept. Of several files (checkpoints of one training, say) the mean of their weights is written.
+for files that are to be kept. Of a training that averaged its weights (MODEL_EMA) the average is taken. Of several
+files (checkpoints of one training, say) the mean of their weights is written.
 The exit code is 1 when a module that should match did not; nothing is written then.
 """
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ausm_d2.checkpoint.convert import Conversion, convert
-from ausm_d2.checkpoint.reading import read_checkpoint
+from ausm_d2.checkpoint.reading import read_checkpoint, weights_to_use
 from ausm_d2.config import load_config
 from ausm_d2.errors import UserError, cli
 from ausm_d2.io import atomic_write
@@ -56,7 +57,7 @@ def _converted(path: str, state: Mapping[str, Tensor]) -> Conversion:
     """
     checkpoint = read_checkpoint(path)
     try:
-        conversion = convert(checkpoint["model"], state, origin=checkpoint.get("converted_from"))
+        conversion = convert(weights_to_use(checkpoint), state, origin=checkpoint.get("converted_from"))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     print(conversion.table())

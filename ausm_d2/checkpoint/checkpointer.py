@@ -13,7 +13,7 @@ from detectron2.utils.file_io import PathHandler, PathManager
 from torch import nn
 
 from ausm_d2.checkpoint.convert import Origin, Status, convert
-from ausm_d2.checkpoint.reading import read_checkpoint
+from ausm_d2.checkpoint.reading import read_checkpoint, weights_to_use
 from ausm_d2.errors import UserError
 from ausm_d2.io import atomic_write
 
@@ -59,14 +59,19 @@ class AUSMCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.complete = complete
         self._path = ""
+        self._resumes_average = False
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load weights from a path or an address; "" loads nothing.
+
+        Of a training that averaged its weights (MODEL_EMA) the average is loaded, unless that average itself goes on.
 
         Raises:
             UserError: if there is no such file, it is refused or damaged, or does not fit the model.
         """
         self._path = path
+        states = args[0] if args else kwargs.get("checkpointables")
+        self._resumes_average = "ema" in (self.checkpointables if states is None else states)
         if self.complete and not path:
             self.logger.warning("MODEL.WEIGHTS is empty: the weights are random")
         if path:
@@ -82,6 +87,9 @@ class AUSMCheckpointer(DetectionCheckpointer):
         return read_checkpoint(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
+        if not self._resumes_average and "ema" in checkpoint:
+            self.logger.info("%s: the averaged weights", self._path)
+            checkpoint["model"] = weights_to_use(checkpoint)
         try:
             conversion = convert(
                 checkpoint.pop("model"),

@@ -9,6 +9,7 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,14 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     else:
         weights, data = data, {}
     return {**data, "model": {name: _tensor(path, name, value) for name, value in weights.items()}}
+
+
+def weights_to_use(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of a checkpoint: averaged ones (MODEL_EMA) in their places, where the training kept an average."""
+    average = checkpoint.get("ema")
+    if not isinstance(average, Mapping):
+        return dict(checkpoint["model"])
+    return {name: average.get(name, value) for name, value in checkpoint["model"].items()}
 
 
 def _tensor(path: str | os.PathLike[str], name: Any, value: Any) -> Tensor:

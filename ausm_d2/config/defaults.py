@@ -112,6 +112,8 @@ def _add_training_keys(cfg: CfgNode) -> None:
     cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 12544
     cfg.MODEL.MASK_FORMER.OVERSAMPLE_RATIO = 3.0
     cfg.MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO = 0.75
+    # Share of the points that are drawn around the object, so that small ones count (docs/deviations.md, 9)
+    cfg.MODEL.MASK_FORMER.BOX_POINT_RATIO = 0.0
 
     cfg.MODEL.AUSM.TRAIN = train = CfgNode()
     # "parallel": all frames of a clip at once, teacher forced (Alg. 2). "iterative": the same function frame by frame
@@ -133,6 +135,9 @@ def _add_training_keys(cfg: CfgNode) -> None:
     train.HISTORY_NOISE.DROP = 0.1
     train.HISTORY_NOISE.SWAP = 0.02  # with another row of the same frame
 
+    # Exponential moving average of the weights: kept in every checkpoint, evaluated in place of the weights.
+    cfg.MODEL_EMA = CfgNode({"ENABLED": False, "DECAY": 0.999})
+
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone, times BASE_LR
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
@@ -153,6 +158,13 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # Clip-wise augmentation: "brightness", "contrast", "saturation" (factors in 0.9..1.1), "rotation" (+-15 degrees),
     # "crop_scale" (pan and zoom), "warp" (soft deformation), beside INPUT.RANDOM_FLIP and the sizes of Detectron2.
     cfg.INPUT.AUGMENTATIONS = []
+    # How clips look: grey (probability), and with probability PROB some of: contrast and brightness (factors),
+    # resolution (least share of rows and columns), JPEG (least quality), noise and blur (most; standard deviations, of
+    # 0..255 and in pixels). As they stand here nothing is changed.
+    cfg.INPUT.LOOKS = CfgNode({"PROB": 0.0, "GREY": 0.0, "CONTRAST": [0.35, 1.3], "BRIGHTNESS": [0.5, 1.3]})
+    cfg.INPUT.LOOKS.update({"RESOLUTION": 0.4, "JPEG": 15, "NOISE": 20.0, "BLUR": 1.5})
+    # Frames shown in a part of themselves, down to that share of their sides: small objects.
+    cfg.INPUT.SHRINK = CfgNode({"PROB": 0.0, "SMALLEST": 0.25})
     cfg.INPUT.CROP.PROB = 0.5  # probability of the crop, where INPUT.CROP.ENABLED (VITA, as the two below)
     cfg.INPUT.CROP.RESIZE = [400, 500, 600]  # short side before the crop, pixels
     cfg.INPUT.CROP.DRIFT = 0.0  # largest way of the crop window over a clip, relative to its own size (VITA: any)
@@ -165,6 +177,7 @@ def _add_input_keys(cfg: CfgNode) -> None:
     pseudo.MIN_SIZE_TRAIN_SAMPLING = "choice_by_clip"
     pseudo.CROP = CfgNode({"ENABLED": False, "TYPE": "absolute_range", "SIZE": [384, 600]})
     pseudo.COPY_PASTE = 0.0  # probability of pasting the objects of another image, on a way of their own
+    pseudo.PASTE_SCALE = 0.4  # least size of the other image, relative to the largest that fits
     pseudo.PASTE_TWIN = 0.0  # probability that the pasted objects are the image's own: others that look alike
     # Large-scale jitter instead of the sizes above (Mask2Former's COCO recipe).
     cfg.INPUT.LSJ_AUG = CfgNode({"ENABLED": False, "IMAGE_SIZE": 1024, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0})
@@ -175,6 +188,10 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # paths absolute or relative to DETECTRON2_DATASETS (datasets/README.md).
     cfg.DATASETS.YTVIS_STYLE = []
     cfg.DATASETS.DAVIS_STYLE = []
+    # [[name, annotation file, image folder, label set, exhaustive], ...] in COCO's form, and images beside masks:
+    # [[name, image folder, mask folder, label set, exhaustive], ...]; what follows the third entry may be left out.
+    cfg.DATASETS.COCO_STYLE = []
+    cfg.DATASETS.MASKED_IMAGES = []
 
 
 def _add_test_keys(cfg: CfgNode) -> None:

@@ -180,7 +180,9 @@ def get_training_records(cfg: CfgNode, name: str) -> list[VideoRecord]:
     """
     records = get_records(name)
     # Class-agnostic data sets list no instances: finding them would mean reading every mask.
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and MetadataCatalog.get(name).task != "vos":
+    metadata = MetadataCatalog.get(name)
+    unlisted = metadata.get("unlisted", metadata.task == "vos")
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and not unlisted:
         kept = [record for record in records if _has_instances(record)]
         logger.info("%s: %d of %d videos have instances", name, len(kept), len(records))
         records = kept

@@ -20,7 +20,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 
-from ausm_d2.data.augmentation import Augmentation, ClipPlan, build_augmentations, render_frame, render_mask
+from ausm_d2.data.augmentation import Augmentation, ClipPlan, Looks, build_augmentations, render_frame, render_mask
 from ausm_d2.data.clip_sampler import ClipSampler
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
@@ -37,8 +37,10 @@ class ClipMapper:
         samplers: Mapping[str, ClipSampler],
         augmentations: Sequence[Augmentation],
         pseudo_augmentations: Sequence[Augmentation],
+        looks: Looks | None = None,
         copy_paste: float = 0.0,
         paste_twin: float = 0.0,
+        paste_scale: float = 0.4,
         max_instances: int = 100,
         fill: tuple[float, float, float] = (124.0, 116.0, 104.0),
     ) -> None:
@@ -47,16 +49,20 @@ class ClipMapper:
             samplers: the clip sampler of each data set, by name.
             augmentations: for clips of videos, in their order.
             pseudo_augmentations: for clips made of one image.
+            looks: draws how a clip looks; None: as it is stored.
             copy_paste: probability that objects of another image go through a clip made of one image.
             paste_twin: probability that the other image is the same one.
+            paste_scale: least size of the other image, relative to the largest that fits.
             max_instances: of a clip. Where there are more, so many are drawn, and the clip is not exhaustive.
             fill: RGB of what lies outside of the stored frame; the mean pixel, so that the model sees zeros.
         """
         self.samplers = samplers
         self.augmentations = augmentations
         self.pseudo_augmentations = pseudo_augmentations
+        self.looks = looks
         self.copy_paste = copy_paste
         self.paste_twin = paste_twin
+        self.paste_scale = paste_scale
         self.max_instances = max_instances
         self.fill = fill
 
@@ -72,8 +78,10 @@ class ClipMapper:
             "samplers": {name: ClipSampler(cfg, ranges[i] if ranges else None) for i, name in enumerate(names)},
             "augmentations": build_augmentations(cfg, pseudo=False),
             "pseudo_augmentations": build_augmentations(cfg, pseudo=True),
+            "looks": Looks.from_config(cfg),
             "copy_paste": cfg.INPUT.PSEUDO.COPY_PASTE,
             "paste_twin": cfg.INPUT.PSEUDO.PASTE_TWIN,
+            "paste_scale": cfg.INPUT.PSEUDO.PASTE_SCALE,
             "max_instances": min(cfg.INPUT.MAX_INSTANCES, cfg.MODEL.AUSM.NUM_ID),
             "fill": (red, green, blue),
         }
@@ -107,15 +115,20 @@ class ClipMapper:
         plan = ClipPlan.identity(len(indices), (record.height, record.width))
         for augmentation in self.pseudo_augmentations if pseudo else self.augmentations:
             augmentation(plan, rng)
+        look = self.looks(rng) if self.looks else None
+        if look:
+            look.colour(plan)
         clip = self._render(record, indices, plan, rng)
         if pseudo and draw_other is not None and rng.random() < self.copy_paste:
             other = record if rng.random() < self.paste_twin else draw_other(rng)
-            pasted_plan = _passing_by(plan, (other.height, other.width), rng)
+            pasted_plan = _passing_by(plan, (other.height, other.width), self.paste_scale, rng)
             for augmentation in self.pseudo_augmentations:
                 if augmentation.pasted_too:
                     augmentation(pasted_plan, rng)
             clip.paste(self._render(other, indices, pasted_plan, rng), rng)
             clip.limit(self.max_instances, rng)
+        if look:
+            look.degrade(clip.image)
 
         labelled = [record.is_labelled(index) for index in indices]
         return {
@@ -126,6 +139,7 @@ class ClipMapper:
             "label_set": metadata.label_set,
             "exhaustive": metadata.exhaustive and clip.complete,
             "task": metadata.task,
+            "prompted": metadata.task == "vos" or not metadata.exhaustive,
             "dataset_name": dataset_name,
             "video_id": record.video_id,
             "frame_indices": indices,
@@ -187,8 +201,10 @@ class _Clip:
             self.masks, self.classes, self.complete = self.masks[kept], [self.classes[i] for i in kept], False
 
     def paste(self, other: _Clip, rng: np.random.Generator) -> None:
-        """Put some of the other clip's objects before everything in this one."""
+        """Put some of the other clip's objects, one at least, before everything in this one."""
         chosen = np.flatnonzero(rng.random(len(other.classes)) < 0.5)
+        if not len(chosen) and other.classes:
+            chosen = rng.integers(len(other.classes), size=1)
         pasted = other.masks[chosen]
         cover = np.logical_or.reduce(pasted, axis=0)
         for t in range(len(self.image)):
@@ -199,17 +215,20 @@ class _Clip:
         self.masks, self.classes = masks[visible], classes[visible].tolist()
 
 
-def _passing_by(plan: ClipPlan, size: tuple[int, int], rng: np.random.Generator) -> ClipPlan:
-    """A plan for another image of ``size``: 40 to 100 % as large as the frames of ``plan``, on a straight way.
+def _passing_by(plan: ClipPlan, size: tuple[int, int], smallest: float, rng: np.random.Generator) -> ClipPlan:
+    """A plan for another image of ``size``, on a straight way; one way in three is gone to and fro.
 
-    The way is of any length, so that slow objects are as common as fast ones; the image turns by up to 20 degrees,
-    shears and grows or shrinks by up to a third on it.
+    It is at most as large as the frames of ``plan`` and at least ``smallest`` of that, drawn evenly in the logarithm.
+    The way is of any length, so that slow objects are as common as fast ones, and may begin and end outside of the
+    frame; the image turns by up to 20 degrees, shears and grows or shrinks by up to a third on it.
     """
     other = ClipPlan.identity(plan.num_frames, size)
     height, width = plan.size
-    scale = rng.uniform(0.4, 1.0) * min(height / size[0], width / size[1])
+    scale = np.exp(rng.uniform(np.log(smallest), 0.0)) * min(height / size[0], width / size[1])
     path = np.linspace(0.0, 1.0, plan.num_frames)
-    start, end = rng.random((2, 2))
+    if rng.random() < 1 / 3:
+        path = np.sin(np.pi * path)
+    start, end = rng.uniform(-0.2, 1.2, (2, 2))
     way = start + rng.random() * (end - start) * path[:, None]  # (T, 2), y and x
     turn, shear, growth = rng.uniform(-1.0, 1.0, (3, 1)) * [[np.deg2rad(20)], [0.3], [0.3]] * path
     scale = scale * np.exp(growth)

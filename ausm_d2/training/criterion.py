@@ -37,6 +37,31 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return 1 - (2 * (p * targets).sum(-1) + 1) / (p.sum(-1) + targets.sum(-1) + 1)
 
 
+def points_around(masks: Tensor, count: int) -> Tensor:
+    """Points drawn evenly from twice the box of each mask, so that a small object is never missed.
+
+    A box is given two cells of stride 4 at least to either side, and ends at the frame; that of an empty mask is the
+    whole frame.
+
+    Args:
+        masks: bool (R, H, W).
+        count: P.
+
+    Returns:
+        (R, P, 2), x and y in [0, 1] of the frame.
+    """
+    size = torch.tensor([masks.shape[2], masks.shape[1]], device=masks.device)
+    low, high = [], []
+    for filled in (masks.any(dim=1), masks.any(dim=2)):  # columns, rows
+        empty = ~filled.any(dim=1)
+        low.append(filled.int().argmax(dim=1).masked_fill(empty, 0))
+        high.append(filled.shape[1] - filled.flip(1).int().argmax(dim=1).masked_fill(empty, 0))
+    start, end = torch.stack(low, dim=1), torch.stack(high, dim=1)
+    margin = ((end - start) / 2).clamp(min=8)
+    start, end = (start - margin).clamp(min=0) / size, torch.minimum(end + margin, size) / size
+    return start[:, None] + torch.rand(len(masks), count, 2, device=masks.device) * (end - start)[:, None]
+
+
 def _weighted_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Mean of the cross-entropies of (R, K + 1) logits under (R) weights; 0 where no row counts."""
     loss = F.cross_entropy(logits.float(), target, reduction="none")
@@ -70,6 +95,7 @@ class SetCriterion:
         num_points: int,
         oversample_ratio: float,
         importance_sample_ratio: float,
+        box_point_ratio: float,
         deep_supervision: bool,
         duplicate_iou: float = 0.5,
     ) -> None:
@@ -80,6 +106,7 @@ class SetCriterion:
             no_object_weight: weight of the background class for rows of V (rows of A: 1).
             num_points: P, points per mask.
             oversample_ratio, importance_sample_ratio: PointRend's sampling of uncertain points.
+            box_point_ratio: share of the P points that lie around the object (docs/deviations.md, 9); 0: Mask2Former.
             deep_supervision: False: only the last layer.
             duplicate_iou: where labels are not exhaustive, an unmatched detection is background only if it overlaps a
                 tracked object by more than this (docs/deviations.md, 6).
@@ -92,6 +119,7 @@ class SetCriterion:
         self.num_points = num_points
         self.oversample_ratio = oversample_ratio
         self.importance_sample_ratio = importance_sample_ratio
+        self.box_point_ratio = box_point_ratio
         self.deep_supervision = deep_supervision
         self.duplicate_iou = duplicate_iou
 
@@ -110,6 +138,7 @@ class SetCriterion:
             "num_points": loss.TRAIN_NUM_POINTS,
             "oversample_ratio": loss.OVERSAMPLE_RATIO,
             "importance_sample_ratio": loss.IMPORTANCE_SAMPLE_RATIO,
+            "box_point_ratio": loss.BOX_POINT_RATIO,
             "deep_supervision": loss.DEEP_SUPERVISION,
         }
 
@@ -219,13 +248,16 @@ class SetCriterion:
             return nothing, nothing
         logits, target = logits[:, None].float(), masks[:, None].float()
         with torch.no_grad():
+            near = int(self.num_points * self.box_point_ratio)
             where = get_uncertain_point_coords_with_randomness(
                 logits,
                 lambda values: -values.abs(),
-                self.num_points,
+                self.num_points - near,
                 self.oversample_ratio,
                 self.importance_sample_ratio,
             )
+            if near:
+                where = torch.cat([where, points_around(masks, near)], dim=1)
             wanted = point_sample(target, where, align_corners=False)[:, 0]
         sampled = point_sample(logits, where, align_corners=False)[:, 0]
         bce = F.binary_cross_entropy_with_logits(sampled, wanted, reduction="none").mean(-1)

@@ -26,7 +26,7 @@ class ClipTargets:
     valid: Tensor  # bool (B, N): False for padding
     labelled: Tensor  # bool (B, T): frames that carry labels
     exhaustive: Tensor  # bool (B): every object of the label set is labelled
-    prompted: Tensor  # bool (B): a clip of a data set that has prompted work only
+    prompted: Tensor  # bool (B): prompted work only, as where one object among others is labelled
 
     @property
     def visible(self) -> Tensor:
@@ -57,7 +57,7 @@ class ClipTargets:
             valid=valid,
             labelled=torch.stack([item["labelled"] for item in items]).to(device),
             exhaustive=torch.tensor([item["exhaustive"] for item in items], device=device),
-            prompted=torch.tensor([item["task"] == "vos" for item in items], device=device),
+            prompted=torch.tensor([item["prompted"] for item in items], device=device),
         )
 
 

@@ -131,11 +131,16 @@ class HistoryNoise:
         morph, dilate = chosen(self.morphology), chosen(0.5)
         grown = F.max_pool2d(masks[:, None], 3, 1, 1)[:, 0]
         shrunk = -F.max_pool2d(-masks[:, None], 3, 1, 1)[:, 0]
+        # What is small does not vanish: erosion leaves a quarter of a mask at least, or the mask as it is.
+        area = masks.flatten(1).sum(dim=1)
+        shrunk = torch.where((4 * shrunk.flatten(1).sum(dim=1) >= area)[:, None, None], shrunk, masks)
         masks = torch.where(morph[:, None, None], torch.where(dilate[:, None, None], grown, shrunk), masks)
 
         # A shift of whole cells, by gathering rows and columns; what enters at the border is empty.
         offset = torch.randint(-self.max_shift, self.max_shift + 1, (2, len(masks), 1), device=device)
-        offset = offset * chosen(self.shift)[None, :, None]
+        # .. nor is it moved off itself: a shift is half as far at most as a square of that area is wide.
+        reach = (area.sqrt() / 2).floor()[None, :, None].to(offset.dtype)
+        offset = torch.maximum(torch.minimum(offset, reach), -reach) * chosen(self.shift)[None, :, None]
         height, width = shape[-2:]
         rows = torch.arange(height, device=device) - offset[0]
         columns = torch.arange(width, device=device) - offset[1]

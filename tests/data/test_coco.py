@@ -16,8 +16,16 @@ from pycocotools.coco import COCO
 
 from ausm_d2.data.augmentation import ClipPlan, render_mask
 from ausm_d2.data.build import build_train_loader
-from ausm_d2.data.catalog.coco import COCO_CLASSES, COCO_TO_OVIS, COCO_TO_YTVIS_2019, COCO_TO_YTVIS_2021
+from ausm_d2.data.catalog import register_from_config
+from ausm_d2.data.catalog.coco import (
+    COCO_CLASSES,
+    COCO_SUPER_CLASSES,
+    COCO_TO_OVIS,
+    COCO_TO_YTVIS_2019,
+    COCO_TO_YTVIS_2021,
+)
 from ausm_d2.data.catalog.ytvis import OVIS_CLASSES, YTVIS_2019_CLASSES, YTVIS_2021_CLASSES
+from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from tests.data.disk import SIZE, write_frame, write_json
 from tests.data.stubs import small_cfg
@@ -213,3 +221,72 @@ def test_real_images(shared_data: Path, monkeypatch: pytest.MonkeyPatch, tmp_pat
             render_mask(stored, mask.shape, plan, 0, mask)
             assert np.array_equal(mask, original.annToMask(original.anns[instance_id]))
     assert mask_util.area(original.annToRLE(next(iter(original.anns.values())))) > 0
+
+
+def own(root: Path, *style: object, supercategories: bool = True) -> list[VideoRecord]:
+    """The records of a file of one's own: a tram in image 7, two gulls in image 8, and nothing in image 9."""
+    names = {4: ("tram", "vehicle"), 9: ("gull", "animal")}
+    table = {
+        "images": data()["images"],
+        "categories": [
+            {"id": i, "name": name, **({"supercategory": above} if supercategories else {})}
+            for i, (name, above) in names.items()
+        ],
+        "annotations": [
+            {"id": i, "image_id": image, "category_id": category, "segmentation": [SQUARE]}
+            for i, image, category in ((1, 7, 4), (2, 8, 9), (3, 8, 9))
+        ],
+    }
+    write(root, table, "own.json")
+    cfg = small_cfg("own_train")
+    cfg.DATASETS.COCO_STYLE = [["own_train", "coco/own.json", "coco/train2017", *style]]
+    register_from_config(cfg)
+    return DatasetCatalog.get("own_train")
+
+
+@pytest.mark.parametrize(
+    ("style", "label_set", "classes", "categories"),
+    [
+        ([], "own", ["tram", "gull"], [0, 1, 1]),
+        (["birds"], "birds", ["tram", "gull"], [0, 1, 1]),
+        (["object"], "object", ["object"], [0, 0, 0]),
+        (["coco_super"], "coco_super", list(COCO_SUPER_CLASSES.values()), [1, 3, 3]),
+    ],
+)
+def test_a_file_of_ones_own_has_the_label_set_that_its_line_names(
+    root: Path, style: list[object], label_set: str, classes: list[str], categories: list[int]
+) -> None:
+    records = own(root, *style)
+    metadata = MetadataCatalog.get("own_train")
+    assert (metadata.label_set, metadata.thing_classes) == (label_set, classes)
+    assert (metadata.task, metadata.exhaustive) == ("image", True)
+    assert [i.category_id for record in records for i in record.instances] == categories
+    assert records[0].masks is not None and list(records[0].masks.read(0)) == [1]
+
+
+def test_the_supercategories_are_those_of_coco() -> None:
+    assert len(COCO_SUPER_CLASSES) == 12 and list(COCO_SUPER_CLASSES.values())[:4] == [
+        "person", "vehicle", "outdoor", "animal",
+    ]  # fmt: skip
+
+
+def test_a_category_without_one_of_the_twelve_supercategories_is_refused(root: Path) -> None:
+    with pytest.raises(UserError, match=r"own.json: categories\[0\].supercategory: None found"):
+        own(root, "coco_super", supercategories=False)
+
+
+@pytest.mark.parametrize("exhaustive", [True, False])
+def test_where_labels_are_not_exhaustive_clips_are_prompted(root: Path, exhaustive: bool) -> None:
+    own(root, "object", exhaustive)
+    cfg = small_cfg("own_train", DATASETS__COCO_STYLE=[["own_train", "coco/own.json", "coco/train2017", "object",
+                                                        exhaustive]])  # fmt: skip
+    for item in next(iter(build_train_loader(cfg))):
+        assert item["exhaustive"] == exhaustive and item["prompted"] != exhaustive
+
+
+@pytest.mark.parametrize("entry", [["a", "b"], ["a", "b", "c", "object", "yes"], ["a", "b", "c", 1], "abc"])
+def test_a_line_that_is_none_is_refused(entry: object) -> None:
+    cfg = small_cfg()
+    cfg.DATASETS.COCO_STYLE = [entry]
+    with pytest.raises(UserError, match=r"DATASETS.COCO_STYLE: .* found; a list of name, annotation file"):
+        register_from_config(cfg)

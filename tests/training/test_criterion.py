@@ -13,18 +13,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ausm_d2.modeling import transfer
 from ausm_d2.modeling.pixel_decoder import Predictions
 from ausm_d2.training import matcher
-from ausm_d2.training.criterion import SetCriterion
+from ausm_d2.training.criterion import SetCriterion, points_around
 from ausm_d2.training.matcher import HungarianMatcher
 from ausm_d2.training.targets import FrameTargets
 
 CLASSES, QUERIES = 3, 4
 
 
-def criterion(deep_supervision: bool = True, num_points: int = 256) -> SetCriterion:
+def criterion(
+    deep_supervision: bool = True, num_points: int = 256, box_point_ratio: float = 0.0
+) -> SetCriterion:
     weights = {"class_weight": 2.0, "mask_weight": 5.0, "dice_weight": 5.0}
     return SetCriterion(
         matcher=HungarianMatcher(**weights), **weights, no_object_weight=0.1, num_points=num_points,
-        oversample_ratio=3.0, importance_sample_ratio=0.75, deep_supervision=deep_supervision,
+        oversample_ratio=3.0, importance_sample_ratio=0.75, box_point_ratio=box_point_ratio,
+        deep_supervision=deep_supervision,
     )  # fmt: skip
 
 
@@ -186,3 +189,33 @@ def test_half_precision_does_not_reach_the_sums() -> None:
         half = loss([Predictions(*(each.half() for each in predictions))], wanted)
     for name, value in full.items():
         assert float(half[name]) == pytest.approx(float(value), rel=2e-3, abs=2e-3), name
+
+
+def test_points_around_a_mask_lie_in_twice_its_box() -> None:
+    torch.manual_seed(0)
+    masks = torch.zeros(3, 64, 128, dtype=torch.bool)
+    masks[0, 20:24, 100:110] = True  # rows 20 to 24, columns 100 to 110; the margin is 8 pixels at least
+    masks[1, 10:50, 0:60] = True
+    points = points_around(masks, 500) * torch.tensor([128.0, 64.0])
+    low, high = points.amin(dim=1), points.amax(dim=1)
+    wanted = torch.tensor([[92, 12, 118, 32], [0, 0, 90, 64], [0, 0, 128, 64]])  # the last mask is empty
+    assert (low >= wanted[:, :2]).all() and (high <= wanted[:, 2:]).all()
+    assert (torch.cat([low, high], dim=1) - wanted).abs().max() < 2
+
+
+def test_a_small_object_weighs_in_the_loss_with_points_around_it() -> None:
+    """Of 4 x 4 pixels in 256 x 256: points of the whole frame mostly miss it, and say that all is well."""
+    torch.manual_seed(0)
+    masks = torch.zeros(1, 2, 256, 256, dtype=torch.bool)
+    masks[0, 0, 100:104, 60:64] = True
+    targets = FrameTargets(
+        masks=masks, classes=torch.tensor([[0, 2]]), visible=torch.tensor([[True, False]]),
+        track=torch.tensor([[True, False]]), detect=torch.zeros(1, 2, dtype=torch.bool),
+        labelled=torch.tensor([True]), exhaustive=torch.tensor([True]),
+    )  # fmt: skip
+    nothing = Predictions(torch.zeros(1, 2 + QUERIES, CLASSES + 1), torch.full((1, 2 + QUERIES, 64, 64), -6.0))
+    bce = {}
+    for ratio in (0.0, 0.5):
+        losses = [criterion(False, 256, ratio)([nothing], targets)["loss_trk_mask"] for _ in range(20)]
+        bce[ratio] = float(torch.stack(losses).mean())
+    assert bce[0.5] > 8 * bce[0.0]

@@ -107,3 +107,17 @@ def test_noise_conserves_the_set_of_masks_when_it_only_swaps_and_leaves_unused_r
     noisy = make_noise(swap=0.6)(masks, used)
     assert torch.equal(noisy.sum(2), masks.sum(2))
     assert not noisy.flatten(3).any(-1)[~used].any()
+
+
+def test_noise_does_not_make_a_small_mask_vanish_or_leave_its_place() -> None:
+    torch.manual_seed(0)
+    history = torch.zeros(1, 400, 2, 16, 16)
+    history[:, :, 0, 6:8, 6:8] = 1.0  # four cells: erosion would leave none, two cells of shift would leave its place
+    history[:, :, 1, 2:12, 2:12] = 1.0
+    noise = HistoryNoise(morphology=1.0, shift=1.0, max_shift=3, drop=0.0, swap=0.0)
+    noisy = noise(history, torch.ones(1, 400, 2, dtype=torch.bool))
+    assert (noisy[:, :, 0].flatten(2).sum(-1) >= 4).all()
+    assert ((noisy * history)[:, :, 0].flatten(2).sum(-1) > 0).all()
+    large = noisy[:, :, 1].flatten(2).sum(-1)
+    assert large.min() <= 64 and large.max() >= 121  # a large one is eroded, dilated and moved as before
+    assert (noisy[:, :, 1] - history[:, :, 1]).flatten(2).abs().amax(-1).all()

@@ -140,6 +140,7 @@ def _clip(frames: int, objects: int, size: list[int], label_set: str) -> dict[st
         "label_set": label_set,
         "exhaustive": True,
         "task": "vis",
+        "prompted": False,
         "dataset_name": "benchmark",
         "video_id": 0,
         "frame_indices": list(range(frames)),

@@ -14,8 +14,10 @@ from ausm_d2.data.augmentation.geometry import (
     RandomFlip,
     RandomRotation,
     ResizeShortestEdge,
+    Shrink,
     SoftWarp,
 )
+from ausm_d2.data.augmentation.looks import Look, Looks
 from ausm_d2.data.augmentation.plan import Augmentation, ClipPlan
 from ausm_d2.data.augmentation.render import render_frame, render_mask
 
@@ -25,11 +27,14 @@ __all__ = [
     "ColourJitter",
     "CropScalePath",
     "LargeScaleJitter",
+    "Look",
+    "Looks",
     "RandomApply",
     "RandomCrop",
     "RandomFlip",
     "RandomRotation",
     "ResizeShortestEdge",
+    "Shrink",
     "SoftWarp",
     "build_augmentations",
     "render_frame",

@@ -16,6 +16,7 @@ from ausm_d2.data.augmentation.geometry import (
     RandomFlip,
     RandomRotation,
     ResizeShortestEdge,
+    Shrink,
     SoftWarp,
 )
 from ausm_d2.data.augmentation.plan import Augmentation, ClipPlan
@@ -68,7 +69,10 @@ def build_augmentations(cfg: CfgNode, pseudo: bool) -> list[Augmentation]:
         chain += [*flip, *moves, LargeScaleJitter(lsj.IMAGE_SIZE, lsj.MIN_SCALE, lsj.MAX_SCALE)]
     else:
         sizes = ResizeShortestEdge(keys.MIN_SIZE_TRAIN, keys.MAX_SIZE_TRAIN, keys.MIN_SIZE_TRAIN_SAMPLING)
-        chain += [sizes, *moves, *flip]
+        shrink: list[Augmentation] = []
+        if cfg.INPUT.SHRINK.PROB:
+            shrink.append(RandomApply(cfg.INPUT.SHRINK.PROB, [Shrink(cfg.INPUT.SHRINK.SMALLEST)]))
+        chain += [sizes, *shrink, *moves, *flip]
     colours = [name for name in keys.AUGMENTATIONS if name in _COLOURS]
     if colours:
         chain.append(ColourJitter(colours, drift=pseudo))

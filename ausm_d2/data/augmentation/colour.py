@@ -9,7 +9,7 @@ import numpy as np
 
 from ausm_d2.data.augmentation.plan import Augmentation, ClipPlan
 
-_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, for RGB
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, for RGB
 
 
 class ColourJitter(Augmentation):
@@ -39,5 +39,5 @@ class ColourJitter(Augmentation):
             if kind == "contrast":
                 offset += (1 - factor[:, :, 0]) * self.grey
             elif kind == "saturation":
-                linear = linear + (1 - factor) * _LUMA
+                linear = linear + (1 - factor) * LUMA
             plan.recolour(linear, offset)

@@ -134,6 +134,27 @@ class CropScalePath(Augmentation):
         plan.transform(zoom @ translation(-x, -y))
 
 
+class Shrink(Augmentation):
+    """Shows the frame in a part of itself, so that what is in it is small; around it is its mirror image, blurred.
+
+    The part moves evenly on a short way. Scales are drawn evenly in their logarithm.
+    """
+
+    def __init__(self, smallest: float) -> None:
+        """``smallest``: least side of the part, relative to the frame's."""
+        if not 0 < smallest <= 1:
+            raise UserError(f"INPUT.SHRINK.SMALLEST: {smallest} found; above 0, up to 1 expected")
+        self.smallest = smallest
+
+    def __call__(self, plan: ClipPlan, rng: np.random.Generator) -> None:
+        scale = np.exp(rng.uniform(np.log(self.smallest), 0))
+        path = np.linspace(0.0, 1.0, plan.num_frames)[:, None]
+        start = rng.random(2)
+        places = (1 - scale) * (start + 0.5 * rng.random() * (rng.random(2) - start) * path) * plan.size  # (T, 2)
+        plan.transform(translation(places[:, 1], places[:, 0]) @ scaling(scale, scale))
+        plan.surroundings = rng.uniform(2.0, 8.0)
+
+
 class LargeScaleJitter(Augmentation):
     """Scale to fit a square of ``size``, times a factor drawn per clip, then cut or pad to that square.
 

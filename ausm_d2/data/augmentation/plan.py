@@ -29,6 +29,8 @@ class ClipPlan:
     # (T, rows, columns, 2) float32, after the matrices: by how much (x, y), in parts of the frame's sides, a pixel is
     # fetched from elsewhere; of a coarse grid over the frame, smooth between. None: stays.
     warps: np.ndarray | None = None
+    # What lies outside of the stored frame: its mirror image, blurred by so many pixels; None: one colour.
+    surroundings: float | None = None
 
     @classmethod
     def identity(cls, num_frames: int, size: tuple[int, int]) -> ClipPlan:

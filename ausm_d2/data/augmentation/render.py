@@ -35,14 +35,19 @@ def _shrink(image: np.ndarray, factor: int) -> np.ndarray:
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
+def _centred(matrix: np.ndarray) -> np.ndarray:
+    """(3, 3) -> (2, 3) for OpenCV, whose 0 is the middle of the first pixel."""
+    centred = matrix[:2].copy()
+    centred[:, 2] += matrix[:2, :2].sum(axis=1) / 2 - 0.5
+    return centred
+
+
 def _sample(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], fill: tuple[float, ...]) -> np.ndarray:
     """Bilinear samples of ``image``, ``size`` = (h, w); ``fill`` outside of it."""
     if image.ndim == 3:  # OpenCV turns four channels faster than three
         image = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
-    centred = matrix[:2].copy()  # OpenCV's 0 is the middle of the first pixel
-    centred[:, 2] += matrix[:2, :2].sum(axis=1) / 2 - 0.5
     sampled = cv2.warpAffine(
-        image, centred, size[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=fill
+        image, _centred(matrix), size[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=fill
     )
     return sampled if image.ndim == 2 else cv2.cvtColor(sampled, cv2.COLOR_RGBA2RGB)
 
@@ -66,6 +71,20 @@ def _warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], fill: tu
     return _sample(image, matrix, size, fill)
 
 
+def _surrounded(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], blur: float) -> np.ndarray:
+    """Resample uint8 (H, W, 3) to ``size`` (h, w); around it is its mirror image, blurred by so many pixels."""
+    factor = _reduction(matrix)
+    if factor > 1:
+        image, matrix = _shrink(image, factor), matrix @ scaling(factor, factor)
+    matrix = _centred(matrix)
+    drawn = cv2.warpAffine(image, matrix, size[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    inside = np.full(image.shape[:2], 255, np.uint8)
+    inside = cv2.warpAffine(inside, matrix, size[::-1], flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT)
+    around = cv2.GaussianBlur(drawn, (0, 0), blur)
+    cv2.copyTo(drawn, inside, around)
+    return around
+
+
 def _window(image: np.ndarray, x: int, y: int, size: tuple[int, int], fill: tuple[float, ...]) -> np.ndarray:
     """Cut ``size`` (h, w) at column x, row y (a view where it lies inside of the image), padded with ``fill``."""
     height, width = image.shape[:2]
@@ -83,7 +102,9 @@ def _window(image: np.ndarray, x: int, y: int, size: tuple[int, int], fill: tupl
 
 def render_frame(image: np.ndarray, plan: ClipPlan, t: int, fill: tuple[float, float, float]) -> np.ndarray:
     """Frame t of the plan from the stored frame (H, W, 3): uint8 (h, w, 3), possibly ``image`` itself."""
-    if plan.moves(t):
+    if plan.surroundings is not None:
+        image = _surrounded(image, plan.matrices[t], plan.size, plan.surroundings)
+    elif plan.moves(t):
         image = _warp(image, plan.matrices[t], plan.size, fill)
     sources = plan.sources(t)
     if sources is not None:

@@ -3,39 +3,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from detectron2.config import CfgNode
 
 from ausm_d2.data.catalog import synthvis as synthvis
-from ausm_d2.data.catalog.coco import register_coco
+from ausm_d2.data.catalog.coco import register_coco, register_coco_style
+from ausm_d2.data.catalog.images import register_masked_images
 from ausm_d2.data.catalog.sav import register_sav
 from ausm_d2.data.catalog.vos import register_davis_style, register_vos
 from ausm_d2.data.catalog.ytvis import register_ytvis, register_ytvis_style
 from ausm_d2.errors import UserError
 
-__all__ = ["register_davis_style", "register_from_config", "register_ytvis_style"]
+__all__ = [
+    "register_coco_style",
+    "register_davis_style",
+    "register_from_config",
+    "register_masked_images",
+    "register_ytvis_style",
+]
 
-_own: dict[str, tuple[str, ...]] = {}  # data sets registered from configs, by name
+_own: dict[str, tuple[str | bool, ...]] = {}  # data sets registered from configs, by name
+
+# By key of DATASETS: what registers an entry, and what it consists of.
+_STYLES: dict[str, tuple[Callable[..., None], str]] = {
+    "YTVIS_STYLE": (register_ytvis_style, "name, annotation file, image folder [, label set]"),
+    "DAVIS_STYLE": (register_davis_style, "name, image folder, mask folder [, video list]"),
+    "COCO_STYLE": (register_coco_style, "name, annotation file, image folder [, label set [, exhaustive]]"),
+    "MASKED_IMAGES": (register_masked_images, "name, image folder, mask folder [, label set [, exhaustive]]"),
+}
 
 
 def register_from_config(cfg: CfgNode) -> None:
-    """Register the user's own data sets: every entry of ``DATASETS.YTVIS_STYLE`` and ``DATASETS.DAVIS_STYLE``.
+    """Register the user's own data sets: every entry of the keys of ``DATASETS`` above.
 
     Calling it again with the same entries does nothing.
 
     Raises:
-        UserError: an entry that is not a list of texts of the right length.
+        UserError: an entry that is not as the key wants it.
     """
-    for key, register, names in (
-        ("YTVIS_STYLE", register_ytvis_style, "name, annotation file, image folder and (if you like) label set"),
-        ("DAVIS_STYLE", register_davis_style, "name, image folder, mask folder and (if you like) video list"),
-    ):
+    for key, (register, fields) in _STYLES.items():
+        most = fields.count(",") + 1
         for entry in cfg.DATASETS[key]:
-            good = isinstance(entry, (list, tuple)) and len(entry) in (3, 4) and all(isinstance(x, str) for x in entry)
-            if not good:
-                raise UserError(f"DATASETS.{key}: {entry!r} found; a list of {names} expected")
+            if not _is_entry(entry, most):
+                raise UserError(f"DATASETS.{key}: {entry!r} found; a list of {fields} expected")
             if _own.get(entry[0]) != (key, *entry):
                 register(*entry)
                 _own[entry[0]] = (key, *entry)
+
+
+def _is_entry(entry: object, most: int) -> bool:
+    """Three to four texts; and, where there may be a fifth field, whether labels are exhaustive."""
+    if not isinstance(entry, list | tuple) or not 3 <= len(entry) <= most:
+        return False
+    return all(isinstance(text, str) for text in entry[:4]) and all(isinstance(flag, bool) for flag in entry[4:])
 
 
 register_ytvis()

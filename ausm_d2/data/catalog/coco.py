@@ -1,26 +1,40 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""COCO instances as one-frame videos: for training as pseudo-videos, also with the classes of the video benchmarks."""
+"""COCO instances as one-frame videos: for training as pseudo-videos, also with the classes of the video benchmarks.
+
+And any data in COCO's form, with a label set of choice.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import detectron2.data.datasets.builtin  # noqa: F401  (registers Detectron2's own coco_2017_*, which ours replace)
+from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
-from ausm_d2.data.catalog.base import IMAGE_TOPK, OBJECT_CLASSES, OBJECT_LABEL_SET, find_all, register
+from ausm_d2.data.catalog.base import (
+    IMAGE_TOPK,
+    OBJECT_CLASSES,
+    OBJECT_LABEL_SET,
+    class_metadata,
+    find_all,
+    register,
+)
 from ausm_d2.data.catalog.ytvis import (
     OVIS_CLASSES,
     YTVIS_2019_CLASSES,
     YTVIS_2021_CLASSES,
     check_boxes,
+    default_label_set,
     drop_invalid,
     entries,
     is_id,
     is_new_id,
     keep_areas,
+    numbered,
     read_categories,
     read_mask,
     read_table,
@@ -30,9 +44,13 @@ from ausm_d2.data.frames import ImageFiles
 from ausm_d2.data.mask_sources import ListedMasks
 from ausm_d2.data.problems import LeftOut, problem
 from ausm_d2.data.video import Instance, VideoRecord
-from ausm_d2.masks.rle import StoredMask
 
 COCO_CLASSES = {entry["id"]: entry["name"] for entry in COCO_CATEGORIES if entry["isthing"]}
+
+COCO_SUPER_LABEL_SET = "coco_super"
+COCO_SUPER_CLASSES = numbered(
+    "person vehicle outdoor animal accessory sports kitchen food furniture electronic appliance indoor"
+)
 
 # COCO category id -> category id of the benchmark: the pairs that VITA and GenVIS train with.
 COCO_TO_YTVIS_2019 = {
@@ -84,7 +102,7 @@ def _register(
     register(
         name,
         partial(find_all, name, {"annotation file": json_files, "image folder": [f"coco/{split}2017"]}),
-        partial(load_coco_json, name, contiguous=contiguous),
+        partial(_load_benchmark, name, contiguous=contiguous),
         classes=classes,
         evaluator_type="coco",
         task="image",
@@ -94,22 +112,98 @@ def _register(
     )
 
 
-def load_coco_json(name: str, json_file: Path, image_root: Path, contiguous: Mapping[int, int]) -> list[VideoRecord]:
+def register_coco_style(
+    name: str, json_file: str, image_root: str, label_set: str = "", exhaustive: bool = True
+) -> None:
+    """Register a data set of your own in COCO's form.
+
+    Args:
+        name: e.g. "birds_train".
+        json_file: absolute, or relative to the data root (DETECTRON2_DATASETS).
+        image_root: the folder that the file's ``file_name`` start from; absolute or relative as well.
+        label_set: "object": every category is an object. "coco_super": every category is its ``supercategory``, one of
+            COCO's twelve. Any other: the file's categories. Default: the name without ``_train``, ``_val`` or
+            ``_test``.
+        exhaustive: every object of these categories is labelled. If not, what is not labelled is no background, and the
+            clips are prompted ones.
+    """
+    fixed = {OBJECT_LABEL_SET: OBJECT_CLASSES, COCO_SUPER_LABEL_SET: COCO_SUPER_CLASSES}
+    label_set = label_set or default_label_set(name)
+    register(
+        name,
+        partial(find_all, name, {"annotation file": [json_file], "image folder": [image_root]}),
+        partial(_load_own, name, label_set=label_set),
+        classes=fixed.get(label_set),
+        evaluator_type="coco",
+        task="image",
+        label_set=label_set,
+        exhaustive=exhaustive,
+        topk=IMAGE_TOPK,
+    )
+
+
+def _load_benchmark(name: str, json_file: Path, image_root: Path, contiguous: Mapping[int, int]) -> list[VideoRecord]:
+    data = read_table(json_file)
+    require_categories(json_file, read_categories(json_file, data), COCO_CLASSES, name)
+    return _records(json_file, data, image_root, contiguous, COCO_CLASSES)
+
+
+def _load_own(name: str, json_file: Path, image_root: Path, label_set: str) -> list[VideoRecord]:
+    data = read_table(json_file)
+    categories = read_categories(json_file, data)
+    if label_set == OBJECT_LABEL_SET:
+        contiguous = dict.fromkeys(categories, 0)
+    elif label_set == COCO_SUPER_LABEL_SET:
+        contiguous = _supercategories(json_file, data)
+    else:
+        metadata = class_metadata(dict(sorted(categories.items())))
+        MetadataCatalog.get(name).set(**metadata)
+        contiguous = metadata["thing_dataset_id_to_contiguous_id"]
+    return _records(json_file, data, image_root, contiguous, categories)
+
+
+def _supercategories(json_file: Path, data: dict[str, Any]) -> dict[int, int]:
+    """Place of each category's supercategory among COCO's twelve, by category id."""
+    places = {class_name: place for place, class_name in enumerate(COCO_SUPER_CLASSES.values())}
+    contiguous: dict[int, int] = {}
+    for i, entry in enumerate(entries(json_file, data, "categories")):
+        if entry.get("supercategory") not in places:
+            problem(
+                f"{json_file}: categories[{i}].supercategory: {entry.get('supercategory')!r} found; for the label set "
+                f"{COCO_SUPER_LABEL_SET} one of {', '.join(places)} expected"
+            )
+        elif isinstance(entry.get("id"), int):
+            contiguous[entry["id"]] = places[entry["supercategory"]]
+    return contiguous
+
+
+def _records(
+    json_file: Path,
+    data: dict[str, Any],
+    image_root: Path,
+    contiguous: Mapping[int, int],
+    categories: Mapping[int, str],
+) -> list[VideoRecord]:
     """One-frame records of the images of a COCO file.
 
     Args:
-        name: of the data set, for messages.
-        json_file, image_root: the file and the folder of its images.
-        contiguous: class of the data set by COCO category id; annotations of other categories are no part of it.
+        json_file, data: the file and what is in it.
+        image_root: the folder of its images.
+        contiguous: class of the data set by category id; annotations of other categories are no part of it.
+        categories: all that the file may have.
 
     Raises:
         UserError: the first entry that is not as it must be; file and field.
     """
-    data = read_table(json_file)
-    require_categories(json_file, read_categories(json_file, data), COCO_CLASSES, name)
     left_out = LeftOut(str(json_file))
+    records = _read_images(json_file, data, image_root)
+    _read_annotations(json_file, data, records, contiguous, categories, left_out)
+    left_out.warn()
+    return list(records.values())
+
+
+def _read_images(json_file: Path, data: dict[str, Any], image_root: Path) -> dict[int, VideoRecord]:
     records: dict[int, VideoRecord] = {}
-    masks: dict[int, dict[int, list[StoredMask | None]]] = {}
     for i, entry in enumerate(entries(json_file, data, "images")):
         where, image_id, file = f"{json_file}: images[{i}]", entry.get("id"), entry.get("file_name")
         if not isinstance(image_id, int) or image_id in records:
@@ -121,15 +215,25 @@ def load_coco_json(name: str, json_file: Path, image_root: Path, contiguous: Map
                 f"{where}: file_name {file!r}, height {height!r}, width {width!r} found; a name and pixels expected"
             )
             continue
-        masks[image_id] = {}
         records[image_id] = VideoRecord(
             image_id,
             PurePosixPath(file).stem,
             height,
             width,
             frames=ImageFiles(str(image_root), (file,)),
-            masks=ListedMasks(masks[image_id]),
+            masks=ListedMasks({}),
         )
+    return records
+
+
+def _read_annotations(
+    json_file: Path,
+    data: dict[str, Any],
+    records: Mapping[int, VideoRecord],
+    contiguous: Mapping[int, int],
+    categories: Mapping[int, str],
+    left_out: LeftOut,
+) -> None:
     seen: set[int] = set()
     for i, entry in enumerate(entries(json_file, data, "annotations")):
         where, image_id = f"{json_file}: annotations[{i}]", entry.get("image_id", -1)
@@ -143,8 +247,8 @@ def load_coco_json(name: str, json_file: Path, image_root: Path, contiguous: Map
         if not is_new_id(where, instance_id, seen):
             continue
         category_id = entry.get("category_id", -1)
-        if not isinstance(category_id, int) or category_id not in COCO_CLASSES:
-            problem(f"{where}.category_id: {category_id!r} found, a category of COCO expected")
+        if not isinstance(category_id, int) or category_id not in categories:
+            problem(f"{where}.category_id: {category_id!r} found, one of the file's categories expected")
             continue
         if category_id not in contiguous:
             continue
@@ -154,9 +258,8 @@ def load_coco_json(name: str, json_file: Path, image_root: Path, contiguous: Map
         if frames == [None]:
             left_out.add("annotations without a mask")
             continue
-        masks[image_id][instance_id] = frames
+        assert isinstance(record.masks, ListedMasks)
+        record.masks.by_instance[instance_id] = frames
         record.instances.append(Instance(instance_id, contiguous[category_id], bool(entry.get("iscrowd", 0))))
         if entry.get("area") is not None:  # of the polygons
             keep_areas(record, instance_id, [entry["area"]], left_out)
-    left_out.warn()
-    return list(records.values())

@@ -21,21 +21,22 @@ from ausm_d2.io import read_json
 from ausm_d2.masks.rle import StoredMask, first_invalid, to_rle
 
 
-def _numbered(names: str) -> dict[int, str]:
+def numbered(names: str) -> dict[int, str]:
+    """Names of classes, parted by blanks, by ids from 1 on."""
     return dict(enumerate(names.split(), start=1))
 
 
-YTVIS_2019_CLASSES = _numbered(
+YTVIS_2019_CLASSES = numbered(
     "person giant_panda lizard parrot skateboard sedan ape dog snake monkey hand rabbit duck cat cow fish train horse "
     "turtle bear motorbike giraffe leopard fox deer owl surfboard airplane truck zebra tiger elephant snowboard boat "
     "shark mouse frog eagle earless_seal tennis_racket"
 )
-YTVIS_2021_CLASSES = _numbered(
+YTVIS_2021_CLASSES = numbered(
     "airplane bear bird boat car cat cow deer dog duck earless_seal elephant fish flying_disc fox frog giant_panda "
     "giraffe horse leopard lizard monkey motorbike mouse parrot person rabbit shark skateboard snake snowboard "
     "squirrel surfboard tennis_racket tiger train truck turtle whale zebra"
 )
-OVIS_CLASSES = _numbered(
+OVIS_CLASSES = numbered(
     "Person Bird Cat Dog Horse Sheep Cow Elephant Bear Zebra Giraffe Poultry Giant_panda Lizard Parrot Monkey Rabbit "
     "Tiger Fish Turtle Bicycle Motorcycle Airplane Boat Vehical"
 )
@@ -103,8 +104,7 @@ def register_ytvis_style(name: str, json_file: str, image_root: str, label_set: 
         image_root: the folder that the file's ``file_names`` start from; absolute or relative as well.
         label_set: default: the name without ``_train``, ``_val`` or ``_test``.
     """
-    for split in ("_train", "_val", "_test"):
-        label_set = label_set or (name.removesuffix(split) if name.endswith(split) else "")
+    label_set = label_set or default_label_set(name)
     locate = partial(find_all, name, {"annotation file": [json_file], "image folder": [image_root]})
     read = partial(_load_own, name)
     register(
@@ -114,9 +114,17 @@ def register_ytvis_style(name: str, json_file: str, image_root: str, label_set: 
         classes=None,
         evaluator_type="ytvis",
         task="vis",
-        label_set=label_set or name,
+        label_set=label_set,
         exhaustive=True,
     )
+
+
+def default_label_set(name: str) -> str:
+    """The label set of a data set that names none: its name without the split."""
+    for split in ("_train", "_val", "_test"):
+        if name.endswith(split):
+            return name.removesuffix(split)
+    return name
 
 
 def _load_own(name: str, json_file: Path, image_root: Path) -> list[VideoRecord]:
