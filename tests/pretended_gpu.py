@@ -20,9 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map
 
 import ausm_d2
-from ausm_d2.kernels import deformable as deformable_attention
 from ausm_d2.kernels import kept
-from ausm_d2.kernels.scan import use_backend
+from ausm_d2.kernels.choice import use_kernels
 
 CUDA = torch.device("cuda", 0)
 _READ = ("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal")
@@ -157,11 +156,10 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedGpu]:
         patch.setattr(torch.cuda, "current_stream", lambda *device: None)
         patch.setattr(torch, "tensor", tensor)
         patch.setattr(Tensor, "pin_memory", lambda self, *args: self)
-        patch.setattr(deformable_attention, "triton_runs", lambda x: False)
         overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         try:
-            with gpu, use_backend("loop"):
+            with gpu, use_kernels("reference"):
                 yield gpu
         finally:
             torch.__future__.set_overwrite_module_params_on_conversion(overwrite)

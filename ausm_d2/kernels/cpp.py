@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-import warnings
 from functools import cache
 from pathlib import Path
 
@@ -88,10 +87,20 @@ def load_library(source: Path) -> ctypes.CDLL:
 
 
 @cache
-def library_or_none(source: Path) -> ctypes.CDLL | None:
-    """:func:`load_library`, for those who can do without; warns once of a file that cannot be compiled."""
+def library(source: Path) -> ctypes.CDLL:
+    """:func:`load_library`, once in a process.
+
+    Raises:
+        CompileError: there is no compiler, or it fails.
+    """
+    return load_library(source)
+
+
+@cache
+def why_not(source: Path) -> str | None:
+    """Why there is no library of ``source``, in one line; None if there is one."""
     try:
-        return load_library(source)
+        library(source)
     except CompileError as error:
-        warnings.warn(f"{source.name} is not used, PyTorch's slower operations are: {error}", stacklevel=3)
-        return None
+        return f"{source.name}: {error}"
+    return None

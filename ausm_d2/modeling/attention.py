@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ausm_d2.kernels.attention import attend
+from ausm_d2.kernels.choice import KernelLayer
 
 
-class Attention(nn.Module):
+class Attention(KernelLayer):
     """Multi-head attention.
 
     Parameter names and shapes are those of ``nn.MultiheadAttention``, so that checkpoints of models built on it fit.
@@ -81,7 +82,7 @@ class Attention(nn.Module):
             q = F.linear(query, weight[:dim], bias[:dim])
             k = F.linear(key, weight[dim : 2 * dim], bias[dim : 2 * dim])
         v = F.linear(value, weight[2 * dim :], bias[2 * dim :])
-        out = attend(self._heads(q), self._heads(k), self._heads(v), mask=mask)
+        out = attend(self._heads(q), self._heads(k), self._heads(v), mask=mask, kernels=self.kernels)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 

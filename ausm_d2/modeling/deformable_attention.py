@@ -17,10 +17,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ausm_d2.kernels.choice import KernelLayer
 from ausm_d2.kernels.deformable import deformable_attention
 
 
-class MSDeformAttn(nn.Module):
+class MSDeformAttn(KernelLayer):
     """Every pixel of every level gathers P bilinear samples per head from each level, around its own place.
 
     Parameter names and shapes are Deformable DETR's, as Mask2Former's checkpoints have them.
@@ -74,5 +75,6 @@ class MSDeformAttn(nn.Module):
         values = self.value_proj(value)
         logits = self.attention_weights(query).view(batch, pixels, heads, levels, points)
         offsets = self.sampling_offsets(query).view(batch, pixels, heads, levels, points, 2)
-        out = deformable_attention(values.view(batch, pixels, heads, -1), offsets, logits, sizes)
+        values = values.view(batch, pixels, heads, -1)
+        out = deformable_attention(values, offsets, logits, sizes, kernels=self.kernels)
         return self.output_proj(out.flatten(2))

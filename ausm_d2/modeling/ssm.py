@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ausm_d2.kernels.scan import causal_conv, selective_scan
+from ausm_d2.kernels.choice import KernelLayer
+from ausm_d2.kernels.conv import causal_conv
+from ausm_d2.kernels.scan import selective_scan
 
 
 class SSMState(NamedTuple):
@@ -28,7 +30,7 @@ class SSMState(NamedTuple):
     """(N, E, S): the state of the recurrence, float32."""
 
 
-class Mamba(nn.Module):
+class Mamba(KernelLayer):
     """Mamba ("Mamba: Linear-Time Sequence Modeling with Selective State Spaces", Sec. 3.4), for many short sequences.
 
     Names, shapes and initial values of the parameters are those of ``mamba_ssm.Mamba``, so its weights fit as they are.
@@ -104,7 +106,7 @@ class Mamba(nn.Module):
         conv_state, ssm_state = (None, None) if state is None else state
         u, z = self.in_proj(x).chunk(2, dim=-1)
         weight, bias = self.conv1d.weight[:, 0], cast(Tensor, self.conv1d.bias)
-        u, conv_state = causal_conv(u, weight, bias, conv_state, inplace=inplace)
+        u, conv_state = causal_conv(u, weight, bias, conv_state, inplace=inplace, kernels=self.kernels)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         y, ssm_state = selective_scan(
             u,
@@ -118,6 +120,7 @@ class Mamba(nn.Module):
             delta_softplus=True,
             initial_state=ssm_state,
             inplace=inplace,
+            kernels=self.kernels,
         )
         return self.out_proj(y), SSMState(conv_state, ssm_state)
 

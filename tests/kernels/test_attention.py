@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ausm_d2.kernels import attention, cpp
-from ausm_d2.kernels.attention import attend, kernel_for
+from ausm_d2.kernels import choice, cpp
+from ausm_d2.kernels.attention import ATTENTION, attend, cpu
+from ausm_d2.kernels.attention.call import AttentionCall
+from ausm_d2.kernels.choice import use_kernels
 
 
 def _heads(batch: int, heads: int, tokens: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -33,9 +35,12 @@ def _inference() -> Iterator[None]:
 
 @pytest.fixture
 def only_the_kernel(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    monkeypatch.setattr(attention, "_QUERIES", dict.fromkeys(attention._QUERIES, 1))
-    if kernel_for(*(_heads(1, 1, 2, 64, dtype) for _ in range(3))) is None:
+    monkeypatch.setattr(cpu, "MIN_QUERIES", dict.fromkeys(cpu.MIN_QUERIES, 1))
+    (kernel,) = ATTENTION.kernels
+    call = AttentionCall(*(_heads(1, 1, 2, 64, dtype) for _ in range(3)), None)
+    if kernel.unavailable() is not None or not kernel.fits(call):
         pytest.skip("the kernel cannot be compiled here, or the processor does not know bfloat16")
+    monkeypatch.setattr(choice, "difference", lambda *arguments: None)  # asks PyTorch's own
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("PyTorch's own was called")
@@ -116,13 +121,13 @@ def test_on_a_processor_with_shorter_vectors(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setattr(cpp, "_FLAGS", tuple(flag.replace("native", "haswell") for flag in cpp._FLAGS))
     try:
-        library = cpp.load_library(attention._SOURCE)
+        library = cpp.load_library(cpu.SOURCE)
     except cpp.CompileError as error:
         pytest.skip(str(error))
     assert library.ausm_attention_fits(24, 0) and not library.ausm_attention_fits(24, 1)
     torch.manual_seed(0)
     q, k, v = _heads(2, 3, 50, 24), _heads(2, 3, 700, 24), _heads(2, 3, 700, 24)
-    torch.testing.assert_close(attention._attend_on_cpu(library, q, k, v), _EXACT(q, k, v), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(cpu.attend_on_cpu(library, q, k, v), _EXACT(q, k, v), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("only_the_kernel")
@@ -141,7 +146,7 @@ def test_threads_share_the_work(dtype: torch.dtype) -> None:
 
 def test_pytorch_does_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """With gradients or a mask, in other types and shapes, without keys, and without a compiler."""
-    monkeypatch.setattr(attention, "_QUERIES", dict.fromkeys(attention._QUERIES, 4))
+    monkeypatch.setattr(cpu, "MIN_QUERIES", dict.fromkeys(cpu.MIN_QUERIES, 4))
     torch.manual_seed(0)
     q, k, v = (_heads(1, 2, 40, 16) for _ in range(3))
     mask = torch.rand(1, 1, 40, 40) > 0.5
@@ -159,6 +164,5 @@ def test_pytorch_does_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
         q.requires_grad_()
         attend(q, k, v).sum().backward()
     assert q.grad is not None
-    with monkeypatch.context() as patch:
-        patch.setattr(attention, "library_or_none", lambda source: None)
+    with use_kernels("reference"):
         torch.testing.assert_close(attend(q, k, v), _EXACT(q, k, v))

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ausm_d2.kernels import deformable as deformable_attention
-from ausm_d2.kernels.cpp import library_or_none
+from ausm_d2.kernels.choice import use_kernels
+from ausm_d2.kernels.deformable import DEFORMABLE, deformable_attention
+from ausm_d2.kernels.deformable import triton as deformable_triton
 from ausm_d2.modeling.deformable_attention import MSDeformAttn
 from tests.kernels.interpreter import GPU, RUNS_TRITON, run_interpreted
 
@@ -34,8 +33,8 @@ def layer_and_input(
 @pytest.mark.parametrize("spread", [0.01, 0.3, 3.0])  # of the offsets: inside, over the border, mostly outside
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 def test_inference_equals_grid_sample(sizes: list[tuple[int, int]], spread: float) -> None:
-    if library_or_none(deformable_attention._SOURCE) is None:
-        pytest.skip("no C++ compiler")
+    if (reason := DEFORMABLE.kernels[0].unavailable()) is not None:
+        pytest.skip(reason)
     layer, query, value = layer_and_input(sizes, spread)
     expected = layer(query, value, sizes)
     with torch.no_grad():
@@ -89,15 +88,15 @@ def test_threads_share_the_queries() -> None:
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
 
 
-def test_without_a_compiler_or_in_float64_grid_sample_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_float64_grid_sample_does_it() -> None:
     sizes = SIZES["three"]
     layer, query, value = layer_and_input(sizes)
     expected = layer(query, value, sizes)
     with torch.no_grad():
         exact = layer.double()(query.double(), value.double(), sizes)
         torch.testing.assert_close(exact.float(), expected, rtol=1e-4, atol=1e-5)
-        monkeypatch.setattr(deformable_attention, "library_or_none", lambda source: None)
-        assert torch.equal(layer.float()(query, value, sizes), expected)
+        with use_kernels("reference"):
+            assert torch.equal(layer.float()(query, value, sizes), expected)
 
 
 @pytest.mark.skipif(GPU, reason="there is a GPU for it")
@@ -105,19 +104,13 @@ def test_triton_in_its_interpreter() -> None:
     run_interpreted(__file__)
 
 
-def _by_grid_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deformable_attention, "triton_runs", lambda x: False)
-
-
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the kernels, as they are launched."""
-    from ausm_d2.kernels.deformable import triton as deformable_triton
-
     names: list[str] = []
     launch = deformable_triton._launch
 
-    def noted(kernel: Any, tensors: tuple[Tensor, ...]) -> None:
-        names.append(kernel.__name__)
+    def noted(kernel: str, tensors: tuple[Tensor, ...]) -> None:
+        names.append(kernel)
         launch(kernel, tensors)
 
     monkeypatch.setattr(deformable_triton, "_launch", noted)
@@ -134,65 +127,52 @@ def test_triton_equals_grid_sample(
     layer, inputs = layer.to(DEVICE), [each.to(DEVICE).requires_grad_() for each in inputs]
     leaves = [*inputs, *layer.parameters()]
     outputs, weight = [], torch.randn(inputs[0].shape, device=DEVICE)
+    layer(*inputs, sizes)  # the first use is compared with the reference
     launched = launches(monkeypatch)
-    for other in (False, True):
-        if other:
-            _by_grid_sample(monkeypatch)
-        out = layer(*inputs, sizes)
+    for name in ("triton", "reference"):
+        with use_kernels(name):
+            out = layer(*inputs, sizes)
         outputs.append([out, *torch.autograd.grad((out * weight).sum(), leaves)])
-    assert launched == ["forward_kernel", "backward_kernel"]
+    assert launched == ["deformable_forward", "deformable_backward"]
     for found, expected in zip(*outputs, strict=True):
         scale = float(expected.detach().abs().max()) + 1e-6
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * scale)
 
 
 @needs_triton
-def test_triton_takes_weights_far_apart_and_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_takes_weights_far_apart_and_no_numbers() -> None:
     sizes = SIZES["three"]
     layer, query, value = (each.to(DEVICE) for each in layer_and_input(sizes, sharpness=100.0))
-    found = layer(query, value, sizes)
     query = query.clone()
-    query[1, 5] = float("nan")
-    broken = layer(query, value, sizes)
+    with use_kernels("triton"):
+        found = layer(query, value, sizes)
+        query[1, 5] = float("nan")
+        broken = layer(query, value, sizes)
     others = torch.ones(query.shape[:2], dtype=torch.bool)
     others[1, 5] = False
     assert broken[1, 5].isnan().all() and torch.equal(broken[others], found[others])
-    _by_grid_sample(monkeypatch)
     query[1, 5] = 0.0
-    torch.testing.assert_close(found[others], layer(query, value, sizes)[others], rtol=1e-4, atol=1e-4)
+    with use_kernels("reference"):
+        torch.testing.assert_close(found[others], layer(query, value, sizes)[others], rtol=1e-4, atol=1e-4)
 
 
-@needs_triton
-def test_triton_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = SIZES["three"]
-    layer, *inputs = (each.to(DEVICE) for each in layer_and_input(sizes))
-    launched = launches(monkeypatch)
-    monkeypatch.setenv("AUSM_TRITON", "0")
-    layer(*inputs, sizes)
-    assert not launched
-
-
-@needs_triton
-def test_triton_is_given_the_sizes_of_its_tensors() -> None:
-    from ausm_d2.kernels.deformable.triton import attend
-
-    values, offsets, logits = (torch.zeros(1, 30, 2, *rest, device=DEVICE) for rest in ((8,), (2, 2, 2), (2, 2)))
-    attend(values, offsets, logits, [(2, 3), (4, 6)])
+def test_the_sizes_are_those_of_the_tensors() -> None:
+    values, offsets, logits = (torch.zeros(1, 30, 2, *rest) for rest in ((8,), (2, 2, 2), (2, 2)))
+    deformable_attention(values, offsets, logits, [(2, 3), (4, 6)])
     for sizes in ([(2, 3), (5, 6)], [(5, 6)], [(5, 3), (5, 3), (0, 1)]):
         with pytest.raises(ValueError, match="30 pixels of 2 levels"):
-            attend(values, offsets, logits, sizes)
+            deformable_attention(values, offsets, logits, sizes)
 
 
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_triton_rounds_nothing_but_its_results(dtype: torch.dtype) -> None:
-    from ausm_d2.kernels.deformable.triton import attend
-
     sizes = [(2, 3), (3, 4)]
     shapes = [(2, 18, 2, 8), (2, 18, 2, 2, 2, 2), (2, 18, 2, 2, 2)]
     inputs = [torch.randn(shape, device=DEVICE).to(dtype).requires_grad_() for shape in shapes]
     exact = [each.detach().float().requires_grad_() for each in inputs]
-    outputs = [attend(*each, sizes) for each in (inputs, exact)]
+    with use_kernels("triton"):
+        outputs = [deformable_attention(*each, sizes) for each in (inputs, exact)]
     assert outputs[0].dtype == dtype
     weight = torch.randn_like(outputs[0])
     found = [outputs[0], *torch.autograd.grad((outputs[0] * weight).sum(), inputs)]

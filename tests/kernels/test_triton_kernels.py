@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Triton's kernels become machine code of a GPU, though there be none. What they compute: test_ssm_kernels.py."""
+"""Triton's kernels become machine code of a GPU, though there be none. What they compute: test_scan.py and others."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ausm_d2.kernels.scan import causal_conv, selective_scan, use_backend
-from ausm_d2.kernels.scan import triton as gpu
+from ausm_d2.kernels import choice
+from ausm_d2.kernels.choice import use_kernels
+from ausm_d2.kernels.conv import causal_conv
+from ausm_d2.kernels.conv import triton as conv
+from ausm_d2.kernels.deformable import deformable_attention
+from ausm_d2.kernels.deformable import triton as deformable
+from ausm_d2.kernels.scan import selective_scan
+from ausm_d2.kernels.scan import triton as scan
 
 pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -52,21 +58,23 @@ def _type(value: Tensor | int) -> str:
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, CompiledKernel]]:
-    """What was compiled, by the name of the kernel."""
-    from ausm_d2.kernels.deformable import triton as deformable_triton
-    from ausm_d2.kernels.scan import triton_kernels
-
+    """What was compiled, by the name of the kernel; nothing runs, so nothing is compared with the reference."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(choice, "difference", lambda *arguments: None)
     compiled: dict[str, CompiledKernel] = {}
-    names = ("scan_forward", "scan_backward", "conv_forward", "conv_backward")
-    kernels = {name: _Compiler(getattr(triton_kernels, name), compiled) for name in names}
-    monkeypatch.setattr(gpu, "_kernels", lambda: SimpleNamespace(**kernels))
-    monkeypatch.setattr(gpu.TritonBackend, "supports", lambda self, x: True)
-    for name in ("forward_kernel", "backward_kernel"):
-        monkeypatch.setattr(deformable_triton, name, _Compiler(getattr(deformable_triton, name), compiled))
+    for module, kernel, prefix in (
+        (scan, scan.TritonScan, "scan_"),
+        (conv, conv.TritonConv, "conv_"),
+        (deformable, deformable.TritonDeformable, "deformable_"),
+    ):
+        names = [prefix + direction for direction in ("forward", "backward")]
+        compilers = {name: _Compiler(getattr(module._kernels(), name), compiled) for name in names}
+        monkeypatch.setattr(module, "_kernels", lambda compilers=compilers: SimpleNamespace(**compilers))
+        monkeypatch.setattr(kernel, "devices", ("cpu",))
     devices: list[Tensor] = []
     monkeypatch.setattr(torch.cuda, "device_of", lambda x: nullcontext(devices.append(x)))
     yield compiled
+    choice.forget_checks()
     assert len(devices) == len(compiled)  # a kernel runs where its tensors are, whatever the current device
 
 
@@ -80,7 +88,7 @@ def test_the_scan(compiled: dict[str, CompiledKernel], everything: bool) -> None
     u, delta, z = (_leaf(n, t, e, dtype=dtype) for _ in range(3))
     b, c = (_leaf(n, t, s, dtype=dtype) for _ in range(2))
     more = {"D": _leaf(e), "z": z, "delta_bias": _leaf(e), "initial_state": _leaf(n, e, s)} if everything else {}
-    with use_backend("triton"):
+    with use_kernels("triton"):
         y, last = selective_scan(u, delta, _leaf(e, s), b, c, delta_softplus=everything, **more)
         (y.float().sum() + last.sum()).backward()
     _check(compiled, "scan_forward", "scan_backward")
@@ -89,7 +97,7 @@ def test_the_scan(compiled: dict[str, CompiledKernel], everything: bool) -> None
 @pytest.mark.parametrize("memory", [True, False], ids=["a memory", "none"])
 def test_the_convolution(compiled: dict[str, CompiledKernel], memory: bool) -> None:
     initial = _leaf(3, 96, 4, dtype=torch.bfloat16) if memory else None
-    with use_backend("triton"):
+    with use_kernels("triton"):
         y, last = causal_conv(_leaf(3, 2, 96, dtype=torch.bfloat16), _leaf(96, 4), _leaf(96), initial)
         (y.float().sum() + last.float().sum()).backward()
     _check(compiled, "conv_forward", "conv_backward")
@@ -97,13 +105,12 @@ def test_the_convolution(compiled: dict[str, CompiledKernel], memory: bool) -> N
 
 @pytest.mark.parametrize("channels", [32, 24])
 def test_deformable_attention(compiled: dict[str, CompiledKernel], channels: int) -> None:
-    from ausm_d2.kernels.deformable.triton import attend
-
     sizes, heads, points = [(2, 3), (4, 6)], 8, 4
     shape = (1, 30, heads)
     inputs = [(*shape, channels), (*shape, len(sizes), points, 2), (*shape, len(sizes), points)]
-    attend(*(_leaf(*each, dtype=torch.bfloat16) for each in inputs), sizes).sum().backward()
-    _check(compiled, "forward_kernel", "backward_kernel")
+    with use_kernels("triton"):
+        deformable_attention(*(_leaf(*each, dtype=torch.bfloat16) for each in inputs), sizes).sum().backward()
+    _check(compiled, "deformable_forward", "deformable_backward")
 
 
 def _check(compiled: dict[str, CompiledKernel], *names: str) -> None:

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ausm_d2.kernels.scan import BACKENDS, use_backend
+from ausm_d2.kernels.choice import use_kernels
+from ausm_d2.kernels.conv.mamba_ssm import MambaSsmConv
+from ausm_d2.kernels.scan.mamba_ssm import MambaSsmScan
 from ausm_d2.modeling.ssm import Mamba
 
 
@@ -101,18 +103,23 @@ def test_its_kernels_are_called_with_what_they_expect(reference: ModuleType, mon
     update = importlib.import_module("mamba_ssm.ops.triton.selective_state_update")
     monkeypatch.setattr(scan, "selective_scan_fn", scan.selective_scan_ref)
     monkeypatch.setattr(update, "selective_state_update", update.selective_state_update_ref)
-    backend = BACKENDS["mamba_ssm"]
-    monkeypatch.setattr(backend, "supports", lambda x: True)
-    monkeypatch.setattr(backend, "causal_conv", BACKENDS["loop"].causal_conv)
+    for kernel in (MambaSsmScan, MambaSsmConv):
+        monkeypatch.setattr(kernel, "devices", ("cpu",))
+        monkeypatch.setattr(kernel, "unavailable", lambda self: None)
+    monkeypatch.setattr(MambaSsmConv, "fits", lambda self, call: False)  # that is causal_conv1d's
     layer = Mamba(24)
     x = torch.randn(3, 5, 24)
     expected, expected_state = layer(x)
-    with use_backend("mamba_ssm"):
+    weight = torch.randn(3, 48, 16)
+    (expected.sum() + (expected_state.ssm * weight).sum()).backward()
+    wanted = [parameter.grad.clone() for parameter in layer.parameters()]
+    layer.zero_grad()
+    with use_kernels("mamba_ssm"):
         found, state = layer(x)
         assert _relative(found, expected) < 1e-5 and _relative(state.ssm, expected_state.ssm) < 1e-5
-        found.sum().backward()
-        with pytest.raises(RuntimeError, match="last state"):
-            layer(x)[1].ssm.sum().backward()
+        (found.sum() + (state.ssm * weight).sum()).backward()
+        for parameter, gradient in zip(layer.parameters(), wanted, strict=True):
+            assert _relative(parameter.grad, gradient) < 1e-4
         with torch.no_grad():
             state = layer.init_state(3)
             for t in range(5):

@@ -18,7 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from ausm_d2.config import load_config
 from ausm_d2.kernels import kept
-from ausm_d2.kernels.scan import triton as gpu
+from ausm_d2.kernels.conv.triton import TritonConv
+from ausm_d2.kernels.deformable import triton as deformable
+from ausm_d2.kernels.scan.triton import TritonScan
 from ausm_d2.meta_arch import AUSM
 from ausm_d2.modeling.precision import keep_weights_in
 from ausm_d2.streaming.step import FrameStep
@@ -53,8 +55,6 @@ class _Launches(TorchDispatchMode):
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Launches]:
     """On CUDA under autocast, where kernels that look at the device itself are one note each."""
-    from ausm_d2.kernels.deformable import triton as deformable_triton
-
     skip_unless_it_can_be_pretended()
     noted = _Launches()
 
@@ -67,9 +67,9 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Launches]:
         return torch.empty_like(inputs[0])
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
-    monkeypatch.setattr(deformable_triton, "_launch", lambda kernel, tensors: noted.note("deformable", tensors[-1]))
-    monkeypatch.setattr(gpu.TritonBackend, "scan_forward", scan)
-    monkeypatch.setattr(gpu.TritonBackend, "conv_forward", scan)
+    monkeypatch.setattr(deformable, "_launch", lambda kernel, tensors: noted.note("deformable", tensors[-1]))
+    monkeypatch.setattr(TritonScan, "forward", scan)
+    monkeypatch.setattr(TritonConv, "forward", scan)
     torch.set_autocast_dtype("cuda", torch.bfloat16)
     torch.set_autocast_enabled("cuda", True)
     try:

@@ -1,5 +1,6 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Selective scan: time and memory of every backend beside the plain loop; the single step beside its memory traffic.
+"""Selective scan: time and memory of every kernel beside the reference, which is a loop over frames; the single step
+beside its memory traffic.
 
 Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; S: state size.
 """
@@ -15,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ausm_d2.kernels.cpp import CompileError
-from ausm_d2.kernels.scan import BACKENDS, selective_scan, use_backend
+from ausm_d2.kernels.choice import use_kernels
+from ausm_d2.kernels.scan import SCAN, selective_scan
 from tools.benchmarks import measure
 
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Two tables.
 
     scan: forward and backward from the zero state: median and quartiles of the time (ms), peak memory beyond that of
-    the inputs (MB, in a process of its own), and the plain loop's time and memory over them. step: one frame in place,
+    the inputs (MB, in a process of its own), and the reference's time and memory over them. step: one frame in place,
     for the largest N, and its time over that of reading and writing the state once.
     """
     dtype, device = getattr(torch, args.dtype), measure.device_of(args)
@@ -60,9 +61,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                         "S": args.state,
                         "backend": name,
                         **measure.spread(times[name]),
-                        "speed_over_loop": statistics.median(times["loop"]) / median,
+                        "speed_over_reference": statistics.median(times["reference"]) / median,
                         "peak_mb": memory[name] / 1e6,
-                        "loop_memory_over_it": memory["loop"] / max(memory[name], 1),
+                        "reference_memory_over_it": memory["reference"] / max(memory[name], 1),
                     }
                 )
     size = (max(args.sequences), 1, args.channels, args.state)
@@ -96,13 +97,14 @@ def plot(figures: dict[str, Any], path: Path) -> None:
 
 def _present(device: torch.device, dtype: torch.dtype) -> list[str]:
     names = []
-    for name, backend in BACKENDS.items():
-        try:
-            if backend.supports(torch.empty(0, device=device, dtype=dtype)):
-                names.append(name)
-        except CompileError as error:
-            print(f"{name}: not measured, {error}")
-    return names
+    for kernel in SCAN.kernels:
+        if device.type in kernel.devices and dtype != torch.float64:
+            reason = kernel.unavailable()
+            if reason is None:
+                names.append(kernel.name)
+            else:
+                print(f"{kernel.name}: not measured, {reason}")
+    return [*names, "reference"]
 
 
 def _inputs(size: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -128,7 +130,7 @@ def _scan(name: str, size: tuple[int, int, int, int], device: torch.device, dtyp
     gradient = torch.ones_like(inputs["u"])
 
     def forward_and_backward() -> None:
-        with use_backend(name):
+        with use_kernels(name):
             y = selective_scan(**inputs, delta_softplus=True)[0]
             torch.autograd.grad(y, list(inputs.values()), gradient)
 
@@ -141,7 +143,7 @@ def _step(name: str, size: tuple[int, int, int, int], device: torch.device, dtyp
 
     @torch.no_grad()
     def step() -> None:
-        with use_backend(name):
+        with use_kernels(name):
             selective_scan(**inputs, delta_softplus=True, initial_state=state, inplace=True)
 
     return step

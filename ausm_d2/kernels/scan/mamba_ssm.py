@@ -1,65 +1,114 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels of the package mamba_ssm, where they can take our place.
+"""The scan by the CUDA kernels of the package mamba_ssm (2.x), where it has one.
 
-Its scan works on (N, E, T), starts from the zero state and has no gradient through the last state; its single step is
-in place. Everything else goes to our own kernels.
+Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; S: state size.
+
+* From the zero state: ``selective_scan_fn``, on (N, E, T). It gives the last state without a gradient; where one is
+  asked for, the reference computes it.
+* From a given state, without gradients: ``selective_state_update``, a frame at a time, in place.
+* From a given state, with gradients: mamba_ssm has no kernel; others take those calls.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from ausm_d2.kernels.scan.triton import TritonBackend
+from ausm_d2.kernels.choice import Kernel
+from ausm_d2.kernels.installed import missing
+from ausm_d2.kernels.layout import overwritten, plain
+from ausm_d2.kernels.scan.call import ScanCall
+from ausm_d2.kernels.scan.reference import scan
+
+_MAX_STATES = 256
+_MAX_BLOCKS = 65535  # of a grid's second dimension: channels of the scan, sequences of the step
+_MAX_NUMBERS = 2**31  # of a tensor: both kernels compute addresses in 32 bits
 
 
-@functools.cache
-def _installed() -> bool:
-    return importlib.util.find_spec("selective_scan_cuda") is not None  # what `pip install mamba-ssm` builds on a GPU
+class MambaSsmScan(Kernel[ScanCall]):
+    name = "mamba_ssm"
+    devices: tuple[str, ...] = ("cuda",)
+
+    def unavailable(self) -> str | None:
+        return missing("mamba_ssm", "selective_scan_cuda")
+
+    def fits(self, call: ScanCall) -> bool:
+        (sequences, frames, channels), states = call.u.shape, call.A.shape[1]
+        if call.u.dtype not in (torch.float32, torch.bfloat16, torch.float16) or states > _MAX_STATES:
+            return False
+        if not call.u.numel() or sequences * channels * max(frames, 2 * states) >= _MAX_NUMBERS:
+            return False
+        if call.initial_state is None:
+            return channels <= _MAX_BLOCKS
+        return not call.learns() and sequences <= _MAX_BLOCKS
+
+    def run(self, call: ScanCall) -> tuple[Tensor, Tensor]:
+        dtype = call.u.dtype
+        call = call._replace(
+            **{name: getattr(call, name).to(dtype) for name in ("delta", "B", "C")},
+            A=call.A.float(),
+            D=plain(call.D, torch.float32),
+            z=None if call.z is None else call.z.to(dtype),
+            delta_bias=plain(call.delta_bias, torch.float32),
+        )
+        return _clip(call) if call.initial_state is None else _frame_by_frame(call, call.initial_state)
 
 
-class _NoGradient(torch.autograd.Function):
+def _clip(call: ScanCall) -> tuple[Tensor, Tensor]:
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    y, last = selective_scan_fn(
+        *(call.u.mT, call.delta.mT, call.A, call.B.mT, call.C.mT),
+        D=call.D,
+        z=None if call.z is None else call.z.mT,
+        delta_bias=call.delta_bias,
+        delta_softplus=call.delta_softplus,
+        return_last_state=True,
+    )
+    last = last.detach().contiguous()
+    if call.learns():
+        last = _LastState.apply(last, call.delta_softplus, *call._replace(D=None, z=None)[:9])
+    return y.mT, last
+
+
+class _LastState(torch.autograd.Function):
+    """The last state as it is, with the gradient that mamba_ssm leaves out."""
+
     @staticmethod
-    def forward(ctx: Any, last: Tensor) -> Tensor:
+    def forward(ctx: Any, last: Tensor, delta_softplus: bool, *tensors: Any) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        ctx.delta_softplus = delta_softplus
         return last.view_as(last)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        raise RuntimeError("mamba_ssm's kernels have no gradient through the last state: force another backend")
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        inputs = [None if x is None else x.detach().requires_grad_() for x in ctx.saved_tensors]
+        with torch.enable_grad():
+            call = ScanCall._make([*inputs, ctx.delta_softplus, False])
+            _, last = scan(call)
+        gradients = iter(torch.autograd.grad(last, [x for x in inputs if x is not None], gradient, allow_unused=True))
+        return None, None, *(None if x is None else next(gradients) for x in inputs)
 
 
-class MambaSsmBackend(TritonBackend):
-    def supports(self, x: Tensor) -> bool:
-        return x.device.type == "cuda" and _installed() and super().supports(x)
+def _frame_by_frame(call: ScanCall, initial: Tensor) -> tuple[Tensor, Tensor]:
+    from mamba_ssm.ops.triton.selective_state_update import selective_state_update
 
-    def selective_scan(
-        self,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-        initial_state: Tensor | None,
-        inplace: bool,
-    ) -> tuple[Tensor, Tensor]:
-        if initial_state is None:
-            from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-
-            by_channel = (u.mT, delta.mT, A, B.mT, C.mT, D, None if z is None else z.mT, delta_bias, delta_softplus)
-            y, last = selective_scan_fn(*by_channel, return_last_state=True)
-            return y.mT, _NoGradient.apply(last)
-        if inplace and u.shape[1] == 1 and not torch.is_grad_enabled():
-            from mamba_ssm.ops.triton.selective_state_update import selective_state_update
-
-            now = (u[:, 0], delta[:, 0], A, B[:, 0], C[:, 0], D, None if z is None else z[:, 0])
-            y = selective_state_update(initial_state, *now, delta_bias, dt_softplus=delta_softplus)
-            return y[:, None], initial_state
-        return super().selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, inplace)
+    state = plain(initial, torch.float32)
+    assert state is not None
+    if state is initial and not call.inplace:
+        state = initial.clone()
+    # It takes None for neither of these.
+    zeros = call.A.new_zeros(len(call.A))
+    D, bias = (zeros if x is None else x for x in (call.D, call.delta_bias))
+    outputs = []
+    for t in range(call.u.shape[1]):
+        u, delta, B, C = (x[:, t] for x in (call.u, call.delta, call.B, call.C))
+        z = None if call.z is None else call.z[:, t]
+        outputs.append(
+            selective_state_update(state, u, delta, call.A, B, C, D, z, bias, dt_softplus=call.delta_softplus)
+        )
+    return torch.stack(outputs, dim=1), overwritten(state, state, initial, call.inplace)

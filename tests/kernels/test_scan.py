@@ -1,41 +1,22 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Every backend of the selective scan and of the causal convolution against the loop in float64."""
+"""Every kernel of the selective scan against the reference in float64."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from ausm_d2.errors import UserError
-from ausm_d2.kernels import scan as ssm_kernels
-from ausm_d2.kernels.cpp import CompileError
-from ausm_d2.kernels.scan import causal_conv, cpu, selective_scan, use_backend
-from tests.kernels.interpreter import GPU, RUNS_TRITON, run_interpreted
+from ausm_d2.kernels.choice import use_kernels
+from ausm_d2.kernels.scan import selective_scan
+from tests.kernels.interpreter import GPU, run_interpreted
+from tests.kernels.oracle import assert_near
 
 # N, T, E, S: one frame, sizes that fill no vector, sizes that fill vectors exactly, the smallest of all; then one frame
 # whose states are one, two or four vectors, of whatever width, and channels that fill none.
 SIZES = [(3, 1, 5, 3), (2, 4, 37, 16), (1, 6, 64, 8), (2, 2, 80, 5), (1, 1, 1, 1)]
 SIZES += [(3, 1, 37, 16), (2, 1, 35, 8), (2, 1, 20, 4), (1, 1, 21, 32), (1, 1, 18, 64)]
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
-
-# Without a GPU, Triton's kernels run in its interpreter: see test_triton_in_its_interpreter.
-NAMES = ["loop", "cpu", *(["triton"] if RUNS_TRITON else [])]
-
-
-@pytest.fixture(params=NAMES)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The backend is forced, and new tensors are made where it runs."""
-    name = request.param
-    device = "cuda" if name == "triton" and GPU else "cpu"
-    try:
-        assert ssm_kernels.BACKENDS[name].supports(torch.empty(0, device=device))
-    except CompileError as error:
-        pytest.skip(str(error))
-    with torch.device(device), use_backend(name):
-        yield name
 
 
 def _inputs(n: int, t: int, e: int, s: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -62,14 +43,8 @@ def _scan(inputs: dict[str, Tensor], delta_softplus: bool = True) -> tuple[Tenso
 
 
 def _oracle(inputs: dict[str, Tensor], delta_softplus: bool = True) -> tuple[Tensor, Tensor]:
-    with use_backend("loop"):
+    with use_kernels("reference"):
         return _scan(inputs, delta_softplus)
-
-
-def _assert_near(found: Tensor, expected: Tensor, tolerance: float, what: str = "") -> None:
-    assert found.shape == expected.shape
-    error = (found.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1e-6)
-    assert error < tolerance, f"{what}: relative error {error:.2e}"
 
 
 def _compare_gradients(inputs: dict[str, Tensor], forward: float, backward: float, softplus: bool = True) -> None:
@@ -80,14 +55,14 @@ def _compare_gradients(inputs: dict[str, Tensor], forward: float, backward: floa
     y, last = _scan(inputs, softplus)
     y64, last64 = _oracle(exact, softplus)
     assert y.dtype == inputs["u"].dtype and last.dtype == torch.float32
-    _assert_near(y.detach(), y64.detach(), forward, "y")
-    _assert_near(last.detach(), last64.detach(), forward, "last state")
+    assert_near(y.detach(), y64.detach(), forward, "y")
+    assert_near(last.detach(), last64.detach(), forward, "last state")
     dy, dlast = torch.randn_like(y), torch.randn_like(last)
     found = torch.autograd.grad((y, last), list(inputs.values()), (dy, dlast))
     expected = torch.autograd.grad((y64, last64), list(exact.values()), (dy.double(), dlast.double()))
     for name, a, b in zip(inputs, found, expected, strict=True):
         assert a.dtype == inputs[name].dtype
-        _assert_near(a, b, backward, f"gradient of {name}")
+        assert_near(a, b, backward, f"gradient of {name}")
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -95,9 +70,9 @@ def test_scan_equals_float64_loop(backend: str, size: tuple[int, int, int, int])
     _compare_gradients(_inputs(*size), 1e-5, 1e-4)
 
 
-@pytest.mark.parametrize("fast", ["loop", "cpu"])
+@pytest.mark.parametrize("fast", ["reference", "cpu"])
 def test_scan_of_a_long_clip(fast: str) -> None:
-    with use_backend(fast):
+    with use_kernels(fast):
         _compare_gradients(_inputs(2, 150, 20, 4), 1e-5, 1e-4)
 
 
@@ -182,50 +157,6 @@ def test_in_place_is_refused_where_autograd_is_on(backend: str) -> None:
         selective_scan(**_inputs(1, 1, 4, 2), inplace=True)
 
 
-@pytest.mark.parametrize("start", ["zero", "given"])
-@pytest.mark.parametrize("size", [(3, 1, 37, 4), (2, 2, 16, 4), (1, 6, 33, 3), (2, 3, 8, 1)], ids=str)
-def test_conv_equals_float64_loop(backend: str, size: tuple[int, int, int, int], start: str) -> None:
-    _compare_conv(size, start == "given", torch.float32)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("frames", [1, 2])
-def test_conv_of_half_precision_activations(backend: str, dtype: torch.dtype, frames: int) -> None:
-    _compare_conv((2, frames, 33, 4), True, dtype)
-
-
-def _compare_conv(size: tuple[int, int, int, int], start_given: bool, dtype: torch.dtype) -> None:
-    n, t, e, k = size
-    inputs = [torch.randn(n, t, 2 * e)[..., :e].to(dtype), torch.randn(e, k), torch.randn(e)]
-    if start_given:
-        inputs.append(torch.randn(n, e, k).to(dtype))
-    exact = [value.double() for value in inputs]
-    for value in inputs + exact:
-        value.requires_grad_()
-    y, last = causal_conv(*inputs)
-    assert y.dtype == last.dtype == dtype
-    with use_backend("loop"):
-        y64, last64 = causal_conv(*exact)
-    exactness = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
-    _assert_near(y.detach(), y64.detach(), exactness)
-    _assert_near(last.detach(), last64.detach(), exactness)
-    dy, dlast = torch.randn_like(y), torch.randn_like(last)
-    found = torch.autograd.grad((y, last), inputs, (dy, dlast))
-    expected = torch.autograd.grad((y64, last64), exact, (dy.double(), dlast.double()))
-    for a, b in zip(found, expected, strict=True):
-        _assert_near(a, b, 10 * exactness)
-
-
-@torch.no_grad()
-def test_conv_in_place(backend: str) -> None:
-    x, weight, bias, state = torch.randn(4, 1, 20), torch.randn(20, 4), torch.randn(20), torch.randn(4, 20, 4)
-    expected, expected_last = causal_conv(x, weight, bias, state)
-    y, last = causal_conv(x, weight, bias, state, inplace=True)
-    assert last.data_ptr() == state.data_ptr()
-    torch.testing.assert_close(y, expected)
-    torch.testing.assert_close(state, expected_last)
-
-
 def test_threads_share_the_work() -> None:
     inputs = _inputs(23, 4, 900, 2)
     threads = torch.get_num_threads()
@@ -234,35 +165,15 @@ def test_threads_share_the_work() -> None:
         for count in (1, 3):
             torch.set_num_threads(count)
             tensors = [value.requires_grad_() for value in inputs.values()]
-            with use_backend("cpu"):
+            with use_kernels("cpu"):
                 y, _ = _scan(inputs)
             results.append([y, *torch.autograd.grad(y.square().sum(), tensors[:-1])])
     finally:
         torch.set_num_threads(threads)
     for found, expected in zip(*results, strict=True):
-        _assert_near(found.detach(), expected.detach(), 1e-5)
+        assert_near(found.detach(), expected.detach(), 1e-5)
 
 
 @pytest.mark.skipif(GPU, reason="there is a GPU for them")
 def test_triton_in_its_interpreter() -> None:
     run_interpreted(__file__)
-
-
-def test_unknown_backend() -> None:
-    with use_backend("abacus"), pytest.raises(UserError, match=r"abacus.*cpu"):
-        _scan(_inputs(1, 1, 4, 2))
-
-
-def test_no_compiler_means_the_loop_and_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    cpu.library.cache_clear()
-    ssm_kernels._warn.cache_clear()
-    inputs = _inputs(2, 3, 8, 4)
-    try:
-        with pytest.warns(UserWarning, match=r"no C\+\+ compiler") as warnings:
-            found = _scan(inputs)[0]
-            _scan(inputs)
-        assert len(warnings) == 1
-    finally:
-        cpu.library.cache_clear()
-    torch.testing.assert_close(found, _oracle(inputs)[0])

@@ -1,0 +1,78 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""The causal convolution by the CUDA kernels of causal_conv1d (1.4 and later), the package that mamba_ssm uses for it.
+
+Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; K: width of the convolution.
+
+A further frame without gradients: ``causal_conv1d_update``, in place. Everything else: ``causal_conv1d_fn``, on
+(N, E, T) with the channels last in memory, which is how they lie here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ausm_d2.kernels.choice import Kernel
+from ausm_d2.kernels.conv.call import ConvCall
+from ausm_d2.kernels.conv.reference import last_inputs
+from ausm_d2.kernels.installed import missing
+from ausm_d2.kernels.layout import overwritten, plain
+
+_WIDTHS = (2, 3, 4)
+_CHANNELS = 8  # E, and distances in memory, are multiples of it
+_MAX_NUMBERS = 2**31  # of a tensor: addresses are computed in 32 bits
+
+
+class MambaSsmConv(Kernel[ConvCall]):
+    name = "mamba_ssm"
+    devices: tuple[str, ...] = ("cuda",)
+
+    def unavailable(self) -> str | None:
+        return missing("causal_conv1d", "causal_conv1d_cuda")
+
+    def fits(self, call: ConvCall) -> bool:
+        x, width = call.x, call.weight.shape[1]
+        if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or width not in _WIDTHS:
+            return False
+        return (
+            x.numel() > 0
+            and x.shape[2] % _CHANNELS == 0
+            and len(x) * x.shape[2] * max(x.shape[1], width) < _MAX_NUMBERS
+        )
+
+    def run(self, call: ConvCall) -> tuple[Tensor, Tensor]:
+        call = call._replace(weight=call.weight.float(), bias=call.bias.float())
+        if call.initial is not None and call.x.shape[1] == 1 and not call.learns():
+            return _one_frame(call, call.initial)
+        return _clip(call)
+
+
+def _one_frame(call: ConvCall, initial: Tensor) -> tuple[Tensor, Tensor]:
+    from causal_conv1d import causal_conv1d_update
+
+    state = plain(initial, call.x.dtype)
+    assert state is not None
+    if state is initial and not call.inplace:
+        state = initial.clone()
+    y = causal_conv1d_update(call.x[:, 0], state, call.weight, call.bias, activation="silu")
+    return y[:, None], overwritten(state, state, initial, call.inplace)
+
+
+def _clip(call: ConvCall) -> tuple[Tensor, Tensor]:
+    from causal_conv1d import causal_conv1d_fn
+
+    start = None
+    if call.initial is not None:
+        start = call.initial[:, :, 1:].to(call.x.dtype).mT.contiguous().mT
+    y = causal_conv1d_fn(_channels_last(call.x).mT, call.weight, call.bias, initial_states=start, activation="silu")
+    last = last_inputs(call)
+    if call.inplace and call.initial is not None:
+        last = call.initial.copy_(last)
+    return y.mT, last
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """(N, T, E) with channels next to each other and the distances that the kernel takes."""
+    if x.stride(2) == 1 and x.stride(1) >= x.shape[2] and not (x.stride(0) % _CHANNELS or x.stride(1) % _CHANNELS):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,59 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""The arguments of a selective scan.
+
+Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; S: state size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from ausm_d2.kernels.first_use import Probe
+from ausm_d2.kernels.layout import few
+
+
+class ScanCall(NamedTuple):
+    """See :func:`ausm_d2.kernels.scan.selective_scan`."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    delta_bias: Tensor | None
+    initial_state: Tensor | None
+    delta_softplus: bool
+    inplace: bool
+
+    @property
+    def device(self) -> torch.device:
+        return self.u.device
+
+    def learns(self) -> bool:
+        return torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in self)
+
+    def form(self) -> Hashable:
+        """With as many channels and states as the call has, and one frame or several."""
+        tensors = (None if each is None else each.dtype for each in self[:9])
+        return (*tensors, self.u.shape[1] == 1, *self.A.shape, self.delta_softplus, self.inplace)
+
+    def probe(self, random: Probe) -> Self:
+        n, t, e, s = 3, min(self.u.shape[1], 3), few(self.u.shape[2]), self.A.shape[1]
+        return self._replace(
+            u=random(self.u, n, t, e),
+            delta=random(self.delta, n, t, e),
+            A=-random(self.A, e, s).abs() - 0.01,
+            B=random(self.B, n, t, s),
+            C=random(self.C, n, t, s),
+            D=random(self.D, e),
+            z=random(self.z, n, t, e),
+            delta_bias=random(self.delta_bias, e),
+            initial_state=random(self.initial_state, n, e, s),
+            delta_softplus=self.delta_softplus,
+        )
