@@ -6,6 +6,7 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 
 from ausm_d2.errors import UserError
+from ausm_d2.kernels import choice
 
 
 def check_model_config(cfg: CfgNode) -> None:
@@ -40,6 +41,7 @@ def check_model_config(cfg: CfgNode) -> None:
     choices = {
         "PROMPT_INDEX": (ausm.PROMPT_INDEX, ("frame", "zero")),
         "START": (ausm.START, ("lookup", "residual")),
+        "KERNELS": (ausm.KERNELS, choice.NAMES),
         "TRAIN.MODE": (ausm.TRAIN.MODE, ("parallel", "iterative", "rollout")),
     }
     for key, (value, known) in choices.items():

@@ -68,6 +68,10 @@ def _add_model_keys(cfg: CfgNode) -> None:
     ausm.MARKER_EPS = 1e-6  # eps of the History Marker (Sec. 3)
     # Keys and values of the spatial attentions of Compressor and Decoder are pooled r x r; 1 = the paper.
     ausm.SPATIAL_REDUCTION = 1
+    # Kernels of scan, causal convolution, attention and deformable attention (ausm_d2/kernels/__init__.py): "auto";
+    # "reference", PyTorch's operations; "cpu" (C++), "triton" or "mamba_ssm" by name, an error where it cannot run.
+    # The environment variable AUSM_KERNELS overrides this.
+    ausm.KERNELS = "auto"
 
     ausm.FRAME_ENCODER = CfgNode()
     ausm.FRAME_ENCODER.IN_FEATURES = ["res2", "res3", "res4", "res5"]  # strides 4, 8, 16, 32

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ausm_d2.config import check_model_config
 from ausm_d2.errors import UserError
 from ausm_d2.kernels.autocast import autocast_dtype
+from ausm_d2.kernels.choice import set_kernels
 from ausm_d2.modeling.frame_encoder import FrameEncoder, FrameFeatures
 from ausm_d2.modeling.history import HistoryCompressor, HistoryDecoder, HistoryMarker
 from ausm_d2.modeling.id_pool import IDPool
@@ -78,6 +79,7 @@ class AUSMNetwork(nn.Module):
         start: str,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        kernels: str = "auto",
     ) -> None:
         """
         Args:
@@ -90,9 +92,11 @@ class AUSMNetwork(nn.Module):
             prompt_index: "frame" or "zero" (docs/deviations.md, 2).
             start: "lookup" or "residual" (docs/deviations.md, 15).
             pixel_mean, pixel_std: of RGB in 0..255.
+            kernels: which kernels its layers use, one of ``kernels.choice.NAMES``.
 
         Raises:
-            UserError: if the residual start asks for memory of a stride that the frame encoder does not have.
+            UserError: if the kernels asked for cannot run here, or if the residual start asks for memory of a stride
+                that the frame encoder does not have.
         """
         super().__init__()
         coarsest = 8 << (len(frame_encoder.in_features) - 2)
@@ -115,6 +119,7 @@ class AUSMNetwork(nn.Module):
         self.prompt_index = prompt_index
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        set_kernels(self, kernels)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -132,6 +137,7 @@ class AUSMNetwork(nn.Module):
             "marker_eps": ausm.MARKER_EPS,
             "prompt_index": ausm.PROMPT_INDEX,
             "start": ausm.START,
+            "kernels": ausm.KERNELS,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
