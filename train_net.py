@@ -37,7 +37,7 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
         UserError: a config, data sets or weights that cannot be used.
     """
     _check_gpus(args)
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, args.opts, args.overlay)
     if args.eval_only and not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST: empty, expected the names of the data sets to evaluate on")
     if not args.eval_only:
@@ -109,7 +109,11 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> None:
 
 
 def main() -> None:
-    args = default_argument_parser().parse_args()
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--overlay", action="append", default=[], metavar="FILE", help="YAML file whose keys replace the config's"
+    )
+    args = parser.parse_args()
     launch(
         run,
         args.num_gpus,

@@ -31,6 +31,7 @@ from ausm_d2.data.build import (
     registered_names,
 )
 from ausm_d2.data.catalog import register_from_config
+from ausm_d2.data.catalog.base import chosen_label_sets
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation.evaluators import Scores, VideoEvaluators, build_evaluator
 from ausm_d2.evaluation.paper import markdown_table, paper_table
@@ -51,22 +52,23 @@ def check_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
     """
     register_from_config(cfg)
     label_sets = {str(name): int(classes) for name, classes in cfg.MODEL.AUSM.LABEL_SETS}
+    chosen = chosen_label_sets(cfg)
     for name in names:
         if name not in DatasetCatalog:
             raise UserError(f"data set '{name}' is not registered; registered: {', '.join(registered_names())}")
         metadata = MetadataCatalog.get(name)
         if not metadata.get("thing_classes"):
             get_records(name)  # a user's own data set: its classes are in its file
-        classes = len(metadata.thing_classes)
-        if metadata.label_set not in label_sets:
+        classes, label_set = len(metadata.thing_classes), chosen.get(name, metadata.label_set)
+        if label_set not in label_sets:
             raise UserError(
-                f"data set '{name}' needs the label set '{metadata.label_set}' ({classes} classes), "
+                f"data set '{name}' needs the label set '{label_set}' ({classes} classes), "
                 f"MODEL.AUSM.LABEL_SETS has {label_sets}"
             )
-        if label_sets[metadata.label_set] != classes:
+        if label_sets[label_set] != classes:
             raise UserError(
                 f"data set '{name}' has {classes} classes, MODEL.AUSM.LABEL_SETS gives its label set "
-                f"'{metadata.label_set}' {label_sets[metadata.label_set]}"
+                f"'{label_set}' {label_sets[label_set]}"
             )
 
 

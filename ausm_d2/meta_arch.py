@@ -43,6 +43,7 @@ class AUSM(AUSMNetwork):
         criterion: SetCriterion,
         frame_classifier: FrameClassifier | None,
         prompt_prob: float,
+        keep_hidden: bool,
         train_mode: str,
         own_passes: int,
         history_noise: HistoryNoise | None,
@@ -54,6 +55,7 @@ class AUSM(AUSMNetwork):
             criterion: the loss.
             frame_classifier: a further loss, on X_t (docs/deviations.md, 18).
             prompt_prob: probability that a clip's objects switch at their first visible frame.
+            keep_hidden: a row stays in A_{t-1} while its object is hidden (docs/deviations.md, 1).
             train_mode: "parallel", "iterative" or "rollout".
             own_passes: in "parallel", the maximum number of passes over a clip that replace the history by the
                 network's own masks before the pass that is trained.
@@ -65,6 +67,7 @@ class AUSM(AUSMNetwork):
         self.criterion = criterion
         self.frame_classifier = frame_classifier
         self.prompt_prob = prompt_prob
+        self.keep_hidden = keep_hidden
         self.train_mode = train_mode
         self.own_passes = own_passes
         self.history_noise = history_noise
@@ -78,6 +81,7 @@ class AUSM(AUSMNetwork):
             "criterion": SetCriterion(cfg),
             "frame_classifier": FrameClassifier(cfg) if train.FRAME_CLASS_WEIGHT else None,
             "prompt_prob": train.PROMPT_PROB,
+            "keep_hidden": train.HIDDEN_ROWS == "keep",
             "train_mode": train.MODE,
             "own_passes": train.OWN_PASSES,
             "history_noise": HistoryNoise.from_config(cfg),
@@ -121,7 +125,7 @@ class AUSM(AUSMNetwork):
         prompted = targets.prompted | (torch.rand(clips, device=self.device) < self.prompt_prob)
         visible = targets.visible & targets.labelled[:, :, None]
         switch = draw_switch_times(visible, prompted=prompted, prompt_index=self.prompt_index)
-        forcing = preprocess(targets, switch)
+        forcing = preprocess(targets, switch, keep_hidden=self.keep_hidden)
         if self.history_noise is not None:
             forcing.history = self.history_noise(forcing.history, forcing.in_use)
         return ids, prompted, forcing

@@ -40,6 +40,7 @@ def check_model_config(cfg: CfgNode) -> None:
             )
     choices = {
         "PROMPT_INDEX": (ausm.PROMPT_INDEX, ("frame", "zero")),
+        "TRAIN.HIDDEN_ROWS": (ausm.TRAIN.HIDDEN_ROWS, ("keep", "leave")),
         "START": (ausm.START, ("lookup", "residual")),
         "KERNELS": (ausm.KERNELS, choice.NAMES),
         "TRAIN.MODE": (ausm.TRAIN.MODE, ("parallel", "iterative", "rollout")),

@@ -126,6 +126,9 @@ def _add_training_keys(cfg: CfgNode) -> None:
     # "parallel": most times that the history is replaced by the masks that the model makes of it, all frames at once;
     # drawn anew for every batch from 0 on (docs/deviations.md, 10). 0 = the paper.
     train.OWN_PASSES = 0
+    # A row of A whose object is hidden in frame t - 1: "keep": stays in A_{t-1} with an empty mask, as at inference;
+    # "leave": is not in A_{t-1} (the paper's letter; docs/deviations.md, 1).
+    train.HIDDEN_ROWS = "keep"
     train.PROMPT_PROB = 0.5  # probability that a clip's objects switch at their first visible frame
     # Weight of a per-place classification loss on X_t; 0 = the paper. For frame encoders trained from random weights.
     train.FRAME_CLASS_WEIGHT = 0.0
@@ -188,6 +191,8 @@ def _add_input_keys(cfg: CfgNode) -> None:
 
     # How often each data set of DATASETS.TRAIN is drawn, relative to the others; empty: by its number of videos.
     cfg.DATASETS.DATASET_RATIO = []
+    # [[data set, label set], ...] where it is another than the data set's own (docs/deviations.md, 5).
+    cfg.DATASETS.LABEL_SETS = []
     # Data sets of your own: [[name, annotation file, image folder], ...] and [[name, image folder, mask folder], ...],
     # paths absolute or relative to DETECTRON2_DATASETS (datasets/README.md).
     cfg.DATASETS.YTVIS_STYLE = []

@@ -22,7 +22,7 @@ PRETRAINED = {"ausm_edge": "edge/ausm_edge.yaml", "ausm_nano": "synth/ausm_nano.
 _BASE = "_BASE_"
 
 
-def load_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
+def load_config(config_file: str, opts: Sequence[Any] = (), overlays: Sequence[str] = ()) -> CfgNode:
     """A complete config from a YAML file and ``KEY VALUE`` pairs.
 
     Args:
@@ -30,6 +30,8 @@ def load_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
             ``edge/ausm_edge.yaml``. The file may name another one as ``_BASE_``, relative to its own folder or to
             that of the packaged configs.
         opts: alternating keys and values, as on the command line.
+        overlays: further files, whose keys replace those of ``config_file`` in this order, such as
+            ``paper/letter.yaml``; ``opts`` come last.
 
     Raises:
         UserError: if a file is missing or is not a YAML mapping, a key is unknown or has a value of another type, or
@@ -37,7 +39,8 @@ def load_config(config_file: str, opts: Sequence[Any] = ()) -> CfgNode:
     """
     cfg = get_cfg()
     add_ausm_config(cfg)
-    _merge_file(cfg, _find(config_file, Path()), ())
+    for file in (config_file, *overlays):
+        _merge_file(cfg, _find(file, Path()), ())
     _merge(cfg, "command line", lambda: cfg.merge_from_list(list(opts)))
     if not re.fullmatch(r"cpu|cuda(:\d+)?", cfg.MODEL.DEVICE):
         raise UserError(f"MODEL.DEVICE: '{cfg.MODEL.DEVICE}', expected cpu, cuda or the number of a GPU as in cuda:1")

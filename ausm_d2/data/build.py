@@ -20,7 +20,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 
 from ausm_d2.allocator import keep_freed_memory
 from ausm_d2.data.catalog import register_from_config
-from ausm_d2.data.catalog.base import DEFAULT_TOPK
+from ausm_d2.data.catalog.base import DEFAULT_TOPK, chosen_label_sets
 from ausm_d2.data.mapper import ClipMapper
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
@@ -298,7 +298,7 @@ def build_test_loader(
             "record": record,
             "dataset_name": dataset_name,
             "task": metadata.task,
-            "label_set": metadata.label_set,
+            "label_set": chosen_label_sets(cfg).get(dataset_name, metadata.label_set),
             "overlap": metadata.get("overlap", False),
             "topk": metadata.get("topk", DEFAULT_TOPK),
         }

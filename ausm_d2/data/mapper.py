@@ -21,6 +21,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 
 from ausm_d2.data.augmentation import Augmentation, ClipPlan, Looks, build_augmentations, render_frame, render_mask
+from ausm_d2.data.catalog.base import chosen_label_sets
 from ausm_d2.data.clip_sampler import ClipSampler
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
@@ -42,6 +43,7 @@ class ClipMapper:
         paste_twin: float = 0.0,
         paste_scale: float = 0.4,
         max_instances: int = 100,
+        label_sets: Mapping[str, str] | None = None,
         fill: tuple[float, float, float] = (124.0, 116.0, 104.0),
     ) -> None:
         """
@@ -54,6 +56,7 @@ class ClipMapper:
             paste_twin: probability that the other image is the same one.
             paste_scale: least size of the other image, relative to the largest that fits.
             max_instances: of a clip. Where there are more, so many are drawn, and the clip is not exhaustive.
+            label_sets: those of data sets that have another than their own, by name.
             fill: RGB of what lies outside of the stored frame; the mean pixel, so that the model sees zeros.
         """
         self.samplers = samplers
@@ -64,6 +67,7 @@ class ClipMapper:
         self.paste_twin = paste_twin
         self.paste_scale = paste_scale
         self.max_instances = max_instances
+        self.label_sets = label_sets or {}
         self.fill = fill
 
     @classmethod
@@ -82,6 +86,7 @@ class ClipMapper:
             "copy_paste": cfg.INPUT.PSEUDO.COPY_PASTE,
             "paste_twin": cfg.INPUT.PSEUDO.PASTE_TWIN,
             "paste_scale": cfg.INPUT.PSEUDO.PASTE_SCALE,
+            "label_sets": chosen_label_sets(cfg),
             "max_instances": min(cfg.INPUT.MAX_INSTANCES, cfg.MODEL.AUSM.NUM_ID),
             "fill": (red, green, blue),
         }
@@ -136,7 +141,7 @@ class ClipMapper:
             "masks": torch.from_numpy(clip.masks),
             "classes": torch.tensor(clip.classes, dtype=torch.int64),
             "labelled": torch.tensor(labelled, dtype=torch.bool),
-            "label_set": metadata.label_set,
+            "label_set": self.label_sets.get(dataset_name, metadata.label_set),
             "exhaustive": metadata.exhaustive and clip.complete,
             "task": metadata.task,
             "prompted": metadata.task == "vos" or not metadata.exhaustive,

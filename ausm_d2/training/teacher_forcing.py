@@ -60,7 +60,7 @@ def draw_switch_times(
     return switch.masked_fill(~visible.any(dim=1), frames)
 
 
-def preprocess(targets: ClipTargets, switch: Tensor) -> TeacherForcing:
+def preprocess(targets: ClipTargets, switch: Tensor, *, keep_hidden: bool = True) -> TeacherForcing:
     """Split the ground truth at the switch times.
 
     ``y_det^i_t = y^i_t`` for t <= s_i, ``y_trk^i_t = y^i_t`` for t > s_i, ``M^i_t = y^i_t`` for t >= s_i; a row stays
@@ -69,13 +69,16 @@ def preprocess(targets: ClipTargets, switch: Tensor) -> TeacherForcing:
     Args:
         targets: ground truth of the batch.
         switch: int64 (B, N), s_i in -1..T.
+        keep_hidden: False: a row is in A_{t-1} only if its object is visible in frame t - 1 (the paper's letter).
     """
     frames = targets.masks.shape[1]
     time = torch.arange(frames, device=switch.device)[None, :, None]
     in_use = (time > switch[:, None]) & targets.valid[:, None]
+    if not keep_hidden:
+        in_use &= _frame_before(targets.visible)
     masks = masks_at_stride4(targets.masks)
     # M_{t-1}; before the first frame M_0 is empty, unless the mask of the first frame is given as M_0.
-    history = torch.cat([masks[:, :1], masks[:, :-1]], dim=1) * in_use[..., None, None]
+    history = _frame_before(masks) * in_use[..., None, None]
     labelled = targets.labelled[:, :, None]
     return TeacherForcing(
         switch=switch,
@@ -84,6 +87,11 @@ def preprocess(targets: ClipTargets, switch: Tensor) -> TeacherForcing:
         track=in_use & labelled,
         detect=targets.visible & (time <= switch[:, None]) & labelled & targets.valid[:, None],
     )
+
+
+def _frame_before(values: Tensor) -> Tensor:
+    """Of every frame of (B, T, ..) what the one before has; the first one has itself, with ``PROMPT_INDEX: zero``."""
+    return torch.cat([values[:, :1], values[:, :-1]], dim=1)
 
 
 def frame_targets(targets: ClipTargets, forcing: TeacherForcing) -> FrameTargets:

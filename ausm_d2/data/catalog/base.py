@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.colormap import colormap
 
@@ -85,6 +86,18 @@ def register(
     metadata.set(locate=locate)
     if classes is not None:
         metadata.set(**class_metadata(classes))
+
+
+def chosen_label_sets(cfg: CfgNode) -> dict[str, str]:
+    """The label sets that ``DATASETS.LABEL_SETS`` gives data sets in place of their own, by data set.
+
+    Raises:
+        UserError: an entry that is not two names.
+    """
+    for entry in cfg.DATASETS.LABEL_SETS:
+        if not isinstance(entry, list | tuple) or len(entry) != 2 or not all(isinstance(each, str) for each in entry):
+            raise UserError(f"DATASETS.LABEL_SETS: {entry!r} found; [data set, label set] expected")
+    return dict(cfg.DATASETS.LABEL_SETS)
 
 
 def class_metadata(categories: Mapping[int, str]) -> dict[str, Any]:
