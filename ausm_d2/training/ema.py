@@ -81,4 +81,3 @@ class UpdateAverage(HookBase):
 
     def after_step(self) -> None:
         self._average.update()
-

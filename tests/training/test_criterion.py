@@ -20,9 +20,7 @@ from ausm_d2.training.targets import FrameTargets
 CLASSES, QUERIES = 3, 4
 
 
-def criterion(
-    deep_supervision: bool = True, num_points: int = 256, box_point_ratio: float = 0.0
-) -> SetCriterion:
+def criterion(deep_supervision: bool = True, num_points: int = 256, box_point_ratio: float = 0.0) -> SetCriterion:
     weights = {"class_weight": 2.0, "mask_weight": 5.0, "dice_weight": 5.0}
     return SetCriterion(
         matcher=HungarianMatcher(**weights), **weights, no_object_weight=0.1, num_points=num_points,

@@ -45,15 +45,17 @@ class ScanCall(NamedTuple):
 
     def probe(self, random: Probe) -> Self:
         n, t, e, s = 3, min(self.u.shape[1], 3), few(self.u.shape[2]), self.A.shape[1]
+        delta, bias = random(self.delta, n, t, e), random(self.delta_bias, e)
+        if not self.delta_softplus:  # negative steps would make the state grow without bound
+            delta, bias = delta.abs(), None if bias is None else bias.abs()
         return self._replace(
             u=random(self.u, n, t, e),
-            delta=random(self.delta, n, t, e),
+            delta=delta,
             A=-random(self.A, e, s).abs() - 0.01,
             B=random(self.B, n, t, s),
             C=random(self.C, n, t, s),
             D=random(self.D, e),
             z=random(self.z, n, t, e),
-            delta_bias=random(self.delta_bias, e),
+            delta_bias=bias,
             initial_state=random(self.initial_state, n, e, s),
-            delta_softplus=self.delta_softplus,
         )
