@@ -160,7 +160,7 @@ class FoldedConv2dSame(FoldedConv2d):
     """The same of timm's ``Conv2dSame``, which pads as TensorFlow does."""
 
     def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        return pad_same(x, self.kernel_size, self.stride, self.dilation), (0, 0)
+        return pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation)), (0, 0)
 
 
 def _fuses(x: Tensor, weight: Tensor) -> bool:

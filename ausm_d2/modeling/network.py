@@ -262,16 +262,64 @@ class AUSMNetwork(nn.Module):
         Returns:
             Predictions by layer, over BT frames, and the memory after the last frame.
         """
-        frames = x.shape[1]
-        e, rows, memory = self.mark(x_prev.to(x.dtype), ids, in_use, history, memory, inplace=inplace)
+        f, rows, memory = self.compress(
+            x_prev=x_prev.to(x.dtype), ids=ids, in_use=in_use, history=history, memory=memory, inplace=inplace
+        )
+        layers = self.decode(
+            x=x,
+            f=f,
+            mask_features=mask_features,
+            levels=levels,
+            rows=rows,
+            in_use=in_use,
+            label_sets=label_sets,
+            intermediate=intermediate,
+        )
+        return layers, memory
+
+    def compress(
+        self,
+        *,
+        x_prev: Tensor,
+        ids: Tensor,
+        in_use: Tensor,
+        history: Tensor,
+        memory: Memory | None = None,
+        inplace: bool = False,
+    ) -> tuple[Tensor, Tensor, Memory | None]:
+        """The first half of :meth:`predict`, from frame to frame: the history up to T frames.
+
+        Returns:
+            (B, T, D, h, w) F_t, (B, T, N, D) content of the rows in the Pixel Decoder, and the memory after the last
+            frame.
+        """
+        e, rows, memory = self.mark(x_prev, ids, in_use, history, memory, inplace=inplace)
         f, ssm = self.compressor(e, memory.ssm if memory else None, inplace=inplace)
-        x = x.flatten(0, 1)
+        return f, rows, replace(memory, ssm=ssm) if memory else None
+
+    def decode(
+        self,
+        *,
+        x: Tensor,
+        f: Tensor,
+        mask_features: Tensor,
+        levels: Sequence[Tensor],
+        rows: Tensor,
+        in_use: Tensor,
+        label_sets: Sequence[str],
+        intermediate: bool = True,
+    ) -> list[Predictions]:
+        """The second half of :meth:`predict`, each frame by itself: what the history says of T frames.
+
+        Returns:
+            Predictions by layer, over BT frames.
+        """
+        frames, x = x.shape[1], x.flatten(0, 1)
         g = self.decoder(x, f.flatten(0, 1))
-        layers = self.pixel_decoder(
+        return self.pixel_decoder(
             *self.decoder_features(x, g, mask_features.flatten(0, 1), [level.flatten(0, 1) for level in levels]),
             rows.flatten(0, 1).to(g.dtype),
             in_use.flatten(0, 1),
             [name for name in label_sets for _ in range(frames)],
             intermediate=intermediate,
         )
-        return layers, replace(memory, ssm=ssm) if memory else None

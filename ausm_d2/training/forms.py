@@ -14,7 +14,6 @@ Shape shorthand:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ from torch import Tensor
 from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.modeling.pixel_decoder import Predictions
 from ausm_d2.training.criterion import SetCriterion
-from ausm_d2.training.own_history import history_of_pass, own_history
+from ausm_d2.training.own_history import ClipInputs, history_after_passes, own_history
 from ausm_d2.training.targets import ClipTargets
 from ausm_d2.training.teacher_forcing import TeacherForcing
 
@@ -57,8 +56,7 @@ def parallel(
     features = network.encode(images.flatten(0, 1))
     x = features.x.unflatten(0, images.shape[:2])
     start = network.x_start.to(x.dtype)[:, None, None].expand(x.shape[0], 1, -1, *x.shape[-2:])
-    predict = partial(
-        network.predict,
+    inputs = ClipInputs(
         x=x,
         mask_features=features.mask_features.unflatten(0, images.shape[:2]),
         levels=[level.unflatten(0, images.shape[:2]) for level in features.multi_scale],
@@ -67,11 +65,8 @@ def parallel(
         in_use=forcing.in_use,
         label_sets=label_sets,
     )
-    for _ in range(own_passes):
-        with torch.no_grad():
-            layers, _ = predict(history=forcing.history, intermediate=False)
-        forcing = replace(forcing, history=history_of_pass(layers[-1], forcing))
-    layers, _ = predict(history=forcing.history)
+    history = history_after_passes(network, inputs, forcing.history, own_passes)
+    layers, _ = network.predict(**vars(inputs), history=history)
     return ClipOutput(layers, x)
 
 

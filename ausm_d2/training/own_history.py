@@ -8,15 +8,21 @@ Shape shorthand:
     B: clips
     T: frames of a clip
     N: rows of A
+    D: channels
+    h, w: feature size, stride 8
     H4, W4: mask size, stride 4
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ausm_d2.modeling.masks import masks_at_stride4
+from ausm_d2.modeling.network import AUSMNetwork, Memory
 from ausm_d2.modeling.pixel_decoder import Predictions
 from ausm_d2.training.criterion import SetCriterion
 from ausm_d2.training.matcher import PointTargets
@@ -64,22 +70,78 @@ def own_history(
     return history * forcing.in_use[:, t + 1, :, None, None]
 
 
+@dataclass
+class ClipInputs:
+    """What :meth:`AUSMNetwork.predict` takes of B clips of T frames, but for the history."""
+
+    x: Tensor  # (B, T, D, h, w) X_t
+    mask_features: Tensor  # (B, T, D, H4, W4)
+    levels: Sequence[Tensor]  # (B, T, D, h_l, w_l) all levels of the frame encoder, coarsest first
+    x_prev: Tensor  # (B, T, D, h, w) X_{t-1}
+    ids: Tensor  # (B, N, D)
+    in_use: Tensor  # bool (B, T, N)
+    label_sets: Sequence[str]  # B
+
+    def compress(
+        self, network: AUSMNetwork, history: Tensor, first: int, last: int, memory: Memory | None
+    ) -> tuple[Tensor, Tensor, Memory | None]:
+        """:meth:`AUSMNetwork.compress` of frames ``first`` to ``last`` - 1, whose history is given for all T."""
+        at = slice(first, last)
+        return network.compress(
+            x_prev=self.x_prev[:, at],
+            ids=self.ids,
+            in_use=self.in_use[:, at],
+            history=history[:, at],
+            memory=memory,
+        )
+
+
 @torch.no_grad()
-def history_of_pass(predictions: Predictions, forcing: TeacherForcing) -> Tensor:
-    """M_{t-1} of all frames at once, from predictions that were made of another history.
+def history_after_passes(network: AUSMNetwork, inputs: ClipInputs, history: Tensor, passes: int) -> Tensor:
+    """M_{t-1} of all frames after the clips were predicted ``passes`` times, each time on the masks of the time before.
 
     A row's mask of the frame before is its own prediction, unless the row began there: then it stays as it is, so that
     a found object begins with its true mask (in :func:`own_history` with that of its detection).
 
+    Only what may differ from the pass before is computed. No frame sees a later one, so with every pass one frame more
+    has the masks it will keep, and the next pass goes on after it, from the memory it left. The predictions of the last
+    frame, and those before any row is followed, enter no history.
+
     Args:
-        predictions: the last layer's, over B * T frames.
-        forcing: whose history they were made of.
+        inputs: of B clips of T frames.
+        history: (B, T, N, H4, W4), of the first pass.
+        passes: how many.
 
     Returns:
         (B, T, N, H4, W4).
     """
-    batch, frames, rows = forcing.in_use.shape
-    own = (predictions.mask_logits[:, :rows] > 0).float().unflatten(0, (batch, frames)).roll(1, dims=1)
-    followed = forcing.in_use.roll(1, dims=1) & forcing.in_use  # in the frame before, and now
-    followed[:, 0] = False
-    return torch.where(followed[..., None, None], own, forcing.history)
+    frames = history.shape[1]
+    followed = inputs.in_use[:, :-1] & inputs.in_use[:, 1:]  # row i is in A at frame t and at frame t + 1
+    first = next((t for t, any_row in enumerate(followed.any(dim=2).any(dim=0).tolist()) if any_row), frames)
+    size = (8 * inputs.x.shape[-2], 8 * inputs.x.shape[-1])
+    begun, memory = 0, network.initial_memory(size, clips=len(history), dtype=inputs.x.dtype)
+    for _ in range(passes):
+        # Frame ``first`` is predicted for the last time now, the frames from it to the one before the last once more.
+        if first >= frames - 1:
+            break
+        f, rows, kept = inputs.compress(network, history, begun, first + 1, memory)
+        if first + 1 < frames - 1:
+            f_after, rows_after, _ = inputs.compress(network, history, first + 1, frames - 1, kept)
+            f, rows = torch.cat([f, f_after], dim=1), torch.cat([rows, rows_after], dim=1)
+        at = slice(first, frames - 1)
+        (predictions,) = network.decode(
+            x=inputs.x[:, at],
+            f=f[:, first - begun :],
+            mask_features=inputs.mask_features[:, at],
+            levels=[level[:, at] for level in inputs.levels],
+            rows=rows[:, first - begun :],
+            in_use=inputs.in_use[:, at],
+            label_sets=inputs.label_sets,
+            intermediate=False,
+        )
+        own = (predictions.mask_logits[:, : history.shape[2]] > 0).float().unflatten(0, (len(history), -1))
+        changed = torch.where(followed[:, at, :, None, None], own, history[:, first + 1 :])
+        history = torch.cat([history[:, : first + 1], changed], dim=1)
+        assert kept is not None
+        begun, first, memory = first + 1, first + 1, kept
+    return history

@@ -5,25 +5,67 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from ausm_d2.errors import UserError
-from ausm_d2.modeling.pixel_decoder import Predictions
 from ausm_d2.training import forms
-from ausm_d2.training.own_history import history_of_pass
-from ausm_d2.training.teacher_forcing import TeacherForcing, draw_switch_times, preprocess
+from ausm_d2.training.own_history import ClipInputs, history_after_passes
+from ausm_d2.training.teacher_forcing import draw_switch_times, preprocess
 from tests.tiny import clip, tiny_model
+
+
+def whole_pass(logits: Tensor, in_use: Tensor, given: Tensor) -> Tensor:
+    """M_{t-1} from the mask logits (B, T, N, H4, W4) of all frames: a row's own mask of the frame before, but where it
+    began there, or was not there at all, what was given."""
+    own = (logits > 0).float().roll(1, dims=1)
+    followed = in_use & in_use.roll(1, dims=1)
+    followed[:, 0] = False
+    return torch.where(followed[..., None, None], own, given)
 
 
 def test_a_pass_keeps_what_was_given_and_hands_on_what_was_predicted() -> None:
     # Row 0 switches at frame 0, row 1 at frame 2, of four frames; frames are counted from 0.
     in_use = torch.tensor([[[0, 0], [1, 0], [1, 0], [1, 1]]], dtype=torch.bool)
     given = torch.full((1, 4, 2, 1, 1), 7.0) * in_use[..., None, None]
-    forcing = TeacherForcing(torch.tensor([[0, 2]]), in_use, given, in_use, ~in_use)
-    logits = torch.tensor([[1.0, 1.0, -9.0], [1.0, -1.0, -9.0], [-1.0, 1.0, -9.0], [1.0, 1.0, -9.0]])
-    history = history_of_pass(Predictions(torch.zeros(4, 3, 2), logits[:, :, None, None]), forcing)
+    logits = torch.tensor([[[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]]])[..., None, None]
     # M_{t-1}: nothing before the first frame; the given mask at s_i + 1; the row's own mask of the frame before.
-    assert history[0, :, :, 0, 0].tolist() == [[0, 0], [7, 0], [1, 0], [0, 7]]
-    assert torch.equal(forcing.history, given)
+    assert whole_pass(logits, in_use, given)[0, :, :, 0, 0].tolist() == [[0, 0], [7, 0], [1, 0], [0, 7]]
+
+
+@pytest.mark.parametrize("begins", [[[1, 3], [2, 5]], [[0, 0], [1, 4]], [[4, 5], [5, 9]], [[9, 9], [9, 9]]])
+def test_passes_that_go_on_where_the_last_one_settled_are_whole_passes(
+    begins: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of two clips of six frames are in A from the frames ``begins`` on; 0: a given mask is M_0 of the paper."""
+    model = tiny_model().eval()
+    images, _ = model.collate([clip(6, 2, seed=1), clip(6, 2, seed=2)])
+    in_use = torch.arange(6)[None, :, None] >= torch.tensor(begins)[:, None]
+    given = (torch.rand(2, 6, 2, images.shape[-2] // 4, images.shape[-1] // 4) > 0.5) * in_use[..., None, None].float()
+    with torch.no_grad():
+        features = model.encode(images.flatten(0, 1))
+        x = features.x.unflatten(0, (2, 6))
+        start = model.x_start[:, None, None].expand_as(x[:, :1])
+        inputs = ClipInputs(
+            x=x,
+            mask_features=features.mask_features.unflatten(0, (2, 6)),
+            levels=[level.unflatten(0, (2, 6)) for level in features.multi_scale],
+            x_prev=torch.cat([start, x[:, :-1]], dim=1),
+            ids=model.id_pool(torch.arange(2)[None].expand(2, -1)),
+            in_use=in_use,
+            label_sets=["synthvis", "synthvis"],
+        )
+        history = given
+        for passes in range(1, 7):
+            layers, _ = model.predict(**vars(inputs), history=history, intermediate=False)
+            history = whole_pass(layers[-1].mask_logits[:, :2].unflatten(0, (2, 6)), in_use, given)
+            decoded: list[int] = []
+            decode = model.decode
+            with monkeypatch.context() as patch:
+                patch.setattr(model, "decode", lambda **kw: (decoded.append(kw["x"].shape[1]), decode(**kw))[1])
+                found = history_after_passes(model, inputs, given, passes)
+            assert (found != history).float().mean() < 1e-4  # logits that are 0 but for rounding
+            first = min(min(each) for each in begins)
+            assert decoded == [5 - t for t in range(first, 5)][:passes]
 
 
 def test_as_many_passes_as_frames_are_the_roll_out() -> None:
