@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from torch import Tensor
@@ -38,6 +40,8 @@ def test_passes_that_go_on_where_the_last_one_settled_are_whole_passes(
 ) -> None:
     """Rows of two clips of six frames are in A from the frames ``begins`` on; 0: a given mask is M_0 of the paper."""
     model = tiny_model().eval()
+    decode = Mock(side_effect=model.decode)
+    monkeypatch.setattr(model, "decode", decode)
     images, _ = model.collate([clip(6, 2, seed=1), clip(6, 2, seed=2)])
     in_use = torch.arange(6)[None, :, None] >= torch.tensor(begins)[:, None]
     given = (torch.rand(2, 6, 2, images.shape[-2] // 4, images.shape[-1] // 4) > 0.5) * in_use[..., None, None].float()
@@ -58,11 +62,9 @@ def test_passes_that_go_on_where_the_last_one_settled_are_whole_passes(
         for passes in range(1, 7):
             layers, _ = model.predict(**vars(inputs), history=history, intermediate=False)
             history = whole_pass(layers[-1].mask_logits[:, :2].unflatten(0, (2, 6)), in_use, given)
-            decoded: list[int] = []
-            decode = model.decode
-            with monkeypatch.context() as patch:
-                patch.setattr(model, "decode", lambda **kw: (decoded.append(kw["x"].shape[1]), decode(**kw))[1])
-                found = history_after_passes(model, inputs, given, passes)
+            decode.reset_mock()
+            found = history_after_passes(model, inputs, given, passes)
+            decoded = [call.kwargs["x"].shape[1] for call in decode.call_args_list]
             assert (found != history).float().mean() < 1e-4  # logits that are 0 but for rounding
             first = min(min(each) for each in begins)
             assert decoded == [5 - t for t in range(first, 5)][:passes]
