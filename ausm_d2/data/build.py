@@ -22,6 +22,7 @@ from ausm_d2.allocator import keep_freed_memory
 from ausm_d2.data.catalog import register_from_config
 from ausm_d2.data.catalog.base import DEFAULT_TOPK, chosen_label_sets
 from ausm_d2.data.mapper import ClipMapper
+from ausm_d2.data.mask_sources import ListedMasks
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 
@@ -168,8 +169,10 @@ def registered_names() -> list[str]:
     return [name for name in sorted(DatasetCatalog.list()) if hasattr(MetadataCatalog.get(name), "label_set")]
 
 
-def _has_instances(record: VideoRecord) -> bool:
-    return any(not instance.is_crowd for instance in record.instances)
+def has_instances(record: VideoRecord) -> bool:
+    """Whether any object is there to learn from: one that is no crowd, and has a mask."""
+    visible = record.masks.by_instance if isinstance(record.masks, ListedMasks) else None
+    return any(not each.is_crowd and (visible is None or each.instance_id in visible) for each in record.instances)
 
 
 def get_training_records(cfg: CfgNode, name: str) -> list[VideoRecord]:
@@ -183,7 +186,7 @@ def get_training_records(cfg: CfgNode, name: str) -> list[VideoRecord]:
     metadata = MetadataCatalog.get(name)
     unlisted = metadata.get("unlisted", metadata.task == "vos")
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and not unlisted:
-        kept = [record for record in records if _has_instances(record)]
+        kept = [record for record in records if has_instances(record)]
         logger.info("%s: %d of %d videos have instances", name, len(kept), len(records))
         records = kept
     if not records:

@@ -7,6 +7,7 @@ import copy
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ausm_d2.data.build import build_test_loader, build_train_loader, get_records
+from ausm_d2.data.build import build_test_loader, build_train_loader, get_records, has_instances
 from ausm_d2.data.catalog import register_from_config, register_ytvis_style
 from ausm_d2.data.catalog.ytvis import OVIS_CLASSES, YTVIS_2019_CLASSES, YTVIS_2021_CLASSES
+from ausm_d2.data.check import check_dataset
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
+from ausm_d2.evaluation.tracks import true_tracks
+from ausm_d2.evaluation.ytvis import TrackEval
 from ausm_d2.masks.rle import decode
 from tests.data.disk import SIZE, square, write_frame, write_json, write_ytvis, ytvis_data
 from tests.data.stubs import small_cfg
@@ -124,7 +128,7 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("annotations.1.id", None, r"annotations\[1\] \(video 10\)\.id: None found"),
     ("annotations.0.category_id", -1, r"\[0\] \(video 10\)\.category_id: -1 found, one of \[1, 2\]"),
     ("annotations.0.category_id", [1], r"\[0\] \(video 10\)\.category_id: \[1\] found, one of \[1, 2\]"),
-    ("annotations.0.video_id", [10], r"annotations\[0\]\.video_id: \[10\] found, a number or text expected"),
+    ("annotations.0.video_id", [10], r"annotations\[0\]\.video_id: \[10\] found, a whole number or text expected"),
     ("annotations.0.category_id", 41, r"annotations\[0\] \(video 10\)\.category_id: 41 found"),
     ("annotations.0.segmentations", KeyError, r"annotations\[0\] \(video 10\)\.segmentations: no list found"),
     ("annotations.0.segmentations", [None], r"segmentations: 1 entries found, one for each of 3 frames"),
@@ -152,7 +156,6 @@ def test_broken_entry_names_file_and_field(tmp_path: Path, path: str, value: Any
 SKIPPED: list[tuple[str, Any, str, int]] = [
     ("videos.1.file_names", [], "1 videos of 0 frames", 1),
     ("annotations.0.video_id", 99, "1 annotations of videos that the file does not list", 2),
-    ("annotations.0.segmentations", [None] * 3, "1 annotations without any mask", 2),
     ("annotations.0.segmentations.0", [[1, 2, 3, 4]], "1 polygons without three points", 2),
     ("annotations.0.areas", [20, float("nan"), 20], "1 areas that are no numbers", 2),
     ("annotations.0.areas", ["20", 20, 20], "1 areas that are no numbers", 2),
@@ -275,3 +278,88 @@ def test_importing_reads_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match=r"nowhere_val: no annotation file found; looked for .*a\.json"):
         get_records("nowhere_val")
     assert json.dumps(MetadataCatalog.get("ytvis_2021_val").thing_classes)
+
+
+# What is there twice, or in another form
+
+
+def found_in(folder: Path, data: dict[str, Any]) -> list[str]:
+    register_ytvis_style("own_train", *write_ytvis(folder, data))
+    return check_dataset("own_train").problems
+
+
+def test_ids_and_sizes_with_a_decimal_point_are_the_same_numbers(tmp_path: Path) -> None:
+    expected = read(tmp_path, ytvis_data())
+    data = ytvis_data()
+    for entry in (*data["videos"], *data["categories"], *data["annotations"]):
+        entry.update({key: float(value) for key, value in entry.items() if type(value) is int})
+    data["annotations"][0].update(video_id="10", category_id="2")
+    found = read(tmp_path, data)
+    assert [(r.video_id, r.height, r.width, r.instances) for r in found] == [
+        (r.video_id, r.height, r.width, r.instances) for r in expected
+    ]
+    assert all(type(r.video_id) is int and type(r.height) is int for r in found)
+    assert found_in(tmp_path, data) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["videos"][1].update(file_names=d["videos"][0]["file_names"]), "has the same frames as video 10"),
+        (lambda d: d["videos"][1].update(file_names=["c/f9.jpg", "c/f10.jpg", "c/f11.jpg"]), None),
+        (lambda d: d["videos"][1].update(file_names=["c/1.jpg", "c/1.jpg", "c/2.jpg"]), "'c/1.jpg' is listed twice"),
+        (lambda d: d["videos"][1].update(file_names=["c/f1.jpg", "c/f10.jpg", "c/f9.jpg"]), "sorted as text"),
+        (lambda d: d["categories"][1].update(name="cat"), "2 categories have the name 'cat' (ids [1, 2])"),
+        (lambda d: d["annotations"][2].update(video_id=99), "1 annotations of videos that the file does not"),
+        (lambda d: d["videos"][1].update(file_names=[], length=0), "left out 1 videos of 0 frames"),
+    ],
+)  # fmt: skip
+def test_what_is_there_twice_or_matches_nothing_fails_the_check(
+    tmp_path: Path, change: Any, message: str | None
+) -> None:
+    data = ytvis_data()
+    change(data)
+    if message and "0 frames" in message:
+        data["annotations"].pop()
+    problems = found_in(tmp_path, data)
+    assert [text for text in problems if message is not None and message not in text] == []
+    assert len(problems) == (message is not None)
+
+
+def test_an_object_without_any_mask_is_never_found(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So does the official evaluator: its area is 0, so that it is among all objects and among the small ones."""
+    data = ytvis_data()
+    data["annotations"][0]["segmentations"] = [None] * 3
+    records = read(tmp_path, data)
+    assert "labels.json: 1 annotations without any mask; each counts as an object that is never found" in caplog.text
+    assert [instance.instance_id for instance in records[0].instances] == [1, 2]
+    truth = [track for record in records for track in true_tracks(record)]
+    evaluation = TrackEval(range(2))
+    for record in records:
+        of_video = [track for track in truth if track.video_id == record.video_id]
+        evaluation.add(record.video_id, of_video, [replace(t, score=0.5) for t in of_video if any(t.masks)])
+    found = evaluation.scores(["cat", "dog"])["per_category"]
+    assert found == {"cat": pytest.approx(100), "dog": 0}
+    del data["annotations"][1:]
+    assert not any(map(has_instances, read(tmp_path, data))), "nothing to train on"
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["a", "b"], ["a", "b"]),
+        (["MOT-01/img1", "MOT-02/img1"], ["MOT-01", "MOT-02"]),
+        (["x/left", "y/left"], ["x_left", "y_left"]),
+        (["JPEGImages", "JPEGImages"], ["10", "11"]),
+        ([".", "."], ["10", "11"]),
+        (["v", "V"], ["10", "11"]),  # one file where the file system takes no notice of case
+        (["same", "same"], ["10", "11"]),
+    ],
+)
+def test_no_two_videos_have_one_name(tmp_path: Path, folders: list[str], names: list[str]) -> None:
+    data = ytvis_data()
+    for v, (video, folder) in enumerate(zip(data["videos"], folders, strict=True)):
+        video["file_names"] = [f"{folder}/v{v}_{t:05d}.jpg" for t in range(3)]
+    assert [record.name for record in read(tmp_path, data)] == names

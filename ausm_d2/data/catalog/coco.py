@@ -15,6 +15,19 @@ import detectron2.data.datasets.builtin  # noqa: F401  (registers Detectron2's o
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
+from ausm_d2.data.catalog.annotations import (
+    check_boxes,
+    drop_invalid,
+    entries,
+    keep_areas,
+    read_categories,
+    read_id,
+    read_mask,
+    read_new_number,
+    read_pixels,
+    read_table,
+    require_categories,
+)
 from ausm_d2.data.catalog.base import (
     IMAGE_TOPK,
     OBJECT_CLASSES,
@@ -27,23 +40,14 @@ from ausm_d2.data.catalog.ytvis import (
     OVIS_CLASSES,
     YTVIS_2019_CLASSES,
     YTVIS_2021_CLASSES,
-    check_boxes,
     default_label_set,
-    drop_invalid,
-    entries,
-    is_id,
-    is_new_id,
-    keep_areas,
     numbered,
-    read_categories,
-    read_mask,
-    read_table,
-    require_categories,
 )
 from ausm_d2.data.frames import ImageFiles
 from ausm_d2.data.mask_sources import ListedMasks
-from ausm_d2.data.problems import LeftOut, problem
+from ausm_d2.data.problems import LeftOut, mismatch, problem
 from ausm_d2.data.video import Instance, VideoRecord
+from ausm_d2.ids import as_number, find_id
 
 COCO_CLASSES = {entry["id"]: entry["name"] for entry in COCO_CATEGORIES if entry["isthing"]}
 
@@ -172,8 +176,8 @@ def _supercategories(json_file: Path, data: dict[str, Any]) -> dict[int, int]:
                 f"{json_file}: categories[{i}].supercategory: {entry.get('supercategory')!r} found; for the label set "
                 f"{COCO_SUPER_LABEL_SET} one of {', '.join(places)} expected"
             )
-        elif isinstance(entry.get("id"), int):
-            contiguous[entry["id"]] = places[entry["supercategory"]]
+        elif (category_id := as_number(entry.get("id"))) is not None:
+            contiguous[category_id] = places[entry["supercategory"]]
     return contiguous
 
 
@@ -202,53 +206,56 @@ def _records(
     return list(records.values())
 
 
-def _read_images(json_file: Path, data: dict[str, Any], image_root: Path) -> dict[int, VideoRecord]:
-    records: dict[int, VideoRecord] = {}
+def _read_images(json_file: Path, data: dict[str, Any], image_root: Path) -> dict[int | str, VideoRecord]:
+    records: dict[int | str, VideoRecord] = {}
+    seen: dict[str, int | str] = {}  # ids by file
     for i, entry in enumerate(entries(json_file, data, "images")):
-        where, image_id, file = f"{json_file}: images[{i}]", entry.get("id"), entry.get("file_name")
-        if not isinstance(image_id, int) or image_id in records:
-            problem(f"{where}.id: {image_id!r} found, a number that no other image has expected")
+        where, file = f"{json_file}: images[{i}]", entry.get("file_name")
+        image_id = read_id(f"{where}.id", entry.get("id"))
+        if image_id is None:
             continue
-        height, width = entry.get("height", 0), entry.get("width", 0)
-        if not isinstance(file, str) or not all(isinstance(side, int) and side > 0 for side in (height, width)):
-            problem(
-                f"{where}: file_name {file!r}, height {height!r}, width {width!r} found; a name and pixels expected"
-            )
+        if find_id(image_id, records) is not None:
+            problem(f"{where}.id: {image_id!r} found, which another image has")
             continue
-        records[image_id] = VideoRecord(
-            image_id,
-            PurePosixPath(file).stem,
-            height,
-            width,
-            frames=ImageFiles(str(image_root), (file,)),
-            masks=ListedMasks({}),
-        )
+        if not isinstance(file, str):
+            problem(f"{where}.file_name (image {image_id}): {file!r} found, a name expected")
+            continue
+        size = read_pixels(where, entry, f"image {image_id}")
+        if size is None:
+            continue
+        first = seen.setdefault(file, image_id)
+        if first != image_id:
+            mismatch(f"{json_file} images", f"{where}: image {image_id} has the same file as image {first}")
+        frames = ImageFiles(str(image_root), (file,))
+        records[image_id] = VideoRecord(image_id, PurePosixPath(file).stem, *size, frames, masks=ListedMasks({}))
     return records
 
 
 def _read_annotations(
     json_file: Path,
     data: dict[str, Any],
-    records: Mapping[int, VideoRecord],
+    records: Mapping[int | str, VideoRecord],
     contiguous: Mapping[int, int],
     categories: Mapping[int, str],
     left_out: LeftOut,
 ) -> None:
     seen: set[int] = set()
     for i, entry in enumerate(entries(json_file, data, "annotations")):
-        where, image_id = f"{json_file}: annotations[{i}]", entry.get("image_id", -1)
-        if not is_id(f"{where}.image_id", image_id):
+        where = f"{json_file}: annotations[{i}]"
+        if read_id(f"{where}.image_id", entry.get("image_id")) is None:
             continue
-        record = records.get(image_id)
-        if record is None:
-            left_out.add("annotations of images that the file does not list")
+        image_id = find_id(entry["image_id"], records)
+        if image_id is None:
+            left_out.unmatched("annotations of images that the file does not list")
             continue
-        where, instance_id = f"{where} (image {image_id})", entry.get("id", -1)
-        if not is_new_id(where, instance_id, seen):
+        record = records[image_id]
+        where = f"{where} (image {image_id})"
+        instance_id = read_new_number(where, entry.get("id"), seen)
+        if instance_id is None:
             continue
-        category_id = entry.get("category_id", -1)
-        if not isinstance(category_id, int) or category_id not in categories:
-            problem(f"{where}.category_id: {category_id!r} found, one of the file's categories expected")
+        category_id = find_id(entry.get("category_id"), categories)
+        if not isinstance(category_id, int):
+            problem(f"{where}.category_id: {entry.get('category_id')!r} found, one of the file's categories expected")
             continue
         if category_id not in contiguous:
             continue

@@ -11,9 +11,9 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
+from ausm_d2.data.catalog.annotations import drop_invalid, read_mask, read_table
 from ausm_d2.data.catalog.base import OBJECT_CLASSES, OBJECT_LABEL_SET, find, find_all, register
 from ausm_d2.data.catalog.matching import match_masks, picture_files, read_video_list
-from ausm_d2.data.catalog.ytvis import drop_invalid, read_mask, read_table
 from ausm_d2.data.frames import ImageFiles, VideoFile
 from ausm_d2.data.mask_sources import FirstFrames, ListedMasks, ObjectFolders
 from ausm_d2.data.problems import LeftOut, mismatch, problem

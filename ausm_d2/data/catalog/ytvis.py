@@ -3,22 +3,37 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from detectron2.data import MetadataCatalog
 
+from ausm_d2.data.catalog.annotations import (
+    check_boxes,
+    drop_invalid,
+    entries,
+    keep_areas,
+    read_categories,
+    read_id,
+    read_mask,
+    read_new_number,
+    read_pixels,
+    read_table,
+    require_categories,
+)
 from ausm_d2.data.catalog.base import DEFAULT_TOPK, class_metadata, find_all, register
 from ausm_d2.data.frames import ImageFiles
 from ausm_d2.data.mask_sources import ListedMasks
-from ausm_d2.data.problems import LeftOut, problem
+from ausm_d2.data.problems import LeftOut, mismatch, problem
 from ausm_d2.data.video import Instance, VideoRecord
-from ausm_d2.errors import UserError
-from ausm_d2.io import read_json
-from ausm_d2.masks.rle import StoredMask, first_invalid, to_rle
+from ausm_d2.ids import as_number, find_id
+from ausm_d2.masks.rle import StoredMask
+from ausm_d2.names import natural_order
+
+logger = logging.getLogger(__name__)
 
 
 def numbered(names: str) -> dict[int, str]:
@@ -128,71 +143,18 @@ def default_label_set(name: str) -> str:
 
 
 def _load_own(name: str, json_file: Path, image_root: Path) -> list[VideoRecord]:
-    categories = read_categories(json_file, read_table(json_file))
-    MetadataCatalog.get(name).set(**class_metadata(dict(sorted(categories.items()))))
-    return load_ytvis_json(name, json_file, image_root)
+    data = read_table(json_file)
+    MetadataCatalog.get(name).set(**class_metadata(dict(sorted(read_categories(json_file, data).items()))))
+    return _records(name, json_file, data, image_root)
 
 
 # Reading
 
 
-def read_table(path: Path) -> dict[str, Any]:
-    """The top level of a COCO or YouTube-VIS file.
-
-    Raises:
-        UserError: it cannot be read, or is something else.
-    """
-    data = read_json(path)
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: a {type(data).__name__} found; an object with 'categories' and others expected")
-    return data
-
-
-def entries(path: Path, data: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The list of objects under ``name``.
-
-    Raises:
-        UserError: there is none.
-    """
-    value = data.get(name)
-    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        found = "nothing" if value is None else type(value).__name__
-        raise UserError(f"{path}: field {name!r}: {found} found, a list of objects expected")
-    return value
-
-
-def read_categories(path: Path, data: dict[str, Any]) -> dict[int, str]:
-    """Names of the categories by id."""
-    categories: dict[int, str] = {}
-    for i, entry in enumerate(entries(path, data, "categories")):
-        category_id = entry.get("id")
-        if not isinstance(category_id, int) or category_id < 0 or category_id in categories:
-            problem(f"{path}: categories[{i}].id: {category_id!r} found, a number of its own from 0 on expected")
-            continue
-        categories[category_id] = str(entry.get("name", category_id))
-    return categories
-
-
-def require_categories(path: Path, found: Mapping[int, str], expected: Mapping[int, str], name: str) -> None:
-    """The categories of a file must be those that the data set is known to have, be they written differently.
-
-    Raises:
-        UserError: they are not; with other classes every label would be wrong without anybody noticing.
-    """
-    for category_id, class_name in expected.items():
-        if _plain(found.get(category_id, "")) != _plain(class_name):
-            raise UserError(
-                f"{path}: field 'categories': id {category_id} is {found.get(category_id)!r}, {class_name!r} expected "
-                f"for {name}; is this the file of another data set?"
-            )
-
-
-def _plain(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())
-
-
 def load_ytvis_json(name: str, json_file: Path, image_root: Path) -> list[VideoRecord]:
-    """Read a file in the YouTube-VIS form. ``"annotations": null`` (or none at all) means that labels are not public.
+    """Read a benchmark's file in the YouTube-VIS form.
+
+    ``"annotations": null`` (or none at all) means that labels are not public.
 
     Raises:
         UserError: the first entry that is not as it must be; file and field.
@@ -202,14 +164,28 @@ def load_ytvis_json(name: str, json_file: Path, image_root: Path) -> list[VideoR
     contiguous = metadata.thing_dataset_id_to_contiguous_id
     expected = {category_id: metadata.thing_classes[place] for category_id, place in contiguous.items()}
     require_categories(json_file, read_categories(json_file, data), expected, name)
+    return _records(name, json_file, data, image_root)
+
+
+def _records(name: str, json_file: Path, data: dict[str, Any], image_root: Path) -> list[VideoRecord]:
+    contiguous = MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id
     left_out = LeftOut(str(json_file))
     records: dict[int | str, VideoRecord] = {}
+    seen: dict[tuple[str, ...], int | str] = {}  # ids by files
     for i, entry in enumerate(entries(json_file, data, "videos")):
-        record = _read_video(f"{json_file}: videos[{i}]", entry, str(image_root), left_out)
-        if record is not None and record.video_id in records:
-            problem(f"{json_file}: videos[{i}].id: {record.video_id!r} found a second time")
-        elif record is not None:
-            records[record.video_id] = record
+        where = f"{json_file}: videos[{i}]"
+        record = _read_video(where, entry, str(image_root), left_out)
+        if record is None:
+            continue
+        if find_id(record.video_id, records) is not None:
+            problem(f"{where}.id: {record.video_id!r} found a second time")
+            continue
+        assert isinstance(record.frames, ImageFiles)
+        first = seen.setdefault(record.frames.files, record.video_id)
+        if first != record.video_id:
+            mismatch(f"{json_file} videos", f"{where}: video {record.video_id} has the same frames as video {first}")
+        records[record.video_id] = record
+    name_videos(records.values())
     if data.get("annotations") is not None:
         _read_annotations(json_file, data, records, contiguous, left_out)
     left_out.warn()
@@ -217,26 +193,55 @@ def load_ytvis_json(name: str, json_file: Path, image_root: Path) -> list[VideoR
 
 
 def _read_video(where: str, entry: dict[str, Any], image_root: str, left_out: LeftOut) -> VideoRecord | None:
-    files, video_id = entry.get("file_names"), entry.get("id")
-    if not isinstance(video_id, (int, str)):
-        problem(f"{where}.id: {video_id!r} found, a number or text expected")
+    files, video_id = entry.get("file_names"), read_id(f"{where}.id", entry.get("id"))
+    if video_id is None:
         return None
     if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
         problem(f"{where}.file_names (video {video_id}): a list of file names expected")
         return None
     if not files:
-        left_out.add("videos of 0 frames")
+        left_out.unmatched("videos of 0 frames")
         return None
-    if entry.get("length", len(files)) != len(files):
+    if as_number(entry.get("length", len(files))) != len(files):
         problem(f"{where}.length (video {video_id}): {entry['length']} found, but {len(files)} file names")
         return None
-    for side in ("height", "width"):
-        if not isinstance(entry.get(side), int) or entry[side] <= 0:
-            problem(f"{where}.{side} (video {video_id}): {entry.get(side)!r} found, pixels expected")
-            return None
-    folder = PurePosixPath(files[0]).parent.name
-    frames = ImageFiles(image_root, tuple(files))
-    return VideoRecord(video_id, folder or str(video_id), entry["height"], entry["width"], frames)
+    size = read_pixels(where, entry, f"video {video_id}")
+    if size is None:
+        return None
+    _check_order(f"{where}.file_names (video {video_id})", files)
+    return VideoRecord(video_id, str(video_id), *size, ImageFiles(image_root, tuple(files)))
+
+
+def _check_order(where: str, files: Sequence[str]) -> None:
+    """Report frames that are listed twice, or in the order of text (``f10.jpg`` before ``f2.jpg``)."""
+    if len(set(files)) < len(files):
+        twice = next(file for i, file in enumerate(files) if file in files[:i])
+        mismatch(where, f"{where}: {twice!r} is listed twice")
+    elif list(files) == sorted(files) and (in_order := sorted(files, key=natural_order)) != list(files):
+        place = next(i for i, (listed, file) in enumerate(zip(files, in_order, strict=True)) if listed != file)
+        mismatch(where, f"{where}: sorted as text, {files[place]!r} where {in_order[place]!r} comes first")
+
+
+_GENERIC = {"img1", "images", "frames", "rgb", "color", "JPEGImages"}  # folders that hold the frames of any video
+
+
+def name_videos(records: Collection[VideoRecord]) -> None:
+    """Name each video by the folder of its frames, or as much of the path as tells it from the others, or by its id."""
+    parts: list[list[str]] = []
+    for record in records:
+        assert isinstance(record.frames, ImageFiles)
+        folders = [part for part in PurePosixPath(record.frames.files[0]).parent.parts if part not in ("/", "..")]
+        while folders and folders[-1] in _GENERIC:
+            folders.pop()
+        parts.append(folders or [str(record.video_id).replace("/", "_")])
+    for used in range(1, max(map(len, parts), default=0) + 1):
+        names = ["_".join(of_one[-used:]) for of_one in parts]
+        if len({name.casefold() for name in names}) == len(names):
+            break
+    else:
+        names = [str(record.video_id).replace("/", "_") for record in records]
+    for record, name in zip(records, names, strict=True):
+        record.name = name
 
 
 def _read_annotations(
@@ -248,20 +253,23 @@ def _read_annotations(
 ) -> None:
     by_video: dict[int | str, dict[int, list[StoredMask | None]]] = {video_id: {} for video_id in records}
     seen: set[int] = set()
+    never_visible = 0
     for i, entry in enumerate(entries(path, data, "annotations")):
-        where, video_id = f"{path}: annotations[{i}]", entry.get("video_id", "")
-        if not is_id(f"{where}.video_id", video_id):
+        where = f"{path}: annotations[{i}]"
+        if read_id(f"{where}.video_id", entry.get("video_id")) is None:
             continue
-        record = records.get(video_id)
-        if record is None:
-            left_out.add("annotations of videos that the file does not list")
+        video_id = find_id(entry["video_id"], records)
+        if video_id is None:
+            left_out.unmatched("annotations of videos that the file does not list")
             continue
-        where, instance_id = f"{where} (video {record.video_id})", entry.get("id", -1)
-        if not is_new_id(where, instance_id, seen):
+        record = records[video_id]
+        where = f"{where} (video {video_id})"
+        instance_id = read_new_number(where, entry.get("id"), seen)
+        if instance_id is None:
             continue
-        category_id = entry.get("category_id")
-        if not isinstance(category_id, int) or category_id not in contiguous:
-            problem(f"{where}.category_id: {category_id!r} found, one of {list(contiguous)} expected")
+        category_id = find_id(entry.get("category_id"), contiguous)
+        if not isinstance(category_id, int):
+            problem(f"{where}.category_id: {entry.get('category_id')!r} found, one of {list(contiguous)} expected")
             continue
         stored = entry.get("segmentations")
         if not isinstance(stored, list) or len(stored) != record.length:
@@ -274,84 +282,18 @@ def _read_annotations(
             for t, mask in enumerate(stored)
         ]
         drop_invalid(f"{where}.segmentations", masks)
-        if not any(mask is not None for mask in masks):
-            left_out.add("annotations without any mask")
-            continue
-        by_video[record.video_id][instance_id] = masks
+        if any(mask is not None for mask in masks):
+            by_video[video_id][instance_id] = masks
+        else:  # the official evaluator counts it among the objects that are to be found
+            never_visible += 1
         record.instances.append(Instance(instance_id, contiguous[category_id], bool(entry.get("iscrowd", 0))))
         keep_areas(record, instance_id, entry.get("areas"), left_out)
+    if never_visible:
+        logger.warning(
+            "%s: %d annotations without any mask; each counts as an object that is never found, as in the official "
+            "evaluator",
+            path,
+            never_visible,
+        )
     for video_id, record in records.items():
         record.masks = ListedMasks(by_video[video_id])
-
-
-def is_id(where: str, value: Any) -> bool:
-    """Whether ``value`` may be the id of a video or an image; reported where it may not."""
-    if not isinstance(value, (int, str)):
-        problem(f"{where}: {value!r} found, a number or text expected")
-        return False
-    return True
-
-
-def is_new_id(where: str, instance_id: Any, seen: set[int]) -> bool:
-    """Whether ``instance_id`` is a number that no entry before had; reported where it is not."""
-    if not isinstance(instance_id, int) or instance_id in seen:
-        problem(f"{where}.id: {instance_id!r} found, a number that no other annotation has expected")
-        return False
-    seen.add(instance_id)
-    return True
-
-
-def read_mask(where: str, mask: Any, height: int, width: int, left_out: LeftOut) -> StoredMask | None:
-    """A mask as a file has it: polygons that can be used stay polygons, run lengths become compressed ones.
-
-    Polygons of fewer than three points are left out, as Detectron2 does; None where nothing remains.
-    """
-    if not isinstance(mask, list):
-        try:
-            return to_rle(mask, height, width)
-        except ValueError as error:
-            problem(f"{where}: {error}")
-            return None
-    polygons = []
-    for polygon in mask:
-        if not isinstance(polygon, list) or not _finite(polygon):
-            problem(f"{where}: a polygon of finite numbers x, y, x, y, ... expected")
-            return None
-        if len(polygon) >= 6 and len(polygon) % 2 == 0:
-            polygons.append(polygon)
-        else:
-            left_out.add("polygons without three points")
-    return polygons or None
-
-
-def check_boxes(boxes: Sequence[Any], left_out: LeftOut) -> None:
-    """Count boxes that hold anything but finite numbers. Boxes are not used, so nothing else comes of it."""
-    for box in boxes:
-        if box is not None and not (isinstance(box, list) and _finite(box)):
-            left_out.add("boxes that hold no finite numbers (masks are used, not boxes)")
-
-
-def keep_areas(record: VideoRecord, instance_id: int, areas: Any, left_out: LeftOut) -> None:
-    """Note the areas of an instance that a file gives, pixels in each frame: sizes are by them, not by the masks."""
-    if not isinstance(areas, list):
-        return
-    if _finite([area for area in areas if area is not None]):
-        record.extra.setdefault("areas", {})[instance_id] = areas
-    else:
-        left_out.add("areas that are no numbers (those of the masks stand for them)")
-
-
-def _finite(numbers: Sequence[Any]) -> bool:
-    try:
-        return math.isfinite(sum(numbers))
-    except TypeError:
-        return False
-
-
-def drop_invalid(where: str, masks: list[StoredMask | None]) -> None:
-    """Report run lengths that do not fill the frame (pycocotools would never come back from some of them)."""
-    rles = {t: mask for t, mask in enumerate(masks) if isinstance(mask, dict)}
-    while (first := first_invalid(list(rles.values()))) is not None:
-        t = list(rles)[first]
-        problem(f"{where}[{t}].counts: run lengths that do not fill {rles.pop(t)['size']} (height, width)")
-        masks[t] = None

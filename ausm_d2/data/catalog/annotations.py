@@ -1,0 +1,160 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Reading annotation files in the forms of COCO and YouTube-VIS, entry by entry."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ausm_d2.data.problems import LeftOut, mismatch, problem
+from ausm_d2.data.video import VideoRecord
+from ausm_d2.errors import UserError
+from ausm_d2.ids import as_id, as_number
+from ausm_d2.io import read_json
+from ausm_d2.masks.rle import StoredMask, first_invalid, to_rle
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The top level of a COCO or YouTube-VIS file.
+
+    Raises:
+        UserError: it cannot be read, or is something else.
+    """
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a {type(data).__name__} found; an object with 'categories' and others expected")
+    return data
+
+
+def entries(path: Path, data: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The list of objects under ``name``.
+
+    Raises:
+        UserError: there is none.
+    """
+    value = data.get(name)
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        found = "nothing" if value is None else type(value).__name__
+        raise UserError(f"{path}: field {name!r}: {found} found, a list of objects expected")
+    return value
+
+
+def read_categories(path: Path, data: dict[str, Any]) -> dict[int, str]:
+    """Names of the categories by id. Two of one name stay two."""
+    categories: dict[int, str] = {}
+    for i, entry in enumerate(entries(path, data, "categories")):
+        category_id = as_number(entry.get("id"))
+        if category_id is None or category_id < 0 or category_id in categories:
+            problem(f"{path}: categories[{i}].id: {entry.get('id')!r} found, a number of its own from 0 on expected")
+            continue
+        categories[category_id] = str(entry.get("name", category_id))
+    for name, count in Counter(categories.values()).items():
+        if count > 1:
+            of_name = [category_id for category_id, each in categories.items() if each == name]
+            mismatch(f"{path} categories", f"{path}: {count} categories have the name {name!r} (ids {of_name})")
+    return categories
+
+
+def require_categories(path: Path, found: Mapping[int, str], expected: Mapping[int, str], name: str) -> None:
+    """The categories of a file must be those that the data set is known to have, be they written differently.
+
+    Raises:
+        UserError: they are not; with other classes every label would be wrong without anybody noticing.
+    """
+    for category_id, class_name in expected.items():
+        if _plain(found.get(category_id, "")) != _plain(class_name):
+            raise UserError(
+                f"{path}: field 'categories': id {category_id} is {found.get(category_id)!r}, {class_name!r} expected "
+                f"for {name}; is this the file of another data set?"
+            )
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def read_id(where: str, value: Any) -> int | str | None:
+    """The id of a video or an image: a whole number or text; None, reported, for anything else."""
+    found = as_id(value)
+    if found is None:
+        problem(f"{where}: {value!r} found, a whole number or text expected")
+    return found
+
+
+def read_new_number(where: str, value: Any, seen: set[int]) -> int | None:
+    """A whole number that no entry before had, noted in ``seen``; None, reported, for anything else."""
+    number = as_number(value)
+    if number is None or number in seen:
+        problem(f"{where}.id: {value!r} found, a number that no other annotation has expected")
+        return None
+    seen.add(number)
+    return number
+
+
+def read_pixels(where: str, entry: dict[str, Any], of: str) -> tuple[int, int] | None:
+    """Height and width of a video or an image; None, reported, where one is no number of pixels."""
+    sides = [as_number(entry.get(side)) for side in ("height", "width")]
+    for name, side in zip(("height", "width"), sides, strict=True):
+        if side is None or side <= 0:
+            problem(f"{where}.{name} ({of}): {entry.get(name)!r} found, pixels expected")
+            return None
+    return sides[0], sides[1]  # type: ignore[return-value]
+
+
+def read_mask(where: str, mask: Any, height: int, width: int, left_out: LeftOut) -> StoredMask | None:
+    """A mask as a file has it: polygons that can be used stay polygons, run lengths become compressed ones.
+
+    Polygons of fewer than three points are left out, as Detectron2 does; None where nothing remains.
+    """
+    if not isinstance(mask, list):
+        try:
+            return to_rle(mask, height, width)
+        except ValueError as error:
+            problem(f"{where}: {error}")
+            return None
+    polygons = []
+    for polygon in mask:
+        if not isinstance(polygon, list) or not _finite(polygon):
+            problem(f"{where}: a polygon of finite numbers x, y, x, y, ... expected")
+            return None
+        if len(polygon) >= 6 and len(polygon) % 2 == 0:
+            polygons.append(polygon)
+        else:
+            left_out.add("polygons without three points")
+    return polygons or None
+
+
+def check_boxes(boxes: Sequence[Any], left_out: LeftOut) -> None:
+    """Count boxes that hold anything but finite numbers. Boxes are not used, so nothing else comes of it."""
+    for box in boxes:
+        if box is not None and not (isinstance(box, list) and _finite(box)):
+            left_out.add("boxes that hold no finite numbers (masks are used, not boxes)")
+
+
+def keep_areas(record: VideoRecord, instance_id: int, areas: Any, left_out: LeftOut) -> None:
+    """Note the areas of an instance that a file gives, pixels in each frame: sizes are by them, not by the masks."""
+    if not isinstance(areas, list):
+        return
+    if _finite([area for area in areas if area is not None]):
+        record.extra.setdefault("areas", {})[instance_id] = areas
+    else:
+        left_out.add("areas that are no numbers (those of the masks stand for them)")
+
+
+def _finite(numbers: Sequence[Any]) -> bool:
+    try:
+        return math.isfinite(sum(numbers))
+    except TypeError:
+        return False
+
+
+def drop_invalid(where: str, masks: list[StoredMask | None]) -> None:
+    """Report run lengths that do not fill the frame (pycocotools would never come back from some of them)."""
+    rles = {t: mask for t, mask in enumerate(masks) if isinstance(mask, dict)}
+    while (first := first_invalid(list(rles.values()))) is not None:
+        t = list(rles)[first]
+        problem(f"{where}[{t}].counts: run lengths that do not fill {rles.pop(t)['size']} (height, width)")
+        masks[t] = None
