@@ -98,13 +98,15 @@ class VideoFile:
         try:
             container = open_container(self.path)
             stream = video_stream(container, self.path)
-            packets = [p for p in container.demux(stream) if p.pts is not None and not p.is_discard]
+            packets = [
+                (p.pts, p.is_keyframe) for p in container.demux(stream) if p.pts is not None and not p.is_discard
+            ]
         except av.FFmpegError as error:
             raise UserError(f"{self.path}: the video cannot be opened: {error.strerror}") from None
         if not packets:
             raise UserError(f"{self.path}: a video of 0 frames")
-        self._times = sorted(packet.pts for packet in packets)
-        self._keys = sorted(packet.pts for packet in packets if packet.is_keyframe)
+        self._times = sorted(time for time, _ in packets)
+        self._keys = sorted(time for time, is_key in packets if is_key)
         container.seek(self._times[0], stream=stream)
         self._container, self._stream = container, stream
         self._decoded = container.decode(stream)
