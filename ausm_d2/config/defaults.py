@@ -172,6 +172,8 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.LOOKS.update({"RESOLUTION": 0.4, "JPEG": 15, "NOISE": 20.0, "BLUR": 1.5})
     # Frames shown in a part of themselves, down to that share of their sides: small objects.
     cfg.INPUT.SHRINK = CfgNode({"PROB": 0.0, "SMALLEST": 0.25})
+    # Probability that a clip's objects are given by boxes, clicks or scribbles, and its first frame is shown twice.
+    cfg.INPUT.DRAWN_PROMPTS = 0.0
     cfg.INPUT.CROP.PROB = 0.5  # probability of the crop, where INPUT.CROP.ENABLED (VITA, as the two below)
     cfg.INPUT.CROP.RESIZE = [400, 500, 600]  # short side before the crop, pixels
     cfg.INPUT.CROP.DRIFT = 0.0  # largest way of the crop window over a clip, relative to its own size (VITA: any)

@@ -23,6 +23,7 @@ from detectron2.data import MetadataCatalog
 from ausm_d2.data.augmentation import Augmentation, ClipPlan, Looks, build_augmentations, render_frame, render_mask
 from ausm_d2.data.catalog.base import chosen_label_sets
 from ausm_d2.data.clip_sampler import ClipSampler
+from ausm_d2.data.coarse import coarse_mask
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.masks.rle import StoredMask
@@ -39,6 +40,7 @@ class ClipMapper:
         augmentations: Sequence[Augmentation],
         pseudo_augmentations: Sequence[Augmentation],
         looks: Looks | None = None,
+        drawn_prompts: float = 0.0,
         copy_paste: float = 0.0,
         paste_twin: float = 0.0,
         paste_scale: float = 0.4,
@@ -52,6 +54,7 @@ class ClipMapper:
             augmentations: for clips of videos, in their order.
             pseudo_augmentations: for clips made of one image.
             looks: draws how a clip looks; None: as it is stored.
+            drawn_prompts: probability that the objects of a clip are given by boxes, clicks or scribbles.
             copy_paste: probability that objects of another image go through a clip made of one image.
             paste_twin: probability that the other image is the same one.
             paste_scale: least size of the other image, relative to the largest that fits.
@@ -63,6 +66,7 @@ class ClipMapper:
         self.augmentations = augmentations
         self.pseudo_augmentations = pseudo_augmentations
         self.looks = looks
+        self.drawn_prompts = drawn_prompts
         self.copy_paste = copy_paste
         self.paste_twin = paste_twin
         self.paste_scale = paste_scale
@@ -83,6 +87,7 @@ class ClipMapper:
             "augmentations": build_augmentations(cfg, pseudo=False),
             "pseudo_augmentations": build_augmentations(cfg, pseudo=True),
             "looks": Looks.from_config(cfg),
+            "drawn_prompts": cfg.INPUT.DRAWN_PROMPTS,
             "copy_paste": cfg.INPUT.PSEUDO.COPY_PASTE,
             "paste_twin": cfg.INPUT.PSEUDO.PASTE_TWIN,
             "paste_scale": cfg.INPUT.PSEUDO.PASTE_SCALE,
@@ -107,7 +112,9 @@ class ClipMapper:
 
         Returns:
             "image" uint8 (T, 3, h, w) RGB; "masks" bool (N, T, h, w), row i = instance i in every frame;
-            "classes" int64 (N,); "labelled" bool (T,); "label_set", "exhaustive", "task", "dataset_name", "video_id";
+            "classes" int64 (N,); "labelled" bool (T,); "label_set", "exhaustive", "prompted", "task", "dataset_name",
+            "video_id"; "given" bool (N, h, w) or None: coarse masks of the objects in the first frame, which is shown
+            twice (empty: not in it);
             "frame_indices", one per frame; "height", "width" = H, W.
 
         Raises:
@@ -134,17 +141,23 @@ class ClipMapper:
             clip.limit(self.max_instances, rng)
         if look:
             look.degrade(clip.image)
+        given = None
+        if self.drawn_prompts and rng.random() < self.drawn_prompts and record.is_labelled(indices[0]):
+            indices = [indices[0], *indices[:-1]]
+            clip.repeat_first()
+            given = torch.from_numpy(clip.coarse(rng))
 
         labelled = [record.is_labelled(index) for index in indices]
         return {
             "image": torch.from_numpy(clip.image),
             "masks": torch.from_numpy(clip.masks),
+            "given": given,
             "classes": torch.tensor(clip.classes, dtype=torch.int64),
             "labelled": torch.tensor(labelled, dtype=torch.bool),
             "label_set": self.label_sets.get(dataset_name, metadata.label_set),
             "exhaustive": metadata.exhaustive and clip.complete,
             "task": metadata.task,
-            "prompted": metadata.task == "vos" or not metadata.exhaustive,
+            "prompted": given is not None or metadata.task == "vos" or not metadata.exhaustive,
             "dataset_name": dataset_name,
             "video_id": record.video_id,
             "frame_indices": indices,
@@ -198,6 +211,20 @@ class _Clip:
     masks: np.ndarray  # bool (N, T, h, w)
     classes: list[int]  # N
     complete: bool  # no instance was left out
+
+    def repeat_first(self) -> None:
+        """The first frame twice, in place of the last one."""
+        self.image[1:] = self.image[:-1].copy()
+        self.masks[:, 1:] = self.masks[:, :-1].copy()
+        visible = np.flatnonzero(self.masks.any(axis=(1, 2, 3)))
+        self.masks, self.classes = self.masks[visible], [self.classes[i] for i in visible]
+
+    def coarse(self, rng: np.random.Generator) -> np.ndarray:
+        """bool (N, h, w): what a user draws for the objects of the first frame; empty for those that are not in it."""
+        drawn = np.zeros_like(self.masks[:, 0])
+        for i in np.flatnonzero(self.masks[:, 0].any(axis=(1, 2))):
+            drawn[i] = coarse_mask(self.masks[i, 0], rng)
+        return drawn
 
     def limit(self, count: int, rng: np.random.Generator) -> None:
         """Keep ``count`` instances at most."""

@@ -55,7 +55,7 @@ def own_history(
     rows = targets.classes.shape[1]
     masks = (predictions.mask_logits > 0).float()
     enters = (forcing.switch == t) & forcing.detect[:, t]
-    matched = masks_at_stride4(targets.masks[:, t]) * prompted[:, None, None, None]
+    matched = masks_at_stride4(targets.masks[:, t] if t else targets.first) * prompted[:, None, None, None]
     found = enters & ~prompted[:, None]
     if found.any():
         # All instances that can be detected take part, as they do in the loss.

@@ -27,6 +27,15 @@ class ClipTargets:
     labelled: Tensor  # bool (B, T): frames that carry labels
     exhaustive: Tensor  # bool (B): every object of the label set is labelled
     prompted: Tensor  # bool (B): prompted work only, as where one object among others is labelled
+    # bool (B, N, H, W): masks that are given in place of those of the first frame; where empty, and if None, those are
+    given: Tensor | None = None
+
+    @property
+    def first(self) -> Tensor:
+        """bool (B, N, H, W): what may be given in the first frame: drawn masks where there are any, else true ones."""
+        if self.given is None:
+            return self.masks[:, 0]
+        return torch.where(self.given.flatten(2).any(dim=-1)[..., None, None], self.given, self.masks[:, 0])
 
     @property
     def visible(self) -> Tensor:
@@ -46,15 +55,21 @@ class ClipTargets:
         masks = torch.zeros((len(items), frames, rows, *size), dtype=torch.bool, device=device)
         classes = torch.zeros((len(items), rows), dtype=torch.int64, device=device)
         valid = torch.zeros((len(items), rows), dtype=torch.bool, device=device)
+        given = None
+        if any(item.get("given") is not None for item in items):
+            given = torch.zeros((len(items), rows, *size), dtype=torch.bool, device=device)
         for b, item in enumerate(items):
             count, _, height, width = item["masks"].shape
             masks[b, :, :count, :height, :width] = item["masks"].to(device).transpose(0, 1)
             classes[b, :count] = item["classes"].to(device)
             valid[b, :count] = True
+            if given is not None and item.get("given") is not None:
+                given[b, :count, :height, :width] = item["given"].to(device)
         return cls(
             masks=masks,
             classes=classes,
             valid=valid,
+            given=given,
             labelled=torch.stack([item["labelled"] for item in items]).to(device),
             exhaustive=torch.tensor([item["exhaustive"] for item in items], device=device),
             prompted=torch.tensor([item["prompted"] for item in items], device=device),

@@ -78,7 +78,9 @@ def preprocess(targets: ClipTargets, switch: Tensor, *, keep_hidden: bool = True
         in_use &= _frame_before(targets.visible)
     masks = masks_at_stride4(targets.masks)
     # M_{t-1}; before the first frame M_0 is empty, unless the mask of the first frame is given as M_0.
-    history = _frame_before(masks) * in_use[..., None, None]
+    history = _frame_before(masks)
+    history[:, :2] = masks_at_stride4(targets.first)[:, None]  # drawn masks, where such are given
+    history = history * in_use[..., None, None]
     labelled = targets.labelled[:, :, None]
     return TeacherForcing(
         switch=switch,

@@ -109,6 +109,18 @@ def test_noise_conserves_the_set_of_masks_when_it_only_swaps_and_leaves_unused_r
     assert not noisy.flatten(3).any(-1)[~used].any()
 
 
+def test_a_mask_that_is_given_enters_the_history_in_place_of_the_first_frames_own() -> None:
+    targets = worked_example()
+    targets.given = torch.zeros(1, 2, 8, 8, dtype=torch.bool)
+    targets.given[0, 0, :, 4:] = True  # of object 0; object 1 is given as it is
+    forcing = preprocess(targets, torch.tensor([[0, 1]]))
+    assert forcing.history[0, :, 0].int().tolist() == [
+        [[0, 0], [0, 0]], [[0, 1], [0, 1]], [[1, 0], [0, 0]], [[1, 0], [0, 0]], [[1, 0], [0, 0]],
+    ]  # fmt: skip
+    assert forcing.history[0, 2:, 1].int().tolist() == [[[0, 0], [0, 1]], [[0, 0], [0, 1]], [[0, 0], [0, 0]]]
+    assert torch.equal(targets.masks[0, 1, 0, :4, :4], torch.ones(4, 4, dtype=torch.bool))  # the target stays
+
+
 def test_noise_does_not_make_a_small_mask_vanish_or_leave_its_place() -> None:
     torch.manual_seed(0)
     history = torch.zeros(1, 400, 2, 16, 16)
