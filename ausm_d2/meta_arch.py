@@ -18,7 +18,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from ausm_d2.modeling.network import AUSMNetwork
-from ausm_d2.streaming.video import VideoSettings, segment_video
+from ausm_d2.streaming.segmenter import segment_video
+from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.training import forms
 from ausm_d2.training.criterion import SetCriterion
 from ausm_d2.training.frame_class import FrameClassifier

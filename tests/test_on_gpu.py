@@ -14,7 +14,8 @@ from ausm_d2.config import load_config
 from ausm_d2.data.synthvis import SPLITS, SynthVis
 from ausm_d2.masks.rle import decode
 from ausm_d2.streaming.predictor import VideoPredictor
-from ausm_d2.streaming.video import VideoSettings, segment_video
+from ausm_d2.streaming.segmenter import segment_video
+from ausm_d2.streaming.settings import VideoSettings
 from tests.pretended_gpu import pretended_gpu
 from tests.streaming.test_step import assert_alike, follow
 from tests.tiny import clip, tiny_model

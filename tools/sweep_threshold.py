@@ -15,7 +15,6 @@ Shape shorthand:
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -35,9 +34,10 @@ from ausm_d2.data.views import first_videos
 from ausm_d2.engine import Trainer
 from ausm_d2.errors import UserError, cli
 from ausm_d2.meta_arch import AUSM
-from ausm_d2.streaming.refine import crop, visits
-from ausm_d2.streaming.stream import FrameOutput
-from ausm_d2.streaming.video import FrameStream, VideoSettings, VideoTracks, best_tracks
+from ausm_d2.streaming.segmenter import VideoTracks, best_tracks
+from ausm_d2.streaming.settings import VideoSettings
+from ausm_d2.streaming.stream import FrameOutput, Stream
+from ausm_d2.streaming.visits import crop, visits
 from tools.experiments.report import Paper, Report, Row
 from tools.experiments.setup import add_common_arguments, common_config, load_model, settings_of
 
@@ -78,7 +78,7 @@ class _Branch:
     """The thresholds that have taken the same decisions so far, ascending, and their one stream."""
 
     thresholds: list[float]
-    stream: FrameStream
+    stream: Stream
     tracks: VideoTracks
 
 
@@ -109,7 +109,7 @@ class ThresholdSweep:
                 frame = crop(frame, visit.corner)
             self._model.next_frame()
             self.frames += 1
-            stepped = [pair for branch in branches for pair in self._step(branch, frame, label_set)]
+            stepped = [pair for branch in branches for pair in self._step(branch, frame)]
             for branch, output in stepped:
                 branch.tracks.keep(output, branch.stream, visit)
             branches = [branch for branch, _ in stepped]
@@ -122,19 +122,18 @@ class ThresholdSweep:
             for threshold in branch.thresholds
         }
 
-    def _stream(self, threshold: float, label_set: str) -> FrameStream:
+    def _stream(self, threshold: float, label_set: str) -> Stream:
         # A captured step would hold the features of the frame it was captured at.
         settings = dataclasses.replace(self._settings, fg_threshold=threshold, cuda_graph=False)
-        return FrameStream(self._model, settings, label_set=label_set, detect=True)
+        return Stream(self._model, settings, label_set=label_set, detect=True)
 
-    def _step(self, branch: _Branch, frame: np.ndarray, label_set: str) -> list[tuple[_Branch, FrameOutput]]:
+    def _step(self, branch: _Branch, frame: np.ndarray) -> list[tuple[_Branch, FrameOutput]]:
         """One frame, uint8 (H, W, 3). Where a detection falls between the branch's thresholds, those above it leave:
         they take the step again from a copy of the state before."""
-        stream = branch.stream.stream
-        before = copy.deepcopy(stream.state) if len(branch.thresholds) > 1 else None
-        newest = stream.state.next_track_id if stream.state is not None else 1
-        sizes = branch.stream.size, stream.size
-        output = branch.stream.step(frame)
+        stream = branch.stream
+        before = stream.fork() if len(branch.thresholds) > 1 else stream
+        newest = stream.state.slots.next_track_id if stream.state is not None else 1
+        output = stream.step(frame)
         self.steps += 1
         new = [row for row, track_id in enumerate(output.track_ids) if track_id >= newest]
         foreground = output.probabilities[new].sum(-1).tolist()
@@ -144,9 +143,7 @@ class ThresholdSweep:
         ]
         done = [(branch, output)]
         for thresholds in groups[1:]:
-            other = _Branch(thresholds, self._stream(thresholds[0], label_set), branch.tracks.copy())
-            other.stream.size, other.stream.stream.size = sizes
-            other.stream.stream.state = copy.deepcopy(before)
+            other = _Branch(thresholds, before.fork(fg_threshold=thresholds[0]), branch.tracks.copy())
             done.append((other, other.stream.step(frame)))
             self.steps += 1
         branch.thresholds = groups[0]

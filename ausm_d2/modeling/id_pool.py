@@ -16,37 +16,42 @@ class PoolExhausted(RuntimeError):
     """More ID vectors were asked for than the pool has left."""
 
 
+def draw_free(in_use: Tensor, count: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """Sampler(B, count): uniform, without replacement, among the ID vectors that are not in use.
+
+    Args:
+        in_use: bool (N_id), on the CPU.
+        count: how many to draw.
+        generator: a CPU generator; None: the default one.
+
+    Returns:
+        int64 (count), indices into the pool, on the CPU.
+
+    Raises:
+        PoolExhausted: if fewer than ``count`` are free.
+    """
+    free = (~in_use).nonzero()[:, 0]
+    if count > len(free):
+        raise PoolExhausted(f"{count} ID vectors asked for, {len(free)} of {len(in_use)} are free")
+    return free[torch.randperm(len(free), generator=generator)[:count]]
+
+
 class IDPool(nn.Module):
-    """B: N_id learned vectors; an object wears one of them for as long as it is followed."""
+    """B: N_id learned vectors; every object that is followed has one of them, which no other object has."""
 
     def __init__(self, num_id: int, dim: int) -> None:
         super().__init__()
         self.embed = nn.Embedding(num_id, dim)
-        nn.init.normal_(self.embed.weight, std=2.0)  # marks have to stand out of the features they are added to
+        nn.init.normal_(self.embed.weight, std=2.0)  # marks must stand out of the features they are added to
 
     @property
     def num_id(self) -> int:
         """N_id."""
         return self.embed.num_embeddings
 
-    def sample(self, count: int, *, in_use: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Sampler(B, count): uniform, without replacement, among the vectors that are not in use.
-
-        Args:
-            count: how many to draw.
-            in_use: bool (N_id), on the CPU; True for vectors that cannot be drawn. None: all are free.
-            generator: a CPU generator; None: the default one.
-
-        Returns:
-            int64 (count), indices into the pool, on the CPU.
-
-        Raises:
-            PoolExhausted: if fewer than ``count`` are free.
-        """
-        free = torch.arange(self.num_id) if in_use is None else (~in_use).nonzero()[:, 0]
-        if count > len(free):
-            raise PoolExhausted(f"{count} ID vectors asked for, {len(free)} of {self.num_id} are free")
-        return free[torch.randperm(len(free), generator=generator)[:count]]
+    def sample(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """:func:`draw_free` of the whole pool: int64 (count)."""
+        return draw_free(torch.zeros(self.num_id, dtype=torch.bool), count, generator=generator)
 
     def forward(self, index: Tensor) -> Tensor:
         """int64 (...) indices -> (..., D) ID vectors."""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -12,14 +14,18 @@ from ausm_d2.modeling.ssm import Mamba
 
 
 @torch.no_grad()
-def keep_weights_in(model: nn.Module, dtype: torch.dtype, *, norms: bool) -> None:
-    """Convert once, where they lie, what autocast converts in every frame: the weights of linear layers, of attention
-    and of convolutions over space. Under autocast the model computes what it did before; without it, it no longer runs.
+def keep_weights_in(model: nn.Module, dtype: torch.dtype, *, norms: bool) -> Callable[[], None]:
+    """Convert in place, once, what autocast would convert in every frame: the weights of linear layers, attention and
+    spatial convolutions. Under autocast the model computes the same as before; without autocast it no longer runs.
 
     Args:
-        norms: also the weights of norms and embeddings, which are rounded by that. All features are ``dtype`` then on
-            CUDA too, where autocast has them in float32 from norm to linear layer.
+        norms: also convert (and so round) the weights of norms and embeddings. All features are then of ``dtype`` on
+            CUDA too, where autocast otherwise keeps them in float32 between a norm and the next linear layer.
+
+    Returns:
+        A function that puts the original weights back.
     """
+    original: dict[torch.Tensor, torch.Tensor] = {}
     in_float32 = {module.dt_proj.bias for module in model.modules() if isinstance(module, Mamba)}
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
@@ -33,5 +39,12 @@ def keep_weights_in(model: nn.Module, dtype: torch.dtype, *, norms: bool) -> Non
         else:
             continue
         for parameter in parameters:
-            if parameter is not None and parameter not in in_float32:
+            if parameter is not None and parameter not in in_float32 and parameter.dtype != dtype:
+                original[parameter] = parameter.data
                 parameter.data = parameter.data.to(dtype)
+
+    def restore() -> None:
+        for parameter, data in original.items():
+            parameter.data = data
+
+    return restore

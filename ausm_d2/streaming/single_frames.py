@@ -18,7 +18,10 @@ from torch import Tensor
 
 from ausm_d2.masks.rle import Rle, encode
 from ausm_d2.modeling.network import AUSMNetwork
-from ausm_d2.streaming.video import FrameStream, VideoSettings, best_tracks, shown_rows
+from ausm_d2.streaming.inference import prepared_for_inference
+from ausm_d2.streaming.segmenter import best_tracks, shown_rows
+from ausm_d2.streaming.settings import VideoSettings
+from ausm_d2.streaming.stream import Stream
 
 
 class SingleFrames:
@@ -31,8 +34,8 @@ class SingleFrames:
     def detect(self, frame: np.ndarray, item: dict[str, Any]) -> tuple[list[Rle], Tensor]:
         """Masks (R) and class probabilities (R, K) of a frame, uint8 (H, W, 3) RGB, in a stream of this frame only."""
         settings = self.settings.for_item(item)
-        with inference_context(self.model):
-            stream = FrameStream(self.model, settings, label_set=item["label_set"], detect=True)
+        with inference_context(self.model), prepared_for_inference(self.model, settings):
+            stream = Stream(self.model, settings, label_set=item["label_set"], detect=True)
             shown = shown_rows(stream.step(frame))
             masks = (stream.logits(shown) > 0).cpu().numpy()
         kept = [row for row, mask in enumerate(masks) if mask.any()]

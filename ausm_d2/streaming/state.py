@@ -1,97 +1,101 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """All that a stream remembers from one frame to the next. Its size depends on neither the frames nor the objects seen,
-and a step overwrites its tensors where they lie.
+and a step overwrites its tensors in place.
 
 Shape shorthand:
-    N_id: slots, as many as there are ID vectors; row i of A, of M and of every record below is slot i
+    H, W: size of the frames in pixels; H_in, W_in: the network's input size, before padding
+    N_id: slots, as many as there are ID vectors (slots.py)
     D: channels
-    h, w: feature size at stride 8
-    H4, W4: mask size at stride 4
-    K: classes of the stream's label set
+    h, w: feature size, stride 8 of the padded input; H4, W4: mask size, stride 4
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ausm_d2.modeling.network import Memory
-
-FREE = -1  # in StreamState.ids: the slot is not in use
+from ausm_d2.modeling.network import AUSMNetwork, Memory
+from ausm_d2.streaming.slots import Slots
 
 
 @dataclass
 class StreamState:
-    """Memory of one stream. Tensors of the first group live with the model, the records of the slots on the CPU."""
+    """Memory of one stream. Memory, X_{t-1} and M_{t-1} are on the model's device, the slots on the CPU."""
 
+    size: tuple[int, int]  # (H, W)
+    input_size: tuple[int, int]  # (H_in, W_in)
     memory: Memory  # of the network: the Mamba caches
-    x_prev: Tensor  # (D, h, w): X_{t-1}; before the first frame anything (X_0 is no memory)
-    masks: Tensor  # bool (N_id, H4, W4): M_{t-1}
-
-    ids: Tensor  # int64 (N_id): index into B of the vector a slot wears, or FREE
-    track_ids: Tensor  # int64 (N_id): the id the user sees; meaningless for free slots
-    prompted: Tensor  # bool (N_id): given by the user
-    last_seen: Tensor  # int64 (N_id): last frame with a mask that is not empty
-    class_sums: Tensor  # float64 (N_id, K): class probabilities, summed over the frames since the slot was taken
-    predicted: Tensor  # int64 (N_id): how many frames that are; the one an object was given in is not one of them
-
-    generator: torch.Generator  # of the Sampler
+    x_prev: Tensor  # (D, h, w): X_{t-1}; X_0 is written to it before the first frame
+    masks: Tensor  # bool (N_id, H4, W4): M_{t-1}; empty for free slots
+    slots: Slots
     frame_index: int = -1  # of the latest frame; -1 before the first one
-    next_track_id: int = 1
-    recycled: int = 0  # tracks that lost their slot to a newer one
-    dropped: int = 0  # detections that found no slot
 
-    @property
-    def in_use(self) -> Tensor:
-        """bool (N_id): rows of A."""
-        return self.ids != FREE
+    @classmethod
+    def initial(
+        cls,
+        network: AUSMNetwork,
+        size: tuple[int, int],
+        input_size: tuple[int, int],
+        *,
+        num_classes: int,
+        seed: int,
+    ) -> StreamState:
+        """The state before the first frame.
 
-    def release(self, slot: int) -> None:
-        """Give the slot's ID vector back to the pool; its mask leaves the history."""
-        self.ids[slot] = FREE
-        self.masks[slot] = False
-        self.prompted[slot] = False
+        Args:
+            size, input_size: (H, W), (H_in, W_in).
+            num_classes: of the stream's label set.
+            seed: of the Sampler.
+        """
+        height, width = network.padded_size(*input_size)
+        num_id, device, start = network.id_pool.num_id, network.device, network.x_start
+        return cls(
+            size=size,
+            input_size=input_size,
+            memory=network.initial_memory((height, width)),
+            x_prev=torch.zeros(len(start), height // 8, width // 8, dtype=start.dtype, device=device),
+            masks=torch.zeros(num_id, height // 4, width // 4, dtype=torch.bool, device=device),
+            slots=Slots.empty(num_id, num_classes, seed=seed),
+        )
 
-    def occupy(self, slot: int, *, id_index: int, track_id: int, prompted: bool) -> None:
-        """Take a free slot for an object that enters at the latest frame. Its mask is the caller's to write."""
-        self.ids[slot] = id_index
-        self.track_ids[slot] = track_id
-        self.prompted[slot] = prompted
-        self.last_seen[slot] = self.frame_index
-        self.class_sums[slot] = 0
-        self.predicted[slot] = 0
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+        slots = {f"slots.{name}": each for name, each in vars(self.slots).items() if isinstance(each, Tensor)}
+        return {**self.memory.tensors(), "x_prev": self.x_prev, "masks": self.masks, **slots}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and numbers, for ``torch.save``. The next frame overwrites some of them."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["memory"] = self.memory.tensors()
-        values["generator"] = self.generator.get_state()
-        return values
+        return {
+            "size": self.size,
+            "input_size": self.input_size,
+            "memory": self.memory.tensors(),
+            "x_prev": self.x_prev,
+            "masks": self.masks,
+            "slots": self.slots.state_dict(),
+            "frame_index": self.frame_index,
+        }
 
-    def load_state_dict(self, values: dict[str, Any]) -> None:
+    def load_state_dict(self, values: Mapping[str, Any]) -> None:
         """Continue, bit for bit, where :meth:`state_dict` was taken; overwrites this state in place.
 
         Raises:
             KeyError: if an entry is missing.
+            ValueError: if a tensor has another shape or dtype.
         """
-        memory = self.memory.tensors()
-        for name, tensor in memory.items():
-            tensor.copy_(values["memory"][name])
-        for f in fields(self):
-            if f.name == "generator":
-                self.generator.set_state(values["generator"])
-            elif f.name != "memory":
-                own, new = getattr(self, f.name), values[f.name]
-                if isinstance(own, Tensor):
-                    own.copy_(new)
-                else:
-                    setattr(self, f.name, new)
+        pairs = {"x_prev": (self.x_prev, values["x_prev"]), "masks": (self.masks, values["masks"])}
+        pairs |= {name: (own, values["memory"][name]) for name, own in self.memory.tensors().items()}
+        for name, (own, new) in pairs.items():
+            if own.shape != new.shape or own.dtype != new.dtype:
+                raise ValueError(f"{name}: {new.dtype} {tuple(new.shape)}, expected {own.dtype} {tuple(own.shape)}")
+        self.slots.load_state_dict(values["slots"])
+        for own, new in pairs.values():
+            own.copy_(new)
+        self.frame_index = values["frame_index"]
 
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
-        tensors = list(self.memory.tensors().values())
-        tensors += [value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(each.numel() * each.element_size() for each in self.tensors().values())

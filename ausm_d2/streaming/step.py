@@ -23,7 +23,8 @@ from torch import Tensor
 from ausm_d2.kernels.kept import holding
 from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.modeling.transfer import upload
-from ausm_d2.streaming.state import FREE, StreamState
+from ausm_d2.streaming.slots import FREE
+from ausm_d2.streaming.state import StreamState
 
 _ROWS = 16  # slots that come and go together: the time of a frame does not follow single objects
 
@@ -72,12 +73,12 @@ class FrameStep:
             self._seen, self._graph = state, None
         elif self._capturing:
             self._graph = self._graph or _Graph(self, image, state)
-            return self._graph.replay(image, state.ids)
-        ids = state.ids if self._capturing else state.ids[: rows_in_use(state.ids)]
+            return self._graph.replay(image, state.slots.ids)
+        ids = state.slots.ids if self._capturing else state.slots.ids[: rows_in_use(state.slots.ids)]
         return self.run(upload(image, self._model.device), upload(ids, self._model.device), state)
 
     def run(self, image: Tensor, ids: Tensor, state: StreamState) -> StepOutput:
-        """The step, with the image and the first N of ``state.ids`` on the model's device."""
+        """The step, with the image and the first N of ``state.slots.ids`` on the model's device."""
         rows = len(ids)
         features = self._model.encode(self._model.normalise(image[None]))
         in_use = ids != FREE
@@ -107,7 +108,7 @@ class _Graph:
 
     def __init__(self, step: FrameStep, image: Tensor, state: StreamState) -> None:
         device = state.masks.device
-        self._image, self._ids = upload(image, device), upload(state.ids, device)
+        self._image, self._ids = upload(image, device), upload(state.slots.ids, device)
         self._graph = torch.cuda.CUDAGraph()
         # Weights that autocast has converted before would be freed after this frame: the graph converts its own.
         dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")

@@ -13,8 +13,8 @@ from ausm_d2.data.synthvis import SynthVis
 from ausm_d2.data.video import Instance, VideoRecord
 from ausm_d2.evaluation.references import CopiedMask, FlowMask, FrameByFrame, references
 from ausm_d2.masks.rle import Rle, decode, encode
+from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.streaming.single_frames import SingleFrames
-from ausm_d2.streaming.video import VideoSettings
 from tests.data.stubs import ArrayFrames, ListedMasks
 from tests.tiny import tiny_cfg, tiny_model
 

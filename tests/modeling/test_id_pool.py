@@ -6,15 +6,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ausm_d2.modeling.id_pool import IDPool, PoolExhausted
+from ausm_d2.modeling.id_pool import IDPool, PoolExhausted, draw_free
 
 
 def test_no_vector_twice_and_none_that_is_in_use() -> None:
-    pool = IDPool(10, 4)
     in_use = torch.zeros(10, dtype=torch.bool)
     in_use[[2, 5, 7]] = True
     for _ in range(50):
-        drawn = pool.sample(7, in_use=in_use).tolist()
+        drawn = draw_free(in_use, 7).tolist()
         assert sorted(drawn) == [0, 1, 3, 4, 6, 8, 9]
 
 
@@ -36,7 +35,7 @@ def test_a_generator_makes_it_repeatable() -> None:
 def test_more_than_are_free_is_an_error_that_counts() -> None:
     pool = IDPool(4, 4)
     with pytest.raises(PoolExhausted, match="2 ID vectors asked for, 1 of 4 are free"):
-        pool.sample(2, in_use=torch.tensor([True, True, False, True]))
+        draw_free(torch.tensor([True, True, False, True]), 2)
     assert pool.sample(0).shape == (0,)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,13 +15,14 @@ from ausm_d2.modeling.id_pool import IDPool
 from ausm_d2.modeling.network import AUSMNetwork, Memory
 from ausm_d2.modeling.pixel_decoder import Predictions
 from ausm_d2.streaming.stream import Stream
+from tests.streaming.opened import open_stream
 
 SIDE = 32  # pixels of a frame; masks have 8 x 8 cells
 CELLS = SIDE // 4
 
 
-def frame() -> Tensor:
-    return torch.zeros(3, SIDE, SIDE, dtype=torch.uint8)
+def frame() -> np.ndarray:
+    return np.zeros((SIDE, SIDE, 3), np.uint8)
 
 
 def cells(*places: int) -> Tensor:
@@ -30,9 +32,9 @@ def cells(*places: int) -> Tensor:
     return logits.view(CELLS, CELLS)
 
 
-def pixels(*places: int) -> Tensor:
+def pixels(*places: int) -> np.ndarray:
     """The same mask in pixels: bool (SIDE, SIDE)."""
-    return (cells(*places) > 0).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    return (cells(*places) > 0).repeat_interleave(4, 0).repeat_interleave(4, 1).numpy()
 
 
 class Row:
@@ -66,6 +68,9 @@ class ScriptedModel:
         x = torch.full((1, 8, CELLS // 2, CELLS // 2), float(len(self.seen) + 1))
         return FrameFeatures(x=x, mask_features=torch.zeros(1, 8, CELLS, CELLS), multi_scale=[])
 
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
     def initial_memory(self, size: tuple[int, int]) -> Memory:
         return Memory([])
 
@@ -85,4 +90,4 @@ def scripted(
 ) -> tuple[Stream, ScriptedModel]:
     """A stream over a script, and its model."""
     stand_in = ScriptedModel(script, **model)
-    return Stream(cast(AUSMNetwork, stand_in), label_set="things", detect=detect, fg_threshold=0.5), stand_in
+    return open_stream(cast(AUSMNetwork, stand_in), label_set="things", detect=detect, fg_threshold=0.5), stand_in

@@ -24,8 +24,8 @@ from ausm_d2.kernels.scan.triton import TritonScan
 from ausm_d2.meta_arch import AUSM
 from ausm_d2.modeling.precision import keep_weights_in
 from ausm_d2.streaming.step import FrameStep
-from ausm_d2.streaming.stream import Stream
 from tests.pretended_gpu import skip_unless_it_can_be_pretended
+from tests.streaming.opened import open_stream
 
 pytest.importorskip("triton")
 
@@ -87,9 +87,9 @@ def run_step(model: AUSM, launches: _Launches) -> Tensor:
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = model.eval().to("cuda")
         keep_weights_in(model, torch.bfloat16, norms=True)
-        state = Stream(model, label_set=label_set, detect=True, fg_threshold=0.5)._start(HEIGHT // 4, WIDTH // 4)
+        state = open_stream(model, label_set=label_set)._initial((HEIGHT, WIDTH), (HEIGHT, WIDTH))
         step = FrameStep(model, label_set, cuda_graph=False)
-        arguments = torch.empty(3, HEIGHT, WIDTH, dtype=torch.uint8, device="cuda"), state.ids.to("cuda"), state
+        arguments = torch.empty(3, HEIGHT, WIDTH, dtype=torch.uint8, device="cuda"), state.slots.ids.to("cuda"), state
         step.run(*arguments)  # the first frame may make what is kept
         launches.names.clear()
         launches.float32.clear()

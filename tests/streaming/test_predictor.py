@@ -17,9 +17,10 @@ from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.masks.rle import decode
 from ausm_d2.streaming.predictor import FrameResult, VideoPredictor
-from ausm_d2.streaming.stream import Stream
-from ausm_d2.streaming.video import segment_video
+from ausm_d2.streaming.segmenter import segment_video
+from ausm_d2.streaming.session import as_rgb
 from tests.data.stubs import ArrayFrames, ListedMasks
+from tests.streaming.opened import open_stream
 from tests.tiny import tiny_cfg, tiny_model
 
 SIZE = (50, 70)
@@ -98,14 +99,13 @@ def test_a_result_leaves_before_the_next_frame_is_read(predictor: VideoPredictor
 
 def test_frames_are_bgr_and_the_model_gets_what_it_was_trained_on(predictor: VideoPredictor) -> None:
     frames = noise(2)
-    stream = Stream(predictor.model, label_set="synthvis", detect=True, fg_threshold=0.5)
+    stream = open_stream(predictor.model)
     for frame, result in zip(frames, predictor.stream(frames), strict=True):
-        rgb = torch.from_numpy(frame[..., ::-1].transpose(2, 0, 1).copy())
-        output = stream.step(rgb)
+        output = stream.step(frame[..., ::-1])
         for track_id, score in zip(ids(result), result.instances.scores, strict=True):
             row = output.track_ids.index(track_id)
             assert output.mean_probabilities[row].amax().item() == pytest.approx(score.item(), rel=1e-5)
-    assert np.array_equal(predictor.as_input(frames[0]), frames[0][..., ::-1])
+    assert np.array_equal(as_rgb(frames[0]), frames[0][..., ::-1])
 
 
 def test_prompted_results_list_every_object_under_the_users_id(predictor: VideoPredictor) -> None:
@@ -195,6 +195,29 @@ def test_giving_it_late_is_giving_it_with_the_frame(predictor: VideoPredictor) -
         added.add(object_id, mask)
     assert_same(given.result, added.result)
     assert_same(given.step(frames[1]), added.step(frames[1]))
+
+
+def test_the_surest_has_the_pixel_in_step_add_and_remove(predictor: VideoPredictor, tmp_path: Path) -> None:
+    """The largest logit; a given mask before all predictions, and of given masks the first one listed."""
+    frames = noise(3)
+    given = predictor.start(frames[0], {7: box(3, 4), 9: box(10, 8), 5: box(20, 10)})
+    added = predictor.start(frames[0], {})
+    for object_id, mask in {7: box(3, 4), 9: box(10, 8), 5: box(20, 10)}.items():
+        added.add(object_id, mask)
+    assert_same(given.result, added.result)
+    assert (given.result.id_map.numpy()[box(3, 4)] == 7).all()
+    given.step(frames[1])
+    logits = given._stream.logits(given._rows)
+    given.remove(7)
+    given.save(tmp_path / "session.pt")
+    for session in (given, predictor.load(tmp_path / "session.pt")):
+        winner = logits[1:].max(dim=0)
+        expected = torch.where(winner.values > 0, torch.tensor([9, 5])[winner.indices], 0)
+        assert torch.equal(session.result.id_map, expected.int())
+        session.add(30, box(0, 0))
+        expected[torch.from_numpy(box(0, 0))] = 30
+        assert torch.equal(session.result.id_map, expected.int())
+        session.remove(30)
 
 
 def test_a_correction_replaces_the_mask(predictor: VideoPredictor) -> None:

@@ -17,10 +17,10 @@ from ausm_d2.config import load_config
 from ausm_d2.data.synthvis import SPLITS, SynthVis
 from ausm_d2.modeling.precision import keep_weights_in
 from ausm_d2.streaming.predictor import VideoPredictor
-from ausm_d2.streaming.state import FREE, StreamState
+from ausm_d2.streaming.slots import FREE
+from ausm_d2.streaming.state import StreamState
 from ausm_d2.streaming.step import FrameStep, rows_in_use
-from ausm_d2.streaming.stream import Stream
-from tests.streaming.test_state import frames, tensors
+from tests.streaming.opened import box, frames, open_stream
 from tests.tiny import tiny_model
 from tools.experiments import object_vectors as object_vectors  # registers AUSMObjectVectors
 
@@ -50,8 +50,8 @@ def test_nothing_waits_for_the_device_or_depends_on_what_is_found(layers: int, m
                        "MODEL.META_ARCHITECTURE", meta_arch).eval()  # fmt: skip
     model.to("meta")
     step = FrameStep(model, "synthvis", cuda_graph=False)
-    state = Stream(model, label_set="synthvis", detect=True, fg_threshold=0.5)._start(16, 24)
-    arguments = torch.empty(3, 64, 96, dtype=torch.uint8, device="meta"), state.ids.to("meta"), state
+    state = open_stream(model, fg_threshold=0.5)._initial((64, 96), (64, 96))
+    arguments = torch.empty(3, 64, 96, dtype=torch.uint8, device="meta"), state.slots.ids.to("meta"), state
     with torch.no_grad():
         step.run(*arguments)  # the first frame may make what is kept
         with _Crossings() as crossings:
@@ -64,9 +64,8 @@ def test_rows_at_the_end_that_are_not_in_use_change_nothing(monkeypatch: pytest.
     images, outputs = frames(4), []
     for few in (1, 100):
         monkeypatch.setattr("ausm_d2.streaming.step._ROWS", few)
-        stream = Stream(tiny_model().eval(), label_set="synthvis", detect=True, fg_threshold=0.5)
-        prompt = torch.zeros(images[0].shape[1:], dtype=torch.bool)
-        prompt[10:30, 20:50] = True
+        stream = open_stream(tiny_model().eval(), fg_threshold=0.5)
+        prompt = box(top=10, left=20, bottom=30, right=50)
         outputs.append([stream.step(image, {1: prompt} if t == 1 else None) for t, image in enumerate(images)])
     for one, other in zip(*outputs, strict=True):
         assert one.track_ids == other.track_ids
@@ -86,12 +85,12 @@ def test_as_many_rows_as_slots_in_use_ask_for() -> None:
 @pytest.mark.parametrize("meta_arch", ["AUSM", "AUSMObjectVectors"])
 def test_a_step_overwrites_the_state_where_it_lies(meta_arch: str) -> None:
     model = tiny_model("MODEL.META_ARCHITECTURE", meta_arch).eval()
-    stream = Stream(model, label_set="synthvis", detect=True, fg_threshold=0.0)
+    stream = open_stream(model, fg_threshold=0.0)
     places = []
     for image in frames(4):
         stream.step(image)
         assert stream.state is not None
-        places.append({name: each.data_ptr() for name, each in tensors(stream.state).items() if name != "generator"})
+        places.append({name: each.data_ptr() for name, each in stream.state.tensors().items()})
     assert places[0] == places[3]
 
 
@@ -112,14 +111,14 @@ def test_a_graph_belongs_to_one_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ausm_d2.streaming.step._Graph", _Recorded)
     monkeypatch.setattr(_Recorded, "captures", 0)
     model = tiny_model().eval()
-    stream = Stream(model, label_set="synthvis", detect=True, fg_threshold=0.5)
+    stream = open_stream(model, fg_threshold=0.5)
     stream._frame_step._capturing = True
     captures = []
     for t, image in enumerate(frames(6)):
         if t == 3:
             assert stream.state is not None
             saved = stream.state.state_dict()
-            stream.state = stream._start(*stream.state.masks.shape[-2:])
+            stream.state = stream._initial(stream.state.size, stream.state.input_size)
             stream.state.load_state_dict(saved)
         stream.step(image)
         captures.append(_Recorded.captures)
@@ -128,10 +127,9 @@ def test_a_graph_belongs_to_one_state(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_half_precision_keeps_the_convolutions_inputs_in_it() -> None:
-    stream = Stream(tiny_model().eval(), label_set="synthvis", detect=True, fg_threshold=0.5)
-    with torch.autocast("cpu", torch.bfloat16):
-        for image in frames(2):
-            output = stream.step(image)
+    stream = open_stream(tiny_model().eval(), fg_threshold=0.5, amp=True)
+    for image in frames(2):
+        output = stream.step(image)
     assert stream.state is not None
     for caches in stream.state.memory.ssm:
         assert (caches.conv.dtype, caches.ssm.dtype) == (torch.bfloat16, torch.float32)
@@ -144,9 +142,8 @@ def test_weights_converted_beforehand_change_nothing() -> None:
         model = tiny_model().eval()
         if converted:
             keep_weights_in(model, torch.bfloat16, norms=False)
-        stream = Stream(model, label_set="synthvis", detect=True, fg_threshold=0.0)
-        with torch.autocast("cpu", torch.bfloat16):
-            outputs.append([stream.step(image) for image in frames(3)])
+        stream = open_stream(model, fg_threshold=0.0, amp=True)
+        outputs.append([stream.step(image) for image in frames(3)])
     for one, other in zip(*outputs, strict=True):
         assert torch.equal(one.mask_logits, other.mask_logits)
         assert torch.equal(one.probabilities, other.probabilities)
@@ -161,9 +158,8 @@ def test_half_precision_from_norm_to_norm() -> None:
             keep_weights_in(model, torch.bfloat16, norms=True)
             for module in (model.frame_encoder, model.compressor, model.decoder):
                 module.register_forward_hook(lambda module, inputs, out: dtypes.update(_dtypes(out)))
-        stream = Stream(model, label_set="synthvis", detect=True, fg_threshold=0.0)
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            outputs.append([stream.step(image) for image in frames(3)])
+        stream = open_stream(model, fg_threshold=0.0, amp=half)
+        outputs.append([stream.step(image) for image in frames(3)])
     assert dtypes == {torch.bfloat16}
     for one, other in zip(*outputs, strict=True):
         error = (one.mask_logits - other.mask_logits.float()).abs().mean()
@@ -219,7 +215,7 @@ def test_bfloat16_can_be_captured() -> None:
 
 @needs_gpu
 def test_a_frame_waits_for_the_device_once() -> None:
-    stream = Stream(tiny_model().eval().to("cuda"), label_set="synthvis", detect=True, fg_threshold=0.0)
+    stream = open_stream(tiny_model().eval().to("cuda"), fg_threshold=0.0)
     images = frames(3)
     for image in images[:2]:
         stream.step(image)

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from ausm_d2.errors import UserError
-from ausm_d2.streaming.state import FREE
+from ausm_d2.streaming.slots import FREE
 from ausm_d2.streaming.stream import Stream
 from tests.streaming.scripted import Row, cells, frame, pixels, scripted
 
@@ -18,13 +19,13 @@ from tests.streaming.scripted import Row, cells, frame, pixels, scripted
 def worn(stream: Stream) -> list[int]:
     """Indices into B of the vectors in use."""
     assert stream.state is not None
-    return stream.state.ids[stream.state.in_use].tolist()
+    return stream.state.slots.ids[stream.state.slots.in_use].tolist()
 
 
 def masks(stream: Stream) -> Tensor:
     """M_t of the rows in use."""
     assert stream.state is not None
-    return stream.state.masks[stream.state.in_use]
+    return stream.state.masks[stream.state.slots.in_use]
 
 
 def test_confident_visible_detections_become_tracks_the_surest_first() -> None:
@@ -97,10 +98,10 @@ def test_the_pool_runs_dry(caplog: pytest.LogCaptureFixture) -> None:
     stream.step(frame())
     with caplog.at_level(logging.WARNING, "ausm_d2"):
         assert sorted(stream.step(frame()).track_ids) == [2, 7, 8]
-        assert stream.state is not None and (stream.state.recycled, stream.state.dropped) == (1, 1)
+        assert stream.state is not None and (stream.state.slots.recycled, stream.state.slots.dropped) == (1, 1)
         # Both hidden rows go to new tracks; the given object is never given up.
         assert sorted(stream.step(frame()).track_ids) == [7, 9, 10]
-        assert (stream.state.recycled, stream.state.dropped) == (3, 1)
+        assert (stream.state.slots.recycled, stream.state.slots.dropped) == (3, 1)
     assert len(caplog.records) == 1 and "all 3 ID vectors are in use" in caplog.text
     assert sorted(worn(stream)) == [0, 1, 2]
 
@@ -183,7 +184,7 @@ def test_a_detected_object_can_be_corrected_and_new_ids_avoid_the_users() -> Non
     stream.step(frame())
     stream.step(frame())
     stream.add({1: pixels(4), 50: pixels(9)})
-    assert stream.state is not None and stream.state.prompted.tolist() == [True, True, False, False]
+    assert stream.state is not None and stream.state.slots.prompted.tolist() == [True, True, False, False]
     assert stream.step(frame()).track_ids == [1, 50, 51]
 
 
@@ -191,23 +192,25 @@ def test_more_prompts_than_vectors_change_nothing() -> None:
     stream, _ = scripted([{}, {}], detect=False, num_id=2)
     stream.step(frame(), {1: pixels(1)})
     assert stream.state is not None
-    before, generator = stream.state.ids.clone(), stream.state.generator.get_state()
+    before, generator = stream.state.slots.ids.clone(), stream.state.slots.generator.get_state()
     with pytest.raises(UserError, match=r"2 new objects cannot be followed: 1 of 2 ID vectors"):
         stream.add({2: pixels(2), 3: pixels(3)})
     with pytest.raises(UserError, match="mask of object 4 is 8x8 pixels, the frame 32x32"):
         stream.add({2: pixels(2), 4: pixels(2)[:8, :8]})
-    stream.state.prompted[0] = False
+    stream.state.slots.prompted[0] = False
     with pytest.raises(UserError, match=r"2 new objects cannot be followed: 1 of 2"):
         stream.add({1: pixels(9), 2: pixels(2), 3: pixels(3)})  # with a correction of 1
-    assert torch.equal(masks(stream)[0], cells(1) > 0) and not stream.state.prompted.any()
-    assert torch.equal(stream.state.ids, before) and torch.equal(stream.state.generator.get_state(), generator)
+    assert torch.equal(masks(stream)[0], cells(1) > 0) and not stream.state.slots.prompted.any()
+    assert torch.equal(stream.state.slots.ids, before) and torch.equal(
+        stream.state.slots.generator.get_state(), generator
+    )
     stream.add({2: pixels(2), 1: pixels(9)})
     assert stream.track_ids == [1, 2]
 
 
 def test_the_smallest_mask_is_not_lost() -> None:
     stream, _ = scripted([{}], detect=False)
-    few = torch.zeros(32, 32, dtype=torch.bool)
+    few = np.zeros((32, 32), bool)
     few[3:5, 4:6] = True  # 2 pixels in each of two cells, and 4 of 16 would be needed for one of them at the least
     few[4, 4:7] = True
     stream.step(frame(), {1: few})
@@ -219,6 +222,48 @@ def test_frames_of_another_size_and_things_asked_too_early() -> None:
     with pytest.raises(UserError, match="has not seen a frame yet"):
         stream.add({1: pixels(1)})
     stream.step(frame())
-    with pytest.raises(UserError, match=r"frame of 32x64 pixels .* follows frames of 32x32"):
-        stream.step(torch.zeros(3, 64, 32, dtype=torch.uint8))
-    assert stream.state is not None and (stream.state.ids == FREE).all()
+    with pytest.raises(UserError, match=r"a frame of 32x64 pixels follows frames of 32x32"):
+        stream.step(np.zeros((64, 32, 3), np.uint8))
+    assert stream.state is not None and (stream.state.slots.ids == FREE).all()
+
+
+def test_a_refused_step_leaves_the_stream_as_it_was() -> None:
+    stream, model = scripted([{}, {"tracks": {0: Row([0.9, 0.0], 3)}}], num_id=2)
+    for prompts in ({1: pixels(1)[:8, :8]}, {i: pixels(i) for i in (1, 2, 3)}):
+        with pytest.raises(UserError):
+            stream.step(frame(), prompts)
+    assert stream.state is None and not model.seen
+    stream.step(frame(), {1: pixels(1)})
+    assert stream.state is not None
+    before = {name: each.clone() for name, each in stream.state.tensors().items()}
+    generator = stream.state.slots.generator.get_state()
+    refused: list[tuple[np.ndarray, dict[int, np.ndarray]]] = [
+        (np.zeros((64, 32, 3), np.uint8), {}),
+        (frame(), {2: pixels(2), 3: pixels(3)}),
+        (frame(), {2: pixels(2), 1: pixels(1)[:8, :8]}),
+    ]
+    for image, prompts in refused:
+        with pytest.raises(UserError):
+            stream.step(image, prompts)
+    after = stream.state.tensors()
+    assert stream.state.frame_index == 0 and len(model.seen) == 1
+    assert all(torch.equal(each, after[name]) for name, each in before.items())
+    assert torch.equal(stream.state.slots.generator.get_state(), generator)
+    assert stream.step(frame()).frame_index == 1
+
+
+def test_an_object_given_at_a_frame_has_its_slot_before_that_frames_detections() -> None:
+    stream, _ = scripted([{"detections": {i: Row([0.9, 0.0], i) for i in range(3)}}], num_id=2)
+    output = stream.step(frame(), {9: pixels(40)})
+    assert sorted(output.track_ids) == [1, 9] and output.given == {9}
+    assert stream.state is not None and stream.state.slots.dropped == 2
+    row = output.track_ids.index(9)
+    assert torch.equal(output.mask_logits[row] > 0, cells(40) > 0) and output.probabilities[row].tolist() == [0.5, 0.5]
+    assert torch.equal(output.mask_logits[1 - row], cells(0))
+
+
+def test_no_detection_queries_index_nothing_beyond_the_last_row() -> None:
+    """A given object may take any slot: its output is not read from a row of Q."""
+    stream, _ = scripted([{}], num_id=20, num_det=1, detect=False)
+    output = stream.step(frame(), {i: pixels(i) for i in range(1, 21)})
+    assert output.track_ids == list(range(1, 21))

@@ -19,8 +19,9 @@ from ausm_d2.data.build import get_records
 from ausm_d2.data.synthvis import CLASSES, SynthVis
 from ausm_d2.engine import Trainer
 from ausm_d2.errors import UserError
-from ausm_d2.streaming.stream import Stream
-from ausm_d2.streaming.video import VideoSettings, segment_video
+from ausm_d2.streaming.segmenter import segment_video
+from ausm_d2.streaming.settings import VideoSettings
+from tests.streaming.opened import open_stream
 from tests.tiny import tiny_cfg, tiny_model
 from tools import experiment, sweep_threshold
 
@@ -89,9 +90,8 @@ def test_sweep_shares_streams_and_equals_one_pass_per_threshold() -> None:
         model.pixel_decoder.class_embed["synthvis"].weight.mul_(2)  # foregrounds that differ between frames
     records = get_records(VIS)
 
-    stream = Stream(model, label_set="synthvis", detect=True, fg_threshold=0.0)
-    frames = [torch.from_numpy(frame.transpose(2, 0, 1).copy()) for frame in records[0].frames]
-    foreground = torch.cat([stream.step(frame).probabilities.sum(-1) for frame in frames]).tolist()
+    stream = open_stream(model, fg_threshold=0.0)
+    foreground = torch.cat([stream.step(frame).probabilities.sum(-1) for frame in records[0].frames]).tolist()
     thresholds = sorted({0.0, *thresholds_between(foreground), 1.0})
     sweep = sweep_threshold.ThresholdSweep(model, VideoSettings.from_config(cfg), thresholds)
     found = set()
@@ -134,11 +134,11 @@ def test_an_interrupted_sweep_goes_on(
     arguments = ["--thresholds", 0.5, "--videos", 2, "--opts", "TEST.AUSM.RESUME", True]
     segment, seen = sweep_threshold.ThresholdSweep.segment, []
 
-    def interrupted(self: sweep_threshold.ThresholdSweep, record: Any, label_set: str) -> Any:
-        seen.append(record.video_id)
+    def interrupted(self: sweep_threshold.ThresholdSweep, item: dict[str, Any]) -> Any:
+        seen.append(item["record"].video_id)
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return segment(self, record, label_set)
+        return segment(self, item)
 
     monkeypatch.setattr(sweep_threshold.ThresholdSweep, "segment", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -12,8 +12,10 @@ import torch
 from ausm_d2.checkpoint.convert import Status, convert
 from ausm_d2.errors import UserError
 from ausm_d2.modeling.position import sine_position
+from ausm_d2.streaming.stream import Stream
 from ausm_d2.training import forms
-from tests.streaming import test_state
+from tests.streaming.opened import box, frames, open_stream
+from tests.streaming.test_state import assert_same
 from tests.tiny import clip, tiny_model
 from tests.training import test_forms
 from tools.experiments.object_vectors import AUSMObjectVectors, ObjectVectors, VectorMemory
@@ -125,21 +127,17 @@ def test_a_new_object_in_a_used_slot_does_not_inherit_a_vector() -> None:
 
 def test_its_stream_can_be_saved_and_continues_bit_for_bit() -> None:
     model = variant().eval()
-    stream, images = test_state.open_stream(model), test_state.frames(6)
-    mask = torch.zeros(32, 32, dtype=torch.bool)
-    mask[8:24, 8:24] = True
+    stream, images = open_stream(model), frames(6)
     for t, image in enumerate(images[:3]):
-        stream.step(image, {7: mask} if t == 0 else None)
+        stream.step(image, {7: box()} if t == 0 else None)
     assert stream.state is not None
     assert isinstance(stream.state.memory, VectorMemory) and stream.state.memory.vectors.any()
     file = io.BytesIO()
-    torch.save(stream.state.state_dict(), file)
+    torch.save(stream.state_dict(), file)
     file.seek(0)
-    again = test_state.open_stream(model)
-    again.state = again._start(8, 16)
-    again.state.load_state_dict(torch.load(file, weights_only=True))
+    again = Stream.from_state_dict(model, stream.settings, torch.load(file, weights_only=True))
     for image in images[3:]:
-        test_state.assert_same(stream.step(image), again.step(image))
+        assert_same(stream.step(image), again.step(image))
 
 
 def test_it_can_be_trained_from_weights_without_vectors_but_not_the_other_way() -> None:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ausm_d2.meta_arch import AUSM
 from ausm_d2.modeling.pixel_decoder import Predictions
-from ausm_d2.streaming.stream import Stream
 from ausm_d2.training import forms
 from ausm_d2.training.teacher_forcing import TeacherForcing, draw_switch_times, preprocess
+from tests.streaming.opened import open_stream
 from tests.tiny import clip, tiny_model
 
 
@@ -135,15 +135,15 @@ def test_stream_equals_parallel() -> None:
 def assert_stream_equals_parallel(model: AUSM) -> None:
     """Prompted at the first frame: the stream's own history is teacher forced and compared frame by frame."""
     item = clip(6, 2, label_set="object")
-    stream = Stream(model, label_set="object", detect=False, fg_threshold=0.5)
-    prompts = {7: item["masks"][0, 0], 9: item["masks"][1, 0]}
+    stream = open_stream(model, label_set="object", detect=False)
+    prompts = {7: item["masks"][0, 0].numpy(), 9: item["masks"][1, 0].numpy()}
     outputs, histories = [], []
     for t in range(6):
-        outputs.append(stream.step(item["image"][t], prompts if t == 0 else None))
+        outputs.append(stream.step(item["image"][t].permute(1, 2, 0).numpy(), prompts if t == 0 else None))
         assert stream.state is not None
         histories.append(stream.state.masks[:2].float())
     images, _ = model.collate([item])
-    ids = model.id_pool(stream.state.ids[:2])[None]
+    ids = model.id_pool(stream.state.slots.ids[:2])[None]
     in_use = torch.ones(1, 6, 2, dtype=torch.bool)
     in_use[:, 0] = False
     history = torch.stack([torch.zeros_like(histories[0]), *histories[:-1]])[None]

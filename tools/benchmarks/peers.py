@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import torch
 
 from ausm_d2.config import load_config
 from ausm_d2.errors import UserError
-from ausm_d2.modeling.precision import keep_weights_in
+from ausm_d2.streaming.inference import prepare_for_inference
+from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.streaming.stream import Stream
-from ausm_d2.streaming.video import VideoSettings
 from tools.benchmarks import measure
 from tools.benchmarks.stream import noise, prompted, squares
 
@@ -97,15 +98,15 @@ def _ours(config: str, objects: int | None, args: argparse.Namespace) -> Callabl
     """objects: given ones; None: unprompted, with a threshold that random weights do not reach."""
     opts = ("INPUT.MIN_SIZE_TEST", 0, "TEST.AUSM.AMP", args.amp)
     model = measure.random_model(config, measure.device_of(args), opts).eval()
-    if args.amp:
-        keep_weights_in(model, torch.bfloat16, norms=model.device.type == "cuda")
     settings, size = VideoSettings.from_config(load_config(config, opts)), (args.size, args.size)
-    image = settings.resize(noise(size))
+    prepare_for_inference(model, settings)
+    frame = noise(size)
     if objects is None:
-        stream = Stream(model, label_set=next(iter(model.label_sets)), detect=True, fg_threshold=1.1)
+        settings = replace(settings, fg_threshold=1.1)
+        stream = Stream(model, settings, label_set=next(iter(model.label_sets)), detect=True)
     else:
-        stream = prompted(model, settings, objects, size).stream
-    return lambda: stream.step(image)
+        stream = prompted(model, settings, objects, size)
+    return lambda: stream.step(frame)
 
 
 def _sam2(objects: int, args: argparse.Namespace) -> Callable[[], Any]:

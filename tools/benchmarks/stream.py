@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ausm_d2.config import load_config
 from ausm_d2.errors import UserError
 from ausm_d2.meta_arch import AUSM
-from ausm_d2.modeling.precision import keep_weights_in
-from ausm_d2.streaming.stream import FrameOutput
-from ausm_d2.streaming.video import FrameStream, VideoSettings
+from ausm_d2.streaming.inference import prepare_for_inference
+from ausm_d2.streaming.settings import VideoSettings
+from ausm_d2.streaming.stream import FrameOutput, Stream
 from tools.benchmarks import measure
 
 _SETTLED = 100  # frame from which memory is watched
@@ -93,9 +92,9 @@ def plot(figures: dict[str, Any], path: Path) -> None:
         axes.set_ylim(bottom=0)
 
 
-def prompted(model: AUSM, settings: VideoSettings, objects: int, size: tuple[int, int]) -> FrameStream:
+def prompted(model: AUSM, settings: VideoSettings, objects: int, size: tuple[int, int]) -> Stream:
     """A stream that has seen one frame, with squares as the objects given in it."""
-    stream = FrameStream(model, settings, label_set=settings.prompt_label_set, detect=False)
+    stream = Stream(model, settings, label_set=settings.prompt_label_set, detect=False)
     stream.step(noise(size), squares(objects, size))
     return stream
 
@@ -118,12 +117,12 @@ def noise(size: tuple[int, int]) -> np.ndarray:
 def _build(config: str, variant: list[str], args: argparse.Namespace) -> tuple[AUSM, VideoSettings]:
     opts = ("INPUT.MIN_SIZE_TEST", 0, "TEST.AUSM.AMP", args.amp, "TEST.AUSM.CUDA_GRAPH", args.cuda_graph, *variant)
     model = measure.random_model(config, measure.device_of(args), opts).eval()
-    if args.amp:
-        keep_weights_in(model, torch.bfloat16, norms=model.device.type == "cuda")
-    return model, VideoSettings.from_config(load_config(config, opts))
+    settings = VideoSettings.from_config(load_config(config, opts))
+    prepare_for_inference(model, settings)
+    return model, settings
 
 
-def _timed(stream: FrameStream, frame: np.ndarray) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def _timed(stream: Stream, frame: np.ndarray) -> tuple[Callable[[], Any], Callable[[], Any]]:
     latest: list[FrameOutput] = []
 
     def step() -> None:
@@ -132,13 +131,13 @@ def _timed(stream: FrameStream, frame: np.ndarray) -> tuple[Callable[[], Any], C
     return step, lambda: stream.logits(latest[0]) > 0
 
 
-def _long(stream: FrameStream, args: argparse.Namespace) -> dict[str, float]:
+def _long(stream: Stream, args: argparse.Namespace) -> dict[str, float]:
     frame, state_bytes, resident = noise(tuple(args.size)), {}, {}
     for t in range(1, args.frames + 1):
         stream.logits(stream.step(frame))
-        assert stream.stream.state is not None
+        assert stream.state is not None
         if t in (2, _LATER):
-            state_bytes[t] = stream.stream.state.num_bytes()
+            state_bytes[t] = stream.state.num_bytes()
         if t in (_SETTLED, args.frames):
             resident[t] = measure.resident()
     return {

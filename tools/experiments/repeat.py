@@ -14,7 +14,7 @@ from ausm_d2.engine import Trainer
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation.paper import TABLE_3
 from ausm_d2.meta_arch import AUSM
-from ausm_d2.streaming.video import VideoSettings
+from ausm_d2.streaming.settings import VideoSettings
 from tools.experiments.report import Paper, Report, Row
 from tools.experiments.setup import common_config, load_model
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ausm_d2.errors import UserError
-from ausm_d2.streaming.refine import Visit, crop, visits
+from ausm_d2.streaming.visits import Visit, crop, visits
 
 
 def order(length: int, repeat: int) -> list[str]:

@@ -15,14 +15,9 @@ from ausm_d2.errors import UserError
 from ausm_d2.masks.rle import decode
 from ausm_d2.meta_arch import AUSM
 from ausm_d2.modeling.masks import without_overlaps
-from ausm_d2.streaming.stream import FrameOutput
-from ausm_d2.streaming.video import (
-    FrameStream,
-    VideoSettings,
-    best_tracks,
-    segment_video,
-    shown_rows,
-)
+from ausm_d2.streaming.segmenter import best_tracks, segment_video, shown_rows
+from ausm_d2.streaming.settings import VideoSettings
+from ausm_d2.streaming.stream import FrameOutput, Stream
 from tests.data.stubs import ArrayFrames, ListedMasks
 from tests.tiny import tiny_cfg, tiny_model
 
@@ -117,7 +112,7 @@ def test_a_data_sets_own_topk_and_threshold_hold_unless_the_config_says_otherwis
 
 
 def test_given_masks_are_the_output_exactly_and_win(model: AUSM) -> None:
-    stream = FrameStream(model, settings("INPUT.MIN_SIZE_TEST", 32), label_set="object", detect=False)
+    stream = Stream(model, settings("INPUT.MIN_SIZE_TEST", 32), label_set="object", detect=False)
     thin = np.zeros(SIZE, bool)
     thin[np.arange(50), np.arange(50)] = True
     prompts = {5: box(3, 4), 2: thin}
@@ -180,7 +175,7 @@ def test_an_unprompted_video_has_the_masks_of_its_stream(model: AUSM) -> None:
     how = settings("TEST.AUSM.TOPK", 100)
     video = record(3)
     tracks = {track["track_id"]: track for track in segment(model, video, how)["tracks"]}
-    stream = FrameStream(model, how, label_set="synthvis", detect=True)
+    stream = Stream(model, how, label_set="synthvis", detect=True)
     seen = set()
     for t in range(3):
         output = stream.step(video.frames[t])
@@ -219,7 +214,7 @@ def test_repeated_input_gives_every_frame_one_result(model: AUSM, length: int) -
 
 def test_prompts_that_are_missing_are_named(model: AUSM) -> None:
     video = record(2, {4: (0, box(2, 2))})
-    with pytest.raises(UserError, match="video v: object 4 has no mask in frame 1, where it is given"):
+    with pytest.raises(UserError, match="video v: object 4 has no mask in frame 1, where it is prompted"):
         segment(model, replace(video, prompt_frames={4: 1}), settings())
     with pytest.raises(UserError, match="video v: has no masks to prompt with"):
         segment(model, replace(video, masks=None), settings())

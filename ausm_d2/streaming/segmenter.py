@@ -1,0 +1,137 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""A recorded video through the stream, to the result that an evaluator takes. Frames are read one by one, masks are
+kept as RLE.
+
+Shape shorthand:
+    H, W: size of the frames in pixels
+    T: frames of the video
+    K: classes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ausm_d2.data.video import VideoRecord
+from ausm_d2.masks.rle import Rle, encode
+from ausm_d2.modeling.masks import without_overlaps
+from ausm_d2.modeling.network import AUSMNetwork
+from ausm_d2.streaming.inference import prepared_for_inference
+from ausm_d2.streaming.settings import VideoSettings
+from ausm_d2.streaming.stream import FrameOutput, Stream
+from ausm_d2.streaming.visits import Visit, crop, visits
+
+
+def segment_video(model: AUSMNetwork, item: dict[str, Any], settings: VideoSettings) -> dict[str, Any]:
+    """Stream one test item.
+
+    Args:
+        model: in evaluation mode.
+        item: "record", "dataset_name", "task", "label_set", "overlap", "topk".
+        settings: how.
+
+    Returns:
+        For tasks "vis" and "image": {"video_id", "tracks": [{"track_id", "category_id", "score", "segmentations"}]}.
+        For "vos": {"video_id", "objects": {object_id: segmentations}}. Segmentations are T RLEs of the stored size,
+        None where there is no mask.
+    """
+    record: VideoRecord = item["record"]
+    settings = settings.for_item(item)
+    with prepared_for_inference(model, settings):
+        if item["task"] == "vos":
+            return _segment_prompted(model, record, settings, overlap=item["overlap"])
+        return _segment_unprompted(model, record, settings, label_set=item["label_set"])
+
+
+def _segment_unprompted(
+    model: AUSMNetwork, record: VideoRecord, settings: VideoSettings, *, label_set: str
+) -> dict[str, Any]:
+    stream = Stream(model, settings, label_set=label_set, detect=True)
+    tracks = VideoTracks(record.length)
+    for visit in visits(record.length, repeat=settings.repeat, spatial_traversal=settings.spatial_traversal):
+        frame = record.read_frame(visit.frame)
+        if visit.corner is not None:
+            frame = crop(frame, visit.corner)
+        tracks.keep(stream.step(frame), stream, visit)
+    return {"video_id": record.video_id, "tracks": best_tracks(tracks.masks, tracks.scores, settings)}
+
+
+@dataclass
+class VideoTracks:
+    """What a stream has found in a video so far, masks as RLE of the stored size."""
+
+    length: int  # T
+    masks: dict[int, list[Rle | None]] = field(default_factory=dict)  # T by track
+    scores: dict[int, Tensor] = field(default_factory=dict)  # (K) by track
+
+    def keep(self, output: FrameOutput, stream: Stream, visit: Visit) -> None:
+        """Take over the scores of the latest step of ``stream`` and, if the visit counts, the masks it shows."""
+        for row, track_id in enumerate(output.track_ids):
+            self.scores[track_id] = output.mean_probabilities[row]
+        if not visit.counts:
+            return
+        shown = shown_rows(output, stream.settings.topk if stream.settings.topk_scope == "frame" else None)
+        for track_id, mask in zip(shown.track_ids, (stream.logits(shown) > 0).cpu().numpy(), strict=True):
+            if mask.any():
+                self.masks.setdefault(track_id, [None] * self.length)[visit.frame] = encode(mask)
+
+    def copy(self) -> VideoTracks:
+        """The same tracks, to go on by themselves."""
+        masks = {track_id: list(of) for track_id, of in self.masks.items()}
+        return VideoTracks(self.length, masks, dict(self.scores))
+
+
+def shown_rows(output: FrameOutput, topk: int | None = None) -> FrameOutput:
+    """Given objects, and the tracks whose masks are not empty, of all or of the ``topk`` surest rows (Sec. 4)."""
+    best = output.probabilities.amax(dim=1).argsort(descending=True)[:topk]
+    shown = output.prompted.clone()
+    shown[best] |= output.visible[best]
+    return output.select(shown.nonzero()[:, 0].tolist())
+
+
+def best_tracks(masks: dict[int, list[Rle | None]], scores: dict[int, Tensor], settings: VideoSettings) -> list[dict]:
+    """The result entries of a video, best first: the top (track, class) pairs, or every track with its best class."""
+    tracks = list(masks)
+    if not tracks:
+        return []
+    table = torch.stack([scores[track] for track in tracks])  # (tracks, K)
+    if settings.topk_scope == "frame":
+        pairs = [(row, int(table[row].argmax())) for row in table.amax(dim=1).argsort(descending=True).tolist()]
+    else:
+        best = table.flatten().argsort(descending=True)[: settings.topk].tolist()
+        pairs = [divmod(index, table.shape[1]) for index in best]
+    return [
+        {
+            "track_id": tracks[row],
+            "category_id": category,
+            "score": float(table[row, category]),
+            "segmentations": masks[tracks[row]],
+        }
+        for row, category in pairs
+    ]
+
+
+def _segment_prompted(
+    model: AUSMNetwork, record: VideoRecord, settings: VideoSettings, *, overlap: bool
+) -> dict[str, Any]:
+    prompts = record.prompts()
+    stream = Stream(model, settings, label_set=settings.prompt_label_set, detect=False)
+    objects: dict[int, list[Rle | None]] = {
+        object_id: [None] * record.length for by_id in prompts.values() for object_id in by_id
+    }
+    waiting = dict(prompts)
+    for visit in visits(record.length, repeat=settings.repeat, spatial_traversal=False):
+        output = stream.step(record.read_frame(visit.frame), waiting.pop(visit.frame, {}))
+        if not visit.counts:
+            continue
+        predicted = model.prompt_index == "zero" and visit.frame == 0
+        logits = stream.logits(output, None if predicted else prompts.get(visit.frame))
+        masks = (logits > 0 if overlap else without_overlaps(logits)).cpu().numpy()
+        for object_id, mask in zip(output.track_ids, masks, strict=True):
+            if mask.any():
+                objects[object_id][visit.frame] = encode(mask)
+    return {"video_id": record.video_id, "objects": objects}

@@ -1,0 +1,100 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""How videos are streamed: the keys TEST.AUSM and INPUT.*_TEST of the config.
+
+Shape shorthand:
+    H, W: size of the frames in pixels; H_in, W_in: the network's input size, before padding
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.transforms import ResizeShortestEdge
+from torch import Tensor
+
+from ausm_d2.errors import UserError
+
+
+@dataclass
+class VideoSettings:
+    """How videos are streamed; TEST.AUSM and INPUT.*_TEST of the config."""
+
+    min_size: int  # short side at the model's input, pixels; 0: as stored
+    max_size: int  # long side at most
+    fg_threshold: float
+    fg_thresholds: Mapping[str, float]  # of data sets that have another one
+    topk: int | None  # None: the data set's own
+    topk_scope: str  # "video" or "frame"
+    prompt_label_set: str  # of prompted rows
+    amp: bool  # bfloat16 autocast
+    cuda_graph: bool  # capture the step (on CUDA only)
+    seed: int
+    repeat: int
+    spatial_traversal: bool
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> VideoSettings:
+        test = cfg.TEST.AUSM
+        if test.TOPK_SCOPE not in ("video", "frame"):
+            raise UserError(f"TEST.AUSM.TOPK_SCOPE: '{test.TOPK_SCOPE}' is not one of video, frame")
+        if not 0 <= test.FG_THRESHOLD <= 1:
+            raise UserError(f"TEST.AUSM.FG_THRESHOLD: {test.FG_THRESHOLD}, expected a probability, from 0 to 1")
+        for entry in test.FG_THRESHOLDS:
+            good = isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[1], int | float)
+            if not good or not 0 <= entry[1] <= 1:
+                raise UserError(f"TEST.AUSM.FG_THRESHOLDS: {entry!r}, expected [data set, a probability from 0 to 1]")
+        for key, value, least in (
+            ("TEST.AUSM.TOPK", test.TOPK, 0),
+            ("TEST.AUSM.REPEAT", test.REPEAT, 1),
+            ("INPUT.MIN_SIZE_TEST", cfg.INPUT.MIN_SIZE_TEST, 0),
+        ):
+            if value < least:
+                raise UserError(f"{key}: {value}, expected {least} or more")
+        return cls(
+            min_size=cfg.INPUT.MIN_SIZE_TEST,
+            max_size=cfg.INPUT.MAX_SIZE_TEST,
+            fg_threshold=test.FG_THRESHOLD,
+            fg_thresholds={str(name): float(value) for name, value in test.FG_THRESHOLDS},
+            topk=test.TOPK or None,
+            topk_scope=test.TOPK_SCOPE,
+            prompt_label_set=cfg.MODEL.AUSM.PROMPT_LABEL_SET,
+            amp=test.AMP,
+            cuda_graph=test.CUDA_GRAPH,
+            seed=test.SEED,
+            repeat=test.REPEAT,
+            spatial_traversal=test.SPATIAL_TRAVERSAL,
+        )
+
+    def for_item(self, item: Mapping[str, Any]) -> VideoSettings:
+        """The settings for a test item: its data set's threshold and, unless the config has one, its ``topk``."""
+        threshold = self.fg_thresholds.get(item["dataset_name"], self.fg_threshold)
+        return replace(self, fg_threshold=threshold, topk=self.topk or item["topk"])
+
+    def resize(self, frame: np.ndarray) -> Tensor:
+        """uint8 (H, W, 3) -> uint8 (3, H_in, W_in)."""
+        height, width = frame.shape[:2]
+        if self.min_size > 0:
+            height, width = ResizeShortestEdge.get_output_shape(height, width, self.min_size, self.max_size)
+            if (height, width) != frame.shape[:2]:
+                frame = cv2.resize(frame, (width, height), interpolation=_interpolation(height, frame.shape[0]))
+        return torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))
+
+    def resize_mask(self, mask: np.ndarray, size: tuple[int, int]) -> Tensor:
+        """bool (H, W) -> bool (H_in, W_in) = ``size``: the pixels that are covered by half, or else the most."""
+        if mask.shape != size:
+            interpolation = _interpolation(size[0], mask.shape[0])
+            coverage = cv2.resize(mask.astype(np.float32), size[::-1], interpolation=interpolation)
+            mask = coverage >= 0.5
+            if not mask.any():
+                mask = (coverage == coverage.max()) & (coverage > 0)
+        return torch.from_numpy(mask)
+
+
+def _interpolation(new: int, old: int) -> int:
+    return cv2.INTER_AREA if new < old else cv2.INTER_LINEAR

@@ -1,0 +1,226 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Which object has which ID vector.
+
+A stream has as many slots as the pool has ID vectors. Row i of A, of M and of every record below is slot i. An object
+keeps its slot and its ID vector for as long as it is followed; its track id is what the user sees. All records are on
+the CPU, so that reading them never waits for the model's device.
+
+Shape shorthand:
+    N_id: slots
+    K: classes of the stream's label set
+    Q: rows of the Pixel Decoder
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ausm_d2.errors import UserError
+from ausm_d2.modeling.id_pool import draw_free
+
+logger = logging.getLogger(__name__)
+
+FREE = -1  # in Slots.ids: the slot is not in use
+
+
+@dataclass
+class Slots:
+    """The records of all slots. No method changes anything before it raises."""
+
+    ids: Tensor  # int64 (N_id): index into the pool B of the slot's ID vector, or FREE
+    track_ids: Tensor  # int64 (N_id): meaningless for free slots
+    prompted: Tensor  # bool (N_id): given by the user
+    last_seen: Tensor  # int64 (N_id): last frame with a mask that is not empty
+    class_sums: Tensor  # float64 (N_id, K): class probabilities, summed over the frames since the slot was taken
+    predicted: Tensor  # int64 (N_id): number of those frames; the frame an object was given in does not count
+    generator: torch.Generator  # of the Sampler
+    next_track_id: int = 1
+    recycled: int = 0  # tracks that lost their slot to a newer one
+    dropped: int = 0  # detections that found no slot
+
+    @classmethod
+    def empty(cls, num_id: int, num_classes: int, *, seed: int) -> Slots:
+        """``num_id`` free slots."""
+        return cls(
+            ids=torch.full((num_id,), FREE),
+            track_ids=torch.zeros(num_id, dtype=torch.int64),
+            prompted=torch.zeros(num_id, dtype=torch.bool),
+            last_seen=torch.zeros(num_id, dtype=torch.int64),
+            class_sums=torch.zeros(num_id, num_classes, dtype=torch.float64),
+            predicted=torch.zeros(num_id, dtype=torch.int64),
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    @property
+    def in_use(self) -> Tensor:
+        """bool (N_id): rows of A."""
+        return self.ids != FREE
+
+    def followed(self) -> list[int]:
+        """Track ids of the objects that are followed, in the order of their slots."""
+        return self.track_ids[self.in_use].tolist()
+
+    def slot_of(self, track_id: int) -> int:
+        """
+        Raises:
+            UserError: if no such object is followed.
+        """
+        slots = (self.in_use & (self.track_ids == track_id)).nonzero()[:, 0].tolist()
+        if not slots:
+            raise UserError(f"object {track_id} is not followed; followed now: {sorted(self.followed())}")
+        return slots[0]
+
+    def update(self, probabilities: Tensor, visible: Tensor, frame_index: int) -> None:
+        """Record the predictions of a frame for the first N slots: (N, K) class probabilities, bool (N) visible."""
+        count = len(visible)
+        self.class_sums[:count] += probabilities
+        self.predicted += 1
+        self.last_seen[:count][self.in_use[:count] & visible] = frame_index
+
+    def reserve(self, object_ids: Iterable[int], frame_index: int) -> dict[int, int]:
+        """A slot for every object that the user gives. Changes nothing; :meth:`give` takes the slots.
+
+        An object that is followed keeps its slot. A new one gets a free slot, or that of the unprompted track that has
+        been hidden longest, as of the latest frame.
+
+        Args:
+            object_ids: the user's ids.
+            frame_index: of the latest frame.
+
+        Returns:
+            Slots by object id, in the order of ``object_ids``.
+
+        Raises:
+            UserError: if there are too few slots.
+        """
+        object_ids = list(object_ids)
+        known = {track_id: self.slot_of(track_id) for track_id in self.followed() if track_id in object_ids}
+        taken = set(known.values())
+        free = (~self.in_use).nonzero()[:, 0].tolist()
+        room = free + [slot for slot in self._hidden(frame_index) if slot not in taken]
+        wanted = [object_id for object_id in object_ids if object_id not in known]
+        if len(wanted) > len(room):
+            raise UserError(
+                f"{len(wanted)} new objects cannot be followed: {len(room)} of {len(self.ids)} ID vectors "
+                "(MODEL.AUSM.NUM_ID) are free"
+            )
+        new = dict(zip(wanted, room, strict=False))
+        return {object_id: known.get(object_id, new.get(object_id, FREE)) for object_id in object_ids}
+
+    def give(self, reserved: Mapping[int, int], frame_index: int) -> None:
+        """Objects given by the user take the slots that :meth:`reserve` returned; those followed already are corrected.
+
+        Args:
+            reserved: slots by object id.
+            frame_index: of the frame that shows them.
+        """
+        for object_id, slot in reserved.items():
+            if self.in_use[slot] and self.track_ids[slot] == object_id:
+                self.prompted[slot] = True  # a correction: the object keeps its slot and its ID vector
+                self.last_seen[slot] = frame_index
+            else:
+                self._occupy(slot, track_id=object_id, prompted=True, frame_index=frame_index)
+            self.next_track_id = max(self.next_track_id, object_id + 1)
+
+    def allocate(
+        self, rows: Iterable[int], probabilities: Tensor, *, frame_index: int, reserved: Collection[int] = ()
+    ) -> dict[int, int]:
+        """Detections become tracks: A' = Sampler(B_{t-1}, |D|). What finds no slot is dropped and counted.
+
+        Args:
+            rows: rows of Q of the detections, the surest first.
+            probabilities: float64 (Q, K), class probabilities of the frame.
+            frame_index: of the frame.
+            reserved: slots that are kept for objects given at this frame.
+
+        Returns:
+            Rows of Q by slot.
+        """
+        taken: dict[int, int] = {}
+        for row in rows:
+            slot = self._available(frame_index, reserved)
+            if slot is None:
+                self._warn_once(frame_index)
+                self.dropped += 1
+                continue
+            self._occupy(slot, track_id=self.next_track_id, prompted=False, frame_index=frame_index)
+            self.next_track_id += 1
+            self.class_sums[slot] = probabilities[row]
+            self.predicted[slot] = 1
+            taken[slot] = row
+        return taken
+
+    def remove(self, track_id: int) -> int:
+        """Stop following an object; its ID vector goes back to the pool. Returns its slot.
+
+        Raises:
+            UserError: if no such object is followed.
+        """
+        slot = self.slot_of(track_id)
+        self._release(slot)
+        return slot
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers by name; the tensors are shared."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**values, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, values: Mapping[str, Any]) -> None:
+        """Overwrite all records by those of :meth:`state_dict`.
+
+        Raises:
+            KeyError: if an entry is missing.
+        """
+        for f in fields(self):
+            value = values[f.name]
+            if f.name == "generator":
+                self.generator.set_state(value)
+            else:
+                setattr(self, f.name, value.clone() if isinstance(value, Tensor) else value)
+
+    def _hidden(self, frame_index: int) -> list[int]:
+        """Slots of unprompted tracks that are hidden, the longest unseen first (docs/deviations.md, 11)."""
+        hidden = (self.in_use & ~self.prompted & (self.last_seen < frame_index)).nonzero()[:, 0].tolist()
+        return sorted(hidden, key=lambda slot: int(self.last_seen[slot]))
+
+    def _available(self, frame_index: int, reserved: Collection[int]) -> int | None:
+        """A free slot, or that of the longest-unseen unprompted track, or None."""
+        free = (~self.in_use).nonzero()[:, 0].tolist()
+        return next((slot for slot in free + self._hidden(frame_index) if slot not in reserved), None)
+
+    def _occupy(self, slot: int, *, track_id: int, prompted: bool, frame_index: int) -> None:
+        """An object takes a slot and draws an ID vector; whoever had the slot loses it."""
+        if self.in_use[slot]:
+            self._warn_once(frame_index)
+            self._release(slot)
+            self.recycled += 1
+        self.ids[slot] = self._draw()
+        self.track_ids[slot] = track_id
+        self.prompted[slot] = prompted
+        self.last_seen[slot] = frame_index
+        self.class_sums[slot] = 0
+        self.predicted[slot] = 0
+
+    def _release(self, slot: int) -> None:
+        self.ids[slot] = FREE
+        self.prompted[slot] = False
+
+    def _draw(self) -> int:
+        """Sampler(B_t, 1): the index of an ID vector that nobody has."""
+        taken = torch.zeros(len(self.ids), dtype=torch.bool)
+        taken[self.ids[self.in_use]] = True
+        return int(draw_free(taken, 1, generator=self.generator))
+
+    def _warn_once(self, frame_index: int) -> None:
+        if not self.recycled and not self.dropped:
+            logger.warning(
+                "frame %d: all %d ID vectors are in use; from here on the longest-unseen tracks are recycled",
+                frame_index,
+                len(self.ids),
+            )
