@@ -8,7 +8,8 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePath
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")  # suffixes of pictures that are frames
+# Suffixes of pictures that are frames.
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif", ".ppm", ".pgm")
 
 _DIGITS = re.compile(r"([0-9]+)")
 

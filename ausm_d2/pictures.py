@@ -17,6 +17,8 @@ from ausm_d2.errors import UserError
 
 # What Pillow raises for files that are no pictures, are cut off, or claim to be gigantic.
 BROKEN_PICTURE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
+_PAGED = {"TIFF", "GIF", "PNG", "WEBP", "AVIF"}  # Pillow's names of formats whose further pictures are frames
+_REDUCED = 254  # TIFF tag: a picture of odd value is a smaller copy of another page
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8: turned by 90 degrees
 
 
@@ -24,18 +26,23 @@ def read_image(path: str) -> np.ndarray:
     """A picture as uint8 (H, W, 3), RGB, turned upright where its EXIF says so.
 
     Raises:
-        UserError: it is missing, no picture, or cut off. (OpenCV alone would return what there is, with grey below.)
+        UserError: it is missing, no picture, several, or cut off. (OpenCV alone would return what there is, with grey
+            below.)
     """
     try:
         data = np.fromfile(path, np.uint8)
     except OSError as error:
         raise UserError(f"{path}: the picture cannot be read: {error.strerror or error}") from None
     image = None
-    if _looks_complete(data):
+    if _looks_complete(data) and not _is_animated_png(data):
         image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
     if image is None:
         try:
             with Image.open(io.BytesIO(data.tobytes())) as picture:
+                pages = frame_pages(picture)
+                if len(pages) > 1:
+                    raise UserError(f"{path}: holds {len(pages)} pictures; a frame is one picture")
+                picture.seek(pages[0])
                 return to_rgb(ImageOps.exif_transpose(picture), path)
         except UserError:
             raise
@@ -43,6 +50,25 @@ def read_image(path: str) -> np.ndarray:
             reason = str(error).replace("\n", " ").partition(" <_io")[0] if len(data) else "the file is empty"
             raise UserError(f"{path}: the picture cannot be decoded: {reason}") from None
     return image
+
+
+def frame_pages(picture: Image.Image) -> list[int]:
+    """The pages of an open file that are frames: all of a TIFF stack, GIF, animated PNG, WebP or AVIF.
+
+    Smaller copies in a TIFF are none, nor is the substitute picture of an animated PNG.
+    """
+    pages = list(range(getattr(picture, "n_frames", 1))) if picture.format in _PAGED else [0]
+    if len(pages) > 1 and picture.format == "PNG" and picture.info.get("default_image"):
+        return pages[1:]
+    if len(pages) == 1 or picture.format != "TIFF":
+        return pages
+    kept = []
+    for page in pages:
+        picture.seek(page)
+        if not int(picture.tag_v2.get(_REDUCED, 0)) & 1:  # type: ignore[attr-defined]
+            kept.append(page)
+    picture.seek(0)
+    return kept or [0]
 
 
 def to_rgb(picture: Image.Image, where: str) -> np.ndarray:
@@ -64,15 +90,15 @@ def check_picture(path: str) -> tuple[int, int]:
     """(H, W) of a picture whose header can be read and whose file is complete.
 
     Raises:
-        UserError: it is missing, no picture, or cut off.
+        UserError: it is missing, no picture, several, or cut off.
     """
     size = image_size(path)
     with open(path, "rb") as file:
-        head = file.read(4)
+        head = file.read(1 << 16)
         file.seek(0, io.SEEK_END)
         file.seek(max(0, file.tell() - 64))
         ends = np.frombuffer(head + file.read(), np.uint8)
-    if not _looks_complete(ends):  # or a format that does not tell
+    if not _looks_complete(ends) or _is_animated_png(ends):  # or a format that does not tell
         read_image(path)
     return size
 
@@ -88,6 +114,11 @@ def image_size(path: str) -> tuple[int, int]:
     except BROKEN_PICTURE as error:
         raise UserError(f"{path}: not a picture that can be read: {error}") from None
     return (width, height) if turned else (height, width)
+
+
+def _is_animated_png(data: np.ndarray) -> bool:
+    head = data[: 1 << 16].tobytes()
+    return head[1:4] == b"PNG" and b"acTL" in head.partition(b"IDAT")[0]
 
 
 def _looks_complete(data: np.ndarray) -> bool:

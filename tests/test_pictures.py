@@ -101,3 +101,18 @@ def test_a_cut_off_picture_is_found_without_decoding_the_whole_ones(tmp_path: Pa
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(UserError, match=r"a\.\w+: (the picture cannot be decoded|not a picture that can be read)"):
         check_picture(str(path))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "gif", "webp"])
+def test_several_pictures_in_one_file_are_no_frame(tmp_path: Path, suffix: str) -> None:
+    pages = [Image.fromarray(picture() // value) for value in (1, 2, 3)]
+    pages[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=pages[1:])
+    with pytest.raises(UserError, match=rf"a\.{suffix}: holds 3 pictures; a frame is one picture"):
+        read_image(str(tmp_path / f"a.{suffix}"))
+
+
+def test_smaller_copies_in_a_tiff_are_no_further_frames(tmp_path: Path) -> None:
+    copy = Image.fromarray(picture()[::2, ::2])
+    copy.encoderinfo = {"tiffinfo": {254: 1}}
+    Image.fromarray(picture()).save(tmp_path / "a.tif", save_all=True, append_images=[copy])
+    assert np.array_equal(read_image(str(tmp_path / "a.tif")), picture())

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from ausm_d2.errors import UserError
-from ausm_d2.names import natural_order
+from ausm_d2.names import PICTURES, natural_order
 from ausm_d2.video.files import RawFormat, open_address, open_pipe, open_video
 from ausm_d2.video.frame import DEFAULT_FPS, Frame, Source
 from ausm_d2.video.live import open_camera
-from ausm_d2.video.pictures import PICTURES, open_files, open_folder, open_picture, read_bgr
+from ausm_d2.video.pictures import open_files, open_folder, open_picture, read_bgr
 
 STDIN = "-"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")

@@ -17,13 +17,9 @@ import numpy as np
 from PIL import Image
 
 from ausm_d2.errors import UserError
-from ausm_d2.names import sorted_files
-from ausm_d2.pictures import BROKEN_PICTURE, check_picture, read_image, to_rgb
+from ausm_d2.names import PICTURES, sorted_files
+from ausm_d2.pictures import BROKEN_PICTURE, check_picture, frame_pages, read_image, to_rgb
 from ausm_d2.video.frame import DEFAULT_FPS, Frame, Source
-
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif", ".ppm", ".pgm")
-_PAGED = {"TIFF", "GIF", "PNG", "WEBP", "AVIF"}  # Pillow's names of formats whose further pictures are frames
-_REDUCED = 254  # TIFF tag: a picture of odd value is a smaller copy of another page
 
 
 def read_bgr(path: str | os.PathLike[str]) -> np.ndarray:
@@ -70,8 +66,6 @@ def open_files(files: Sequence[Path], *, name: str, fps: Fraction | None = None,
                 f"{path.parent}: frame '{path.stem}': a frame of {width}x{height} pixels follows frames of "
                 f"{size[1]}x{size[0]}: all frames of a video have one size"
             )
-        if _is_paged(path) and len(_pages(path)) > 1:
-            raise UserError(f"{path}: holds several pictures, and lies among files that are a frame each")
 
     def frames() -> Iterator[Frame]:
         for index, path in enumerate(files[first:], first):
@@ -88,7 +82,7 @@ def open_picture(path: Path, fps: Fraction | None = None, first: int = 0) -> Sou
     Raises:
         UserError: it is no picture, or broken.
     """
-    pages = _pages(path) if _is_paged(path) else [0]
+    pages = _pages(path)
     status = path.stat()
     key = f"{path.name} {status.st_size} {status.st_mtime_ns}"
     if len(pages) == 1:
@@ -99,28 +93,13 @@ def open_picture(path: Path, fps: Fraction | None = None, first: int = 0) -> Sou
     return Source(path.name, _read_pages(path, pages, times, first), len(pages), rate, key=key)
 
 
-def _is_paged(path: Path) -> bool:
+def _pages(path: Path) -> list[int]:
+    """The pages of a file that are frames."""
     try:
         with Image.open(path) as picture:
-            return picture.format in _PAGED and getattr(picture, "n_frames", 1) > 1
+            return frame_pages(picture)
     except BROKEN_PICTURE as error:
         raise UserError(f"{path}: the picture cannot be decoded: {error}") from None
-
-
-def _pages(path: Path) -> list[int]:
-    """The pages of a file that are frames: not the small copies in a TIFF, nor an animated PNG's substitute picture."""
-    with Image.open(path) as picture:
-        pages = list(range(getattr(picture, "n_frames", 1)))
-        if picture.format == "PNG" and picture.info.get("default_image"):
-            return pages[1:]
-        if picture.format != "TIFF":
-            return pages
-        kept = []
-        for page in pages:
-            picture.seek(page)
-            if not int(picture.tag_v2.get(_REDUCED, 0)) & 1:  # type: ignore[attr-defined]
-                kept.append(page)
-        return kept
 
 
 def _page_times(path: Path, pages: Sequence[int], fps: Fraction | None) -> list[float]:

@@ -243,7 +243,7 @@ def paged_among_frames(folder: Path) -> Path:
         (lambda p: write_folder(p / "f", ["a.png", "a.jpg"]), r"f' holds two pictures of the name 'a'"),
         (lambda p: two_sizes(p / "f"), r"f: frame 'c': a frame of 64x50 pixels follows frames of 70x50"),
         (lambda p: cut_picture(p / "f"), r"b\.png: the picture cannot be decoded"),
-        (lambda p: paged_among_frames(p / "f"), r"b\.tif: holds several pictures, and lies among files"),
+        (lambda p: paged_among_frames(p / "f"), r"b\.tif: holds 2 pictures; a frame is one picture"),
         (
             lambda p: f"{text(write_folder(p / 'f', ['a.png']) / 'b.txt').parent}/*",
             r"matches 2 files, and '.*b\.txt' is no",
