@@ -18,12 +18,13 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from ausm_d2.modeling.network import AUSMNetwork
+from ausm_d2.modeling.pixel_decoder import Predictions
 from ausm_d2.streaming.segmenter import segment_video
 from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.training import forms
 from ausm_d2.training.criterion import SetCriterion
 from ausm_d2.training.frame_class import FrameClassifier
-from ausm_d2.training.targets import ClipTargets
+from ausm_d2.training.targets import ClipTargets, FrameTargets
 from ausm_d2.training.teacher_forcing import (
     HistoryNoise,
     TeacherForcing,
@@ -93,20 +94,35 @@ class AUSM(AUSMNetwork):
         """Training items -> losses by name; in evaluation mode, test items (whole videos) -> one result each."""
         if not self.training:
             return [segment_video(self, item, self.video) for item in batched_inputs]
-        images, targets = self.collate(batched_inputs)
         label_sets = [item["label_set"] for item in batched_inputs]
-        ids, prompted, forcing = self._preprocess(targets)
-        output = self._run(images, ids, forcing, label_sets, targets, prompted)
-        frames = frame_targets(targets, forcing)
-        losses = self.criterion(output.layers, frames)
-        if self.frame_classifier is not None:
-            by_frame = [name for name in label_sets for _ in range(images.shape[1])]
-            losses |= self.frame_classifier(output.x.flatten(0, 1), frames, by_frame)
+        predicted: list[tuple[Sequence[Predictions], FrameTargets]] = []
+        of_frames: dict[str, Tensor] = {}  # the further loss, a mean over clips
+        for items in self._by_size(batched_inputs):
+            images, targets = self.collate(items)
+            names = [item["label_set"] for item in items]
+            ids, prompted, forcing = self._preprocess(targets)
+            output = self._run(images, ids, forcing, names, targets, prompted)
+            frames = frame_targets(targets, forcing)
+            predicted.append((output.layers, frames))
+            if self.frame_classifier is not None:
+                by_frame = [name for name in names for _ in range(images.shape[1])]
+                share = len(items) / len(batched_inputs)
+                for name, loss in self.frame_classifier(output.x.flatten(0, 1), frames, by_frame).items():
+                    of_frames[name] = of_frames.get(name, 0.0) + share * loss
+        losses = self.criterion.grouped(predicted) | of_frames
         losses["loss_det_ce"] = losses["loss_det_ce"] + self._unused_classifiers(label_sets)
         return losses
 
+    def _by_size(self, items: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+        """Clips of one padded size together: beside a larger one, padding would change what a clip's frames look like
+        to the norms and attentions of every module."""
+        groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        for item in items:
+            groups.setdefault(self.padded_size(*item["image"].shape[-2:]), []).append(item)
+        return list(groups.values())
+
     def collate(self, items: list[dict[str, Any]]) -> tuple[Tensor, ClipTargets]:
-        """Items -> normalised images (B, T, 3, H, W) and their targets, padded to the largest of the batch."""
+        """Items of one padded size -> normalised images (B, T, 3, H, W) and their targets."""
         for item in items:
             self.check_label_set(item["label_set"])
         height, width = (max(item["image"].shape[axis] for item in items) for axis in (2, 3))

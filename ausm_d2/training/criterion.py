@@ -62,12 +62,11 @@ def points_around(masks: Tensor, count: int) -> Tensor:
     return start[:, None] + torch.rand(len(masks), count, 2, device=masks.device) * (end - start)[:, None]
 
 
-def _weighted_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Mean of the cross-entropies of (R, K + 1) logits under (R) weights; 0 where no row counts."""
+def _weighted_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the cross-entropies of (R, K + 1) logits under (R) weights, and that of the weights."""
     loss = F.cross_entropy(logits.float(), target, reduction="none")
     # Rows of weight 0 leave the sum altogether: their target may be a class their label set does not have.
-    loss = torch.where(weight > 0, loss * weight, 0.0)
-    return loss.sum() / weight.sum().clamp(min=1e-6)
+    return torch.where(weight > 0, loss * weight, 0.0).sum(), weight.sum()
 
 
 def _partly_labelled(targets: FrameTargets) -> tuple[Tensor, Tensor] | None:
@@ -151,15 +150,40 @@ class SetCriterion:
         Returns:
             Weighted losses by name; those of intermediate layers end in their number.
         """
+        return self.grouped([(layers, targets)])
+
+    def grouped(self, groups: Sequence[tuple[Sequence[Predictions], FrameTargets]]) -> dict[str, Tensor]:
+        """The losses of several groups of frames, each of a size of its own, as of one.
+
+        Sums run over all frames of all groups. They are divided by what all processes have together, by process: mask
+        losses by the masks of the whole clips, tracked and detected; cross-entropies by the weights of their rows. So
+        averaged gradients are those of one process with the whole batch.
+
+        Args:
+            groups: (layers, targets) as for :meth:`__call__`.
+        """
+        masks = torch.stack([targets.track.sum() + targets.detect.sum() for _, targets in groups]).sum()
+        sums = torch.stack([self._sums(layers, targets) for layers, targets in groups]).sum(dim=0)
+        shared = torch.cat([sums[..., 1].detach().flatten(), masks.float()[None]])
+        if get_world_size() > 1:
+            torch.distributed.all_reduce(shared)
+        shared = shared / get_world_size()
+        weights, num_masks = shared[:-1].view(sums.shape[:2]).clamp(min=1e-6), shared[-1].clamp(min=1)
+        losses: dict[str, Tensor] = {}
+        for i, (layer, by_part) in enumerate(zip(sums, weights, strict=True)):
+            suffix = f"_{i}" if i + 1 < len(sums) else ""
+            for part, (ce, _, bce, dice), weight in zip(("trk", "det"), layer, by_part, strict=True):
+                losses[f"loss_{part}_ce{suffix}"] = self.class_weight * ce / weight
+                losses[f"loss_{part}_mask{suffix}"] = self.mask_weight * bce / num_masks
+                losses[f"loss_{part}_dice{suffix}"] = self.dice_weight * dice / num_masks
+        return losses
+
+    def _sums(self, layers: Sequence[Predictions], targets: FrameTargets) -> Tensor:
+        """(layers, 2, 4): of L_trk and L_det the sums of cross-entropy, of its weights, of BCE and of dice."""
         # Everything that waits for the device, but for the costs, comes before there is work of the loss on it.
         tracked = targets.track.nonzero(as_tuple=True)
         partial = _partly_labelled(targets)
         points = PointTargets(targets.masks, targets.detect, num_points=self.num_points)
-        num_masks = (targets.track.sum() + targets.detect.sum()).float()
-        if get_world_size() > 1:
-            torch.distributed.all_reduce(num_masks)
-        num_masks = (num_masks / get_world_size()).clamp(min=1)
-
         # Sums over thousands of points do not fit into half precision.
         with torch.autocast(targets.masks.device.type, enabled=False):
             used = layers if self.deep_supervision else layers[-1:]
@@ -168,30 +192,25 @@ class SetCriterion:
             costs = torch.stack([self.matcher.cost(*layer, targets.classes, points) for layer in det])
             assignment = Assignment(costs, targets.detect)
             # While the costs travel and the frames are solved, the device has the tracking rows.
-            by_layer = [self._tracking(layer, targets, tracked, num_masks) for layer in used]
-            for losses, layer, pairs in zip(by_layer, det, assignment.solve(), strict=True):
-                losses |= self._detection(layer, targets, pairs, partial, num_masks)
-        suffixes = [*(f"_{i}" for i in range(len(used) - 1)), ""]
-        return {
-            name + suffix: value
-            for suffix, losses in zip(suffixes, by_layer, strict=True)
-            for name, value in losses.items()
-        }
+            tracking = [self._tracking(layer, targets, tracked) for layer in used]
+            detection = [
+                self._detection(layer, targets, pairs, partial)
+                for layer, pairs in zip(det, assignment.solve(), strict=True)
+            ]
+        return torch.stack([torch.stack(tracking), torch.stack(detection)], dim=1)
 
-    def _tracking(
-        self, layer: Predictions, targets: FrameTargets, tracked: tuple[Tensor, ...], num_masks: Tensor
-    ) -> dict[str, Tensor]:
-        """L_trk: row i of A is instance i; background and the empty mask where it is hidden.
+    def _tracking(self, layer: Predictions, targets: FrameTargets, tracked: tuple[Tensor, ...]) -> Tensor:
+        """(4) sums of L_trk: row i of A is instance i; background and the empty mask where it is hidden.
 
         Args:
             tracked: (R) frames and (R) rows that are supervised.
         """
         background, num_trk = layer.class_logits.shape[-1] - 1, targets.track.shape[1]
         wanted = torch.where(targets.visible, targets.classes, background)
-        loss_ce = _weighted_cross_entropy(
+        ce = _weighted_cross_entropy(
             layer.class_logits[:, :num_trk].flatten(0, 1), wanted.flatten(), targets.track.flatten().float()
         )
-        return self._named("trk", loss_ce, layer.mask_logits[tracked], targets.masks[tracked], num_masks)
+        return torch.stack([*ce, *self._mask_losses(layer.mask_logits[tracked], targets.masks[tracked])])
 
     def _detection(
         self,
@@ -199,9 +218,8 @@ class SetCriterion:
         targets: FrameTargets,
         pairs: tuple[Tensor, Tensor, Tensor],
         partial: tuple[Tensor, Tensor] | None,
-        num_masks: Tensor,
-    ) -> dict[str, Tensor]:
-        """L_det: rows of V are the instances they are paired with, or background.
+    ) -> Tensor:
+        """(4) sums of L_det: rows of V are the instances they are paired with, or background.
 
         Args:
             layer: predictions of the rows of V only.
@@ -214,17 +232,8 @@ class SetCriterion:
         weight = self._background_weight(layer.mask_logits, targets, partial)
         wanted[frame, row] = targets.classes[frame, instance]
         weight[frame, row] = 1.0
-        loss_ce = _weighted_cross_entropy(layer.class_logits.flatten(0, 1), wanted.flatten(), weight.flatten())
-        return self._named("det", loss_ce, layer.mask_logits[frame, row], targets.masks[frame, instance], num_masks)
-
-    def _named(self, name: str, loss_ce: Tensor, logits: Tensor, masks: Tensor, num_masks: Tensor) -> dict[str, Tensor]:
-        """The weighted losses of the rows of A or V; (R, H4, W4) logits, bool (R, H, W) masks."""
-        bce, dice = self._mask_losses(logits, masks)
-        return {
-            f"loss_{name}_ce": self.class_weight * loss_ce,
-            f"loss_{name}_mask": self.mask_weight * bce.sum() / num_masks,
-            f"loss_{name}_dice": self.dice_weight * dice.sum() / num_masks,
-        }
+        ce = _weighted_cross_entropy(layer.class_logits.flatten(0, 1), wanted.flatten(), weight.flatten())
+        return torch.stack([*ce, *self._mask_losses(layer.mask_logits[frame, row], targets.masks[frame, instance])])
 
     def _background_weight(
         self, det_masks: Tensor, targets: FrameTargets, partial: tuple[Tensor, Tensor] | None
@@ -242,9 +251,9 @@ class SetCriterion:
         return weight
 
     def _mask_losses(self, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, H4, W4) logits and bool (R, H, W) targets -> BCE (R) and dice (R) at uncertain points."""
+        """(R, H4, W4) logits and bool (R, H, W) targets -> sums over R of BCE and dice at uncertain points."""
         if not len(logits):
-            nothing = logits.flatten(1).sum(-1)
+            nothing = logits.float().sum()
             return nothing, nothing
         logits, target = logits[:, None].float(), masks[:, None].float()
         with torch.no_grad():
@@ -261,4 +270,4 @@ class SetCriterion:
             wanted = point_sample(target, where, align_corners=False)[:, 0]
         sampled = point_sample(logits, where, align_corners=False)[:, 0]
         bce = F.binary_cross_entropy_with_logits(sampled, wanted, reduction="none").mean(-1)
-        return bce, dice_loss(sampled, wanted)
+        return bce.sum(), dice_loss(sampled, wanted).sum()

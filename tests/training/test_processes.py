@@ -1,0 +1,95 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Two processes that share a batch out, and clips of several sizes in a batch, give the gradients of all clips at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ausm_d2.meta_arch import AUSM
+from tests.tiny import clip, tiny_model
+from tests.training.fixed import FixedDraws
+
+SETTINGS = ("MODEL.AUSM.TRAIN.PROMPT_PROB", 1.0, "MODEL.AUSM.TRAIN.OWN_PASSES", 2)
+
+
+def clips(empty: bool) -> list[dict[str, Any]]:
+    """Two clips of different label sets; the second one of few labels, or of no object at all."""
+    second = clip(4, 0 if empty else 1, label_set="object", seed=2)
+    return [clip(4, 3, seed=1), {**second, "exhaustive": empty}]
+
+
+def step(model: Any, items: list[dict[str, Any]]) -> dict[str, Tensor]:
+    losses = model(items)
+    sum(losses.values()).backward()
+    return losses
+
+
+def _in_a_process(rank: int, folder: Path, empty: bool) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    model = tiny_model(*SETTINGS)
+    with pytest.MonkeyPatch.context() as patch:
+        items = [clips(empty)[rank]]
+        FixedDraws(patch, model)
+        losses = step(DistributedDataParallel(model), items)
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    torch.save((losses, gradients), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_gradients_of_two_processes_are_those_of_one_with_the_whole_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: bool
+) -> None:
+    """Different label sets, an empty clip, and passes on own masks; every loss is shared, its divisor too."""
+    torch.multiprocessing.spawn(_in_a_process, (tmp_path, empty), nprocs=2)
+    (losses, gradients), (others, same) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    model, items = tiny_model(*SETTINGS), clips(empty)
+    FixedDraws(monkeypatch, model)
+    whole = step(model, items)
+    for name, value in whole.items():
+        torch.testing.assert_close((losses[name] + others[name]) / 2, value, rtol=1e-4, atol=1e-6)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        torch.testing.assert_close(gradients[name], same[name])
+        scale = float(parameter.grad.abs().max())
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-4 * scale + 1e-9)
+
+
+def _sums(model: AUSM, items: list[dict[str, Any]], patch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What the losses are made of, by group of clips of one size."""
+    kept: list[Tensor] = []
+    make = model.criterion._sums
+
+    def noted(*args: Any) -> Tensor:
+        kept.append(make(*args))
+        return kept[-1]
+
+    with patch.context() as own:
+        own.setattr(model.criterion, "_sums", noted)
+        model(items)
+    return kept
+
+
+def test_a_clip_beside_a_larger_one_has_the_losses_that_it_has_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("MODEL.AUSM.TRAIN.PROMPT_PROB", 1.0, "MODEL.AUSM.FRAME_ENCODER.ENC_LAYERS", 1)
+    small, large = clip(3, 2, seed=1), clip(3, 2, seed=2)
+    narrow = {**small, "image": small["image"][..., :-5], "masks": small["masks"][..., :-5]}
+    for name in ("image", "masks"):
+        large[name] = torch.nn.functional.pad(large[name], (0, 50, 0, 20))
+    FixedDraws(monkeypatch, model)
+    [alone], [other] = _sums(model, [small], monkeypatch), _sums(model, [large], monkeypatch)
+    together = _sums(model, [large, small], monkeypatch)
+    torch.testing.assert_close(sum(together), alone + other)
+    assert any(torch.equal(each, alone) for each in together)
+    assert len(together) == 2 and len(_sums(model, [small, narrow], monkeypatch)) == 1  # padded to 64 x 96 anyway
+    losses = {name: value for name, value in model([small]).items() if "_mask" in name}
+    both = model([small, small])
+    for name, value in losses.items():
+        torch.testing.assert_close(both[name], value)  # a mean over masks
