@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Two processes that share a batch out, and clips of several sizes in a batch, give the gradients of all clips at once."""
+"""Two processes that share a batch, and clips of several sizes in a batch, give the gradients of all clips at once."""
 
 from __future__ import annotations
 
@@ -55,11 +55,12 @@ def test_gradients_of_two_processes_are_those_of_one_with_the_whole_batch(
     whole = step(model, items)
     for name, value in whole.items():
         torch.testing.assert_close((losses[name] + others[name]) / 2, value, rtol=1e-4, atol=1e-6)
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        torch.testing.assert_close(gradients[name], same[name])
-        scale = float(parameter.grad.abs().max())
-        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-4 * scale + 1e-9)
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    total = torch.cat([grad.flatten() for grad in expected.values()]).norm()
+    for name, grad in expected.items():
+        assert torch.equal(gradients[name], same[name]), name
+        # Some gradients are nothing but rounding: those of the biases of keys.
+        assert (gradients[name] - grad).norm() <= 1e-4 * grad.norm() + 1e-6 * total, name
 
 
 def _sums(model: AUSM, items: list[dict[str, Any]], patch: pytest.MonkeyPatch) -> list[Tensor]:
