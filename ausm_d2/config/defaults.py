@@ -25,28 +25,16 @@ def _add_backbone_keys(cfg: CfgNode) -> None:
     cfg.MODEL.BACKBONE.FREEZE_AT = 0  # Detectron2 has 2; ResNets and timm's models have stages to freeze
     # Swin, with Mask2Former's names. Values: Swin-T.
     cfg.MODEL.SWIN = CfgNode()
-    cfg.MODEL.SWIN.PRETRAIN_IMG_SIZE = 224  # pixels; only used with APE
-    cfg.MODEL.SWIN.PATCH_SIZE = 4  # pixels
     cfg.MODEL.SWIN.EMBED_DIM = 96
     cfg.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
     cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
     cfg.MODEL.SWIN.WINDOW_SIZE = 7  # tokens
-    cfg.MODEL.SWIN.MLP_RATIO = 4.0
-    cfg.MODEL.SWIN.QKV_BIAS = True
-    cfg.MODEL.SWIN.QK_SCALE = None
-    cfg.MODEL.SWIN.DROP_RATE = 0.0
-    cfg.MODEL.SWIN.ATTN_DROP_RATE = 0.0
     cfg.MODEL.SWIN.DROP_PATH_RATE = 0.3
-    cfg.MODEL.SWIN.APE = False
-    cfg.MODEL.SWIN.PATCH_NORM = True
-    cfg.MODEL.SWIN.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    cfg.MODEL.SWIN.USE_CHECKPOINT = False  # as MODEL.AUSM.TRAIN.CHECKPOINTING, of the backbone alone
     # The plain convolutional backbone of the smallest model (MODEL.BACKBONE.NAME: build_convnet_backbone).
     cfg.MODEL.CONVNET = CfgNode({"WIDTH": 32})  # channels of the stages: 1, 2, 4 and 4 times this
     # Any `features_only` model of timm (MODEL.BACKBONE.NAME: build_timm_backbone).
     cfg.MODEL.TIMM = CfgNode()
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
-    cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # strides 4, 8, 16, 32
     cfg.MODEL.TIMM.FREEZE_NORM = True  # batch norms keep their statistics and scales
 
 
@@ -65,7 +53,6 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # "residual": the unprompted first frame is what Mask2Former predicts of it (for models from its weights);
     # docs/deviations.md, 15.
     ausm.START = "lookup"
-    ausm.MARKER_EPS = 1e-6  # eps of the History Marker (Sec. 3)
     # Keys and values of the spatial attentions of Compressor and Decoder are pooled r x r; 1 = the paper.
     ausm.SPATIAL_REDUCTION = 1
     # Kernels of scan, causal convolution, attention and deformable attention (ausm_d2/kernels/__init__.py): "auto";
@@ -77,7 +64,6 @@ def _add_model_keys(cfg: CfgNode) -> None:
     ausm.FRAME_ENCODER.IN_FEATURES = ["res2", "res3", "res4", "res5"]  # strides 4, 8, 16, 32
     ausm.FRAME_ENCODER.ENC_LAYERS = 6  # deformable encoder layers; 0: top-down sums instead (light models)
     ausm.FRAME_ENCODER.NUM_HEADS = 8
-    ausm.FRAME_ENCODER.NUM_POINTS = 4
     ausm.FRAME_ENCODER.DIM_FEEDFORWARD = 1024
     # What is not trained: "none", "backbone" (stage 3 of the paper's recipe) or "encoder", all of it. For any backbone;
     # Detectron2's MODEL.BACKBONE.FREEZE_AT freezes some stages of those that have it.
@@ -88,8 +74,6 @@ def _add_model_keys(cfg: CfgNode) -> None:
     ausm.COMPRESSOR.HEAD_DIM = 64  # width of an attention head
     ausm.COMPRESSOR.DIM_FEEDFORWARD = 1024
     ausm.COMPRESSOR.D_STATE = 16  # Mamba
-    ausm.COMPRESSOR.D_CONV = 4
-    ausm.COMPRESSOR.EXPAND = 2
 
     ausm.DECODER = CfgNode()
     ausm.DECODER.LAYERS = 6  # paper
@@ -112,7 +96,6 @@ def _add_training_keys(cfg: CfgNode) -> None:
     cfg.MODEL.MASK_FORMER.MASK_WEIGHT = 5.0
     cfg.MODEL.MASK_FORMER.DICE_WEIGHT = 5.0
     cfg.MODEL.MASK_FORMER.NO_OBJECT_WEIGHT = 0.1  # rows of V only; rows of A have 1 (docs/deviations.md, 4)
-    cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION = True
     cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 12544
     cfg.MODEL.MASK_FORMER.OVERSAMPLE_RATIO = 3.0
     cfg.MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO = 0.75
@@ -145,9 +128,7 @@ def _add_training_keys(cfg: CfgNode) -> None:
     # Exponential moving average of the weights: kept in every checkpoint, evaluated in place of the weights.
     cfg.MODEL_EMA = CfgNode({"ENABLED": False, "DECAY": 0.999})
 
-    cfg.SOLVER.OPTIMIZER = "ADAMW"
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone, times BASE_LR
-    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
 
 
 def _add_input_keys(cfg: CfgNode) -> None:
@@ -157,8 +138,6 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.SAMPLING_FRAME_RANGES = []  # the same, one number per data set of DATASETS.TRAIN; empty: RANGE for all
     # 0: frames drawn at random from that range; k: evenly spaced frames, 1 to k frames apart, drawn per clip
     cfg.INPUT.SAMPLING_FRAME_STRIDE = 0
-    cfg.INPUT.SAMPLING_FRAME_SHUFFLE = False
-    cfg.INPUT.SAMPLING_FRAME_REVERSE = 0.0  # probability of playing a clip backwards
     # Most instances of a clip (and never more than MODEL.AUSM.NUM_ID); of more, so many are drawn, and what is left out
     # counts as not labelled, not as background.
     cfg.INPUT.MAX_INSTANCES = 100

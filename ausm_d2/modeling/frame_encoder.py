@@ -257,7 +257,6 @@ class FrameEncoder(nn.Module):
             "mask_dim": cfg.MODEL.AUSM.HIDDEN_DIM,
             "enc_layers": encoder.ENC_LAYERS,
             "num_heads": encoder.NUM_HEADS,
-            "num_points": encoder.NUM_POINTS,
             "dim_feedforward": encoder.DIM_FEEDFORWARD,
             "checkpointing": cfg.MODEL.AUSM.TRAIN.CHECKPOINTING,
             "freeze_at": encoder.FREEZE_AT,

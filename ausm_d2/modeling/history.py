@@ -166,8 +166,6 @@ class HistoryCompressor(nn.Module):
             "head_dim": compressor.HEAD_DIM,
             "dim_feedforward": compressor.DIM_FEEDFORWARD,
             "d_state": compressor.D_STATE,
-            "d_conv": compressor.D_CONV,
-            "expand": compressor.EXPAND,
             "spatial_reduction": cfg.MODEL.AUSM.SPATIAL_REDUCTION,
             "checkpointing": cfg.MODEL.AUSM.TRAIN.CHECKPOINTING,
         }

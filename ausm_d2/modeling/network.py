@@ -74,7 +74,6 @@ class AUSMNetwork(nn.Module):
         num_id: int,
         label_sets: dict[str, int],
         memory_strides: Sequence[int],
-        marker_eps: float,
         prompt_index: str,
         start: str,
         pixel_mean: Sequence[float],
@@ -88,7 +87,6 @@ class AUSMNetwork(nn.Module):
             num_id: N_id.
             label_sets: number of classes by name of the label set.
             memory_strides: strides G_t is pooled to for the Pixel Decoder.
-            marker_eps: eps of the History Marker.
             prompt_index: "frame" or "zero" (docs/deviations.md, 2).
             start: "lookup" or "residual" (docs/deviations.md, 15).
             pixel_mean, pixel_std: of RGB in 0..255.
@@ -106,7 +104,7 @@ class AUSMNetwork(nn.Module):
                 f"coarser than stride {coarsest}, and MODEL.AUSM.START is residual"
             )
         self.frame_encoder = frame_encoder
-        self.marker = HistoryMarker(eps=marker_eps)
+        self.marker = HistoryMarker()
         self.compressor = compressor
         self.decoder = decoder
         self.pixel_decoder = pixel_decoder
@@ -134,7 +132,6 @@ class AUSMNetwork(nn.Module):
             "num_id": ausm.NUM_ID,
             "label_sets": dict(ausm.LABEL_SETS),
             "memory_strides": ausm.PIXEL_DECODER.MEMORY_STRIDES,
-            "marker_eps": ausm.MARKER_EPS,
             "prompt_index": ausm.PROMPT_INDEX,
             "start": ausm.START,
             "kernels": ausm.KERNELS,

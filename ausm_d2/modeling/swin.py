@@ -167,25 +167,12 @@ def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Swin:
                 f"MODEL.SWIN.NUM_HEADS: {heads} heads do not divide the {swin.EMBED_DIM << stage} channels of "
                 f"{_STAGES[stage]}"
             )
-    unknown = sorted(set(swin.OUT_FEATURES) - set(_STAGES))
-    if unknown:
-        raise UserError(f"MODEL.SWIN.OUT_FEATURES: unknown {unknown}, expected some of {list(_STAGES)}")
     return Swin(
-        out_features=tuple(swin.OUT_FEATURES),
-        pretrain_img_size=swin.PRETRAIN_IMG_SIZE,
-        patch_size=swin.PATCH_SIZE,
         in_chans=input_shape.channels,
         embed_dim=swin.EMBED_DIM,
         depths=list(swin.DEPTHS),
         num_heads=list(swin.NUM_HEADS),
         window_size=swin.WINDOW_SIZE,
-        mlp_ratio=swin.MLP_RATIO,
-        qkv_bias=swin.QKV_BIAS,
-        qk_scale=swin.QK_SCALE,
-        drop_rate=swin.DROP_RATE,
-        attn_drop_rate=swin.ATTN_DROP_RATE,
         drop_path_rate=swin.DROP_PATH_RATE,
-        ape=swin.APE,
-        patch_norm=swin.PATCH_NORM,
-        use_checkpoint=swin.USE_CHECKPOINT or cfg.MODEL.AUSM.TRAIN.CHECKPOINTING,
+        use_checkpoint=cfg.MODEL.AUSM.TRAIN.CHECKPOINTING,
     )

@@ -52,7 +52,7 @@ class TimmBackbone(Backbone):
         super().__init__()
         unknown = sorted(set(out_features) - set(_STRIDES))
         if unknown:
-            raise UserError(f"MODEL.TIMM.OUT_FEATURES: unknown {unknown}, expected some of {list(_STRIDES)}")
+            raise UserError(f"out_features: unknown {unknown}, expected some of {list(_STRIDES)}")
         try:
             with torch.device("meta"):  # only to learn which of its outputs has which stride
                 probe: Any = timm.create_model(name, features_only=True)
@@ -113,7 +113,6 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     """Build the backbone that ``MODEL.TIMM`` describes. Its weights come from ``MODEL.WEIGHTS``, as everything's."""
     return TimmBackbone(
         cfg.MODEL.TIMM.NAME,
-        out_features=tuple(cfg.MODEL.TIMM.OUT_FEATURES),
         in_channels=input_shape.channels or 3,
         freeze_norm=cfg.MODEL.TIMM.FREEZE_NORM,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,

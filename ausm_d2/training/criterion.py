@@ -95,7 +95,7 @@ class SetCriterion:
         oversample_ratio: float,
         importance_sample_ratio: float,
         box_point_ratio: float,
-        deep_supervision: bool,
+        deep_supervision: bool = True,
         duplicate_iou: float = 0.5,
     ) -> None:
         """
@@ -138,7 +138,6 @@ class SetCriterion:
             "oversample_ratio": loss.OVERSAMPLE_RATIO,
             "importance_sample_ratio": loss.IMPORTANCE_SAMPLE_RATIO,
             "box_point_ratio": loss.BOX_POINT_RATIO,
-            "deep_supervision": loss.DEEP_SUPERVISION,
         }
 
     def __call__(self, layers: Sequence[Predictions], targets: FrameTargets) -> dict[str, Tensor]:

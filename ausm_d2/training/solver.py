@@ -17,15 +17,13 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW over the parameters that train, clipping the gradient of the full model before every step.
 
     Args:
-        cfg: SOLVER.{BASE_LR, WEIGHT_DECAY, WEIGHT_DECAY_NORM, WEIGHT_DECAY_EMBED, BACKBONE_MULTIPLIER, CLIP_GRADIENTS}.
+        cfg: SOLVER.{BASE_LR, WEIGHT_DECAY, WEIGHT_DECAY_NORM, BACKBONE_MULTIPLIER, CLIP_GRADIENTS}.
         model: with its backbone at ``frame_encoder.backbone``.
 
     Raises:
-        UserError: if SOLVER.OPTIMIZER or SOLVER.CLIP_GRADIENTS.CLIP_TYPE is unknown.
+        UserError: if SOLVER.CLIP_GRADIENTS.CLIP_TYPE is unknown.
     """
     solver = cfg.SOLVER
-    if solver.OPTIMIZER != "ADAMW":
-        raise UserError(f"SOLVER.OPTIMIZER: '{solver.OPTIMIZER}', expected ADAMW")
     prefix = "frame_encoder.backbone."
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = get_default_optimizer_params(
@@ -39,7 +37,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             if names[id(parameter)].startswith(prefix):
                 settings["lr"] = solver.BASE_LR * solver.BACKBONE_MULTIPLIER
             if names[id(parameter)] in no_decay:
-                settings["weight_decay"] = solver.WEIGHT_DECAY_EMBED
+                settings["weight_decay"] = 0.0
             single.append(settings)
     optimizer = torch.optim.AdamW(_merge(single), solver.BASE_LR)
 

@@ -40,7 +40,7 @@ def test_stage(stage: str, backbone: str) -> None:
     frames, iterations, names = STAGES[stage]
     assert (frames, iterations) == (cfg.INPUT.SAMPLING_FRAME_NUM, cfg.SOLVER.MAX_ITER)
     assert sorted(cfg.DATASETS.TRAIN) == sorted(names) and set(names) <= set(registered_names())
-    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.OPTIMIZER) == (16, 1e-4, "ADAMW")
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 1e-4)
     label_sets = dict(cfg.MODEL.AUSM.LABEL_SETS)
     for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
         metadata = MetadataCatalog.get(name)
