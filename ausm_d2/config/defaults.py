@@ -138,6 +138,7 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.SAMPLING_FRAME_RANGES = []  # the same, one number per data set of DATASETS.TRAIN; empty: RANGE for all
     # 0: frames drawn at random from that range; k: evenly spaced frames, 1 to k frames apart, drawn per clip
     cfg.INPUT.SAMPLING_FRAME_STRIDE = 0
+    cfg.INPUT.SAMPLING_FRAME_REVERSE = 0.0  # probability of playing a clip backwards
     # Most instances of a clip (and never more than MODEL.AUSM.NUM_ID); of more, so many are drawn, and what is left out
     # counts as not labelled, not as background.
     cfg.INPUT.MAX_INSTANCES = 100

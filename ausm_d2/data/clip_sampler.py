@@ -32,6 +32,7 @@ class ClipSampler:
         num_frames: int,
         frame_range: int = 20,
         stride: int = 0,
+        reverse: float = 0.0,
     ) -> None:
         """
         Args:
@@ -39,15 +40,17 @@ class ClipSampler:
             frame_range: frames to either side of the first one drawn; the window has room for T frames at least.
                 Used without a stride.
             stride: largest distance between neighbouring frames; each clip draws its own in 1..stride. 0: no stride.
+            reverse: probability of playing the clip backwards.
         """
-        if num_frames < 1 or frame_range < 0 or stride < 0:
+        if num_frames < 1 or frame_range < 0 or stride < 0 or not 0 <= reverse <= 1:
             raise UserError(
-                "INPUT.SAMPLING_FRAME_*: NUM >= 1, RANGE >= 0 and STRIDE >= 0 expected, found "
-                f"{num_frames}, {frame_range}, {stride}"
+                "INPUT.SAMPLING_FRAME_*: NUM >= 1, RANGE >= 0, STRIDE >= 0 and REVERSE in [0, 1] expected, found "
+                f"{num_frames}, {frame_range}, {stride}, {reverse}"
             )
         self.num_frames = num_frames
         self.frame_range = frame_range
         self.stride = stride
+        self.reverse = reverse
 
     @classmethod
     def from_config(cls, cfg: CfgNode, frame_range: int | None = None) -> dict[str, object]:
@@ -55,6 +58,7 @@ class ClipSampler:
             "num_frames": cfg.INPUT.SAMPLING_FRAME_NUM,
             "frame_range": cfg.INPUT.SAMPLING_FRAME_RANGE if frame_range is None else frame_range,
             "stride": cfg.INPUT.SAMPLING_FRAME_STRIDE,
+            "reverse": cfg.INPUT.SAMPLING_FRAME_REVERSE,
         }
 
     def __call__(self, candidates: Sequence[int], rng: np.random.Generator) -> list[int]:
@@ -79,4 +83,6 @@ class ClipSampler:
             others = rng.choice(width - 1, count - 1, replace=False) + low
             others += others >= first
             picked = sorted([first, *others.tolist()])
+        if self.reverse and rng.random() < self.reverse:
+            picked.reverse()
         return [int(candidates[i]) for i in picked]

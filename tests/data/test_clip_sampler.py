@@ -51,6 +51,11 @@ def test_stride_is_even_and_fits_the_video() -> None:
         assert set(np.diff(clip).tolist()) == {1}
 
 
+def test_a_clip_is_reversed_with_the_probability_asked_for() -> None:
+    backwards = [clip == sorted(clip, reverse=True) for clip in draws(50, num_frames=3, reverse=0.5)]
+    assert 0.3 < np.mean(backwards) < 0.7
+
+
 def test_only_candidates_are_drawn() -> None:
     sampler = ClipSampler(num_frames=3, frame_range=2)
     rng = np.random.default_rng(0)
