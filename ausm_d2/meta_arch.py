@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.modeling.pixel_decoder import Predictions
+from ausm_d2.modeling.transfer import upload
 from ausm_d2.streaming.segmenter import segment_video
 from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.training import forms
@@ -138,7 +139,7 @@ class AUSM(AUSMNetwork):
             every frame.
         """
         clips, rows = targets.classes.shape
-        ids = self.id_pool(torch.stack([self.id_pool.sample(rows) for _ in range(clips)]).to(self.device))
+        ids = self.id_pool(upload(torch.stack([self.id_pool.sample(rows) for _ in range(clips)]), self.device))
         prompted = targets.prompted | (torch.rand(clips, device=self.device) < self.prompt_prob)
         visible = targets.visible & targets.labelled[:, :, None]
         switch = draw_switch_times(visible, prompted=prompted, prompt_index=self.prompt_index)

@@ -56,6 +56,8 @@ def check_model_config(cfg: CfgNode) -> None:
         raise UserError(f"MODEL.AUSM.SPATIAL_REDUCTION: {ausm.SPATIAL_REDUCTION}, expected 1 or more")
     if ausm.NUM_ID < 1:
         raise UserError(f"MODEL.AUSM.NUM_ID: {ausm.NUM_ID}, expected 1 or more")
+    if ausm.PIXEL_DECODER.NUM_DET < 1:
+        raise UserError(f"MODEL.AUSM.PIXEL_DECODER.NUM_DET: {ausm.PIXEL_DECODER.NUM_DET}, expected 1 or more")
     strides = list(ausm.PIXEL_DECODER.MEMORY_STRIDES)
     if not strides or not set(strides) <= {8, 16, 32}:
         raise UserError(f"MODEL.AUSM.PIXEL_DECODER.MEMORY_STRIDES: {strides}, expected some of 8, 16, 32")

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Tensors between the CPU and the model's device, without waiting where that is CUDA."""
+"""Tensors between the CPU and the model's device; copies to and from CUDA are asynchronous."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from torch import Tensor
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on ``device``. CUDA is not waited for: that takes memory the system cannot move."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    """A tensor on ``device``. From the CPU to CUDA it is an asynchronous copy from pinned memory, without a sync."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class Download:
-    """Tensors on their way to the CPU; what is asked of their device meanwhile is done meanwhile."""
+    """An asynchronous copy of tensors to the CPU: the device can compute other things until :meth:`wait` is called."""
 
     def __init__(self, *tensors: Tensor) -> None:
         """

@@ -27,13 +27,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from ausm_d2 import meta_arch as meta_arch  # registers AUSM
 from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
 from ausm_d2.checkpoint.fingerprint import fingerprint
 from ausm_d2.config import pretrained_config
 from ausm_d2.data.catalog import register_from_config
 from ausm_d2.data.catalog.base import DEFAULT_TOPK
 from ausm_d2.errors import UserError
+from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.streaming.inference import prepare_for_inference
 from ausm_d2.streaming.session import FORMAT, FrameResult, Session
 from ausm_d2.streaming.settings import VideoSettings
@@ -62,7 +62,9 @@ class VideoPredictor:
             logger.warning("TEST.AUSM.REPEAT and SPATIAL_TRAVERSAL act in evaluation only: a stream sees a frame once")
         self.settings = VideoSettings.from_config(cfg)
         self.settings.topk = self.settings.topk or DEFAULT_TOPK
-        self.model = build_model(cfg).eval()
+        # The network alone: nothing of it needs the losses. A variant of it registers a meta-architecture of its own.
+        plain = cfg.MODEL.META_ARCHITECTURE == "AUSM"
+        self.model: AUSMNetwork = (AUSMNetwork(cfg).to(cfg.MODEL.DEVICE) if plain else build_model(cfg)).eval()
         AUSMCheckpointer(self.model, complete=True).load(cfg.MODEL.WEIGHTS)
         if self.settings.amp and not cfg.MODEL.WEIGHTS:
             _ = self.fingerprint  # of the weights themselves, before they are rounded: the same on every device

@@ -21,6 +21,7 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from ausm_d2.modeling.masks import masks_at_stride4
+from ausm_d2.modeling.transfer import upload
 from ausm_d2.training.targets import FrameTargets
 
 _BACKGROUND = 0.3  # weight of the background against all objects of a frame
@@ -59,7 +60,8 @@ class FrameClassifier(nn.Module):
         masks = masks_at_stride4(targets.masks) * targets.labelled[:, None, None, None]
         total, objects = x.new_zeros(()), masks.flatten(2).any(-1).sum().clamp(min=1)
         for name in sorted(set(label_sets)):
-            rows = torch.tensor([label_set == name for label_set in label_sets], device=x.device)
+            # Indices, not a mask: indexing by a mask is a device sync.
+            rows = upload(torch.tensor([i for i, each in enumerate(label_sets) if each == name]), x.device)
             logits = F.interpolate(self.class_embed[name](x[rows]), masks.shape[-2:], mode="bilinear")
             loss = -logits.float().log_softmax(dim=1)  # of every class at every place
             cover = masks[rows]

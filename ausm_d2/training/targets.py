@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from ausm_d2.modeling.transfer import upload
 
 
 @dataclass
@@ -37,9 +40,9 @@ class ClipTargets:
             return self.masks[:, 0]
         return torch.where(self.given.flatten(2).any(dim=-1)[..., None, None], self.given, self.masks[:, 0])
 
-    @property
+    @cached_property
     def visible(self) -> Tensor:
-        """bool (B, T, N): the instance has a mask in that frame."""
+        """bool (B, T, N): the instance has a mask in that frame. Computed once: it reads all masks."""
         return self.masks.flatten(3).any(dim=-1)
 
     @classmethod
@@ -60,19 +63,19 @@ class ClipTargets:
             given = torch.zeros((len(items), rows, *size), dtype=torch.bool, device=device)
         for b, item in enumerate(items):
             count, _, height, width = item["masks"].shape
-            masks[b, :, :count, :height, :width] = item["masks"].to(device).transpose(0, 1)
-            classes[b, :count] = item["classes"].to(device)
+            masks[b, :, :count, :height, :width] = upload(item["masks"], device).transpose(0, 1)
+            classes[b, :count] = upload(item["classes"], device)
             valid[b, :count] = True
             if given is not None and item.get("given") is not None:
-                given[b, :count, :height, :width] = item["given"].to(device)
+                given[b, :count, :height, :width] = upload(item["given"], device)
         return cls(
             masks=masks,
             classes=classes,
             valid=valid,
             given=given,
-            labelled=torch.stack([item["labelled"] for item in items]).to(device),
-            exhaustive=torch.tensor([item["exhaustive"] for item in items], device=device),
-            prompted=torch.tensor([item["prompted"] for item in items], device=device),
+            labelled=upload(torch.stack([item["labelled"] for item in items]), device),
+            exhaustive=upload(torch.tensor([item["exhaustive"] for item in items]), device),
+            prompted=upload(torch.tensor([item["prompted"] for item in items]), device),
         )
 
 

@@ -24,6 +24,7 @@ from tests.tiny import tiny_cfg, tiny_model
         (["MODEL.AUSM.HIDDEN_DIM", 90], "MODEL.AUSM.HIDDEN_DIM: 90, expected a multiple of 4"),
         (["MODEL.AUSM.DECODER.HEAD_DIM", 33], "MODEL.AUSM.DECODER.HEAD_DIM: 33 does not divide"),
         (["MODEL.AUSM.NUM_ID", 0], "MODEL.AUSM.NUM_ID: 0, expected 1 or more"),
+        (["MODEL.AUSM.PIXEL_DECODER.NUM_DET", 0], "MODEL.AUSM.PIXEL_DECODER.NUM_DET: 0, expected 1 or more"),
         (["MODEL.AUSM.PIXEL_DECODER.MEMORY_STRIDES", [4, 8]], "MEMORY_STRIDES: [4, 8], expected some of 8, 16, 32"),
         (["INPUT.FORMAT", "BGR"], "INPUT.FORMAT: 'BGR', expected RGB"),
     ],
