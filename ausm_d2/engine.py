@@ -32,6 +32,7 @@ from ausm_d2.data.build import (
 )
 from ausm_d2.data.catalog import register_from_config
 from ausm_d2.data.catalog.base import chosen_label_sets
+from ausm_d2.data.items import TestVideo, VideoResult
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation.evaluators import Scores, VideoEvaluators, build_evaluator
 from ausm_d2.evaluation.paper import markdown_table, paper_table
@@ -185,7 +186,7 @@ class Trainer(DefaultTrainer):
         cls,
         cfg: CfgNode,
         dataset_name: str,
-        model: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+        model: Callable[[list[TestVideo]], list[VideoResult]],
         evaluator: DatasetEvaluator | None = None,
     ) -> Scores:
         finished: Collection[int | str] = ()

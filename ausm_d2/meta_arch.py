@@ -10,13 +10,14 @@ Shape shorthand:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
+from ausm_d2.data.items import TestVideo, TrainingClip, VideoResult
 from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.modeling.pixel_decoder import Predictions
 from ausm_d2.modeling.transfer import upload
@@ -91,14 +92,15 @@ class AUSM(AUSMNetwork):
             "video": VideoSettings.from_config(cfg),
         }
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+    def forward(self, batched_inputs: list[TrainingClip] | list[TestVideo]) -> dict[str, Tensor] | list[VideoResult]:
         """Training items -> losses by name; in evaluation mode, test items (whole videos) -> one result each."""
         if not self.training:
-            return [segment_video(self, item, self.video) for item in batched_inputs]
-        label_sets = [item["label_set"] for item in batched_inputs]
+            return [segment_video(self, item, self.video) for item in cast(list[TestVideo], batched_inputs)]
+        clips = cast(list[TrainingClip], batched_inputs)
+        label_sets = [clip["label_set"] for clip in clips]
         predicted: list[tuple[Sequence[Predictions], FrameTargets]] = []
         of_frames: dict[str, Tensor] = {}  # the further loss, a mean over clips
-        for items in self._by_size(batched_inputs):
+        for items in self._by_size(clips):
             images, targets = self.collate(items)
             names = [item["label_set"] for item in items]
             ids, prompted, forcing = self._preprocess(targets)
@@ -107,22 +109,22 @@ class AUSM(AUSMNetwork):
             predicted.append((output.layers, frames))
             if self.frame_classifier is not None:
                 by_frame = [name for name in names for _ in range(images.shape[1])]
-                share = len(items) / len(batched_inputs)
+                share = len(items) / len(clips)
                 for name, loss in self.frame_classifier(output.x.flatten(0, 1), frames, by_frame).items():
                     of_frames[name] = of_frames.get(name, 0.0) + share * loss
         losses = self.criterion.grouped(predicted) | of_frames
         losses["loss_det_ce"] = losses["loss_det_ce"] + self._unused_classifiers(label_sets)
         return losses
 
-    def _by_size(self, items: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    def _by_size(self, items: Sequence[TrainingClip]) -> list[list[TrainingClip]]:
         """Clips of one padded size together: beside a larger one, padding would change what a clip's frames look like
         to the norms and attentions of every module."""
-        groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        groups: dict[tuple[int, int], list[TrainingClip]] = {}
         for item in items:
             groups.setdefault(self.padded_size(*item["image"].shape[-2:]), []).append(item)
         return list(groups.values())
 
-    def collate(self, items: list[dict[str, Any]]) -> tuple[Tensor, ClipTargets]:
+    def collate(self, items: list[TrainingClip]) -> tuple[Tensor, ClipTargets]:
         """Items of one padded size -> normalised images (B, T, 3, H, W) and their targets."""
         for item in items:
             self.check_label_set(item["label_set"])

@@ -21,6 +21,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from ausm_d2.allocator import keep_freed_memory
 from ausm_d2.data.catalog import register_from_config
 from ausm_d2.data.catalog.base import DEFAULT_TOPK, chosen_label_sets
+from ausm_d2.data.items import TestVideo, TrainingClip
 from ausm_d2.data.mapper import ClipMapper
 from ausm_d2.data.mask_sources import ListedMasks
 from ausm_d2.data.video import VideoRecord
@@ -79,7 +80,7 @@ def _shuffled(size: int, rng: np.random.Generator) -> Iterator[int]:
         yield from rng.permutation(size).tolist()
 
 
-class _TrainingItems(torch.utils.data.Dataset[dict[str, Any]]):
+class _TrainingItems(torch.utils.data.Dataset[TrainingClip]):
     """Draw -> training item. A video that cannot be read is reported, counted and replaced by another of its set."""
 
     def __init__(self, names: Sequence[str], records: Sequence[list[VideoRecord]], mapper: ClipMapper) -> None:
@@ -88,7 +89,7 @@ class _TrainingItems(torch.utils.data.Dataset[dict[str, Any]]):
         self._mapper = mapper
         self._failures: Counter[str] = Counter()
 
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+    def __getitem__(self, draw: Draw) -> TrainingClip:
         if torch.utils.data.get_worker_info() is not None:
             prepare_worker()
         name, records = self._names[draw.dataset], self._records[draw.dataset]
@@ -286,7 +287,7 @@ def build_test_loader(
         finished: ids of videos to leave out (their results exist already).
 
     Returns:
-        A loader of ``[{"record", "dataset_name", "task", "label_set", "overlap", "topk"}]``.
+        A loader of lists of one :class:`~ausm_d2.data.items.TestVideo`.
 
     Raises:
         UserError: an unknown or empty data set.
@@ -296,7 +297,7 @@ def build_test_loader(
     metadata = MetadataCatalog.get(dataset_name)
     # Long videos first, dealt out in turn: no process is left with the longest one at the end.
     records.sort(key=lambda record: -record.length)
-    items = [
+    items: list[TestVideo] = [
         {
             "record": record,
             "dataset_name": dataset_name,

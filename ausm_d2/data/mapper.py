@@ -24,6 +24,7 @@ from ausm_d2.data.augmentation import Augmentation, ClipPlan, Looks, build_augme
 from ausm_d2.data.catalog.base import chosen_label_sets
 from ausm_d2.data.clip_sampler import ClipSampler
 from ausm_d2.data.coarse import coarse_mask
+from ausm_d2.data.items import TrainingClip
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.masks.rle import StoredMask
@@ -102,7 +103,7 @@ class ClipMapper:
         record: VideoRecord,
         rng: np.random.Generator,
         draw_other: Callable[[np.random.Generator], VideoRecord] | None = None,
-    ) -> dict[str, Any]:
+    ) -> TrainingClip:
         """
         Args:
             dataset_name: what the record is of.
@@ -111,11 +112,7 @@ class ClipMapper:
             draw_other: gives any other record of the data set, for copy-paste.
 
         Returns:
-            "image" uint8 (T, 3, h, w) RGB; "masks" bool (N, T, h, w), row i = instance i in every frame;
-            "classes" int64 (N,); "labelled" bool (T,); "label_set", "exhaustive", "prompted", "task", "dataset_name",
-            "video_id"; "given" bool (N, h, w) or None: coarse masks of the objects in the first frame, which is shown
-            twice (empty: not in it);
-            "frame_indices", one per frame; "height", "width" = H, W.
+            The training item.
 
         Raises:
             UserError: a frame or mask that cannot be read, or whose size is not the video's; it names the place.

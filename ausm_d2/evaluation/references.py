@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ausm_d2.data.video import VideoRecord
+from ausm_d2.data.items import TestVideo, TrackEntry, VideoResult
 from ausm_d2.masks.rle import Rle, encode
 
 
@@ -29,12 +29,12 @@ class Reference(ABC):
 
     name: str
 
-    def __call__(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def __call__(self, batched_inputs: list[TestVideo]) -> list[VideoResult]:
         """Test items (whole videos) -> results, as :class:`~ausm_d2.meta_arch.AUSM` gives them."""
         return [self.segment(item) for item in batched_inputs]
 
     @abstractmethod
-    def segment(self, item: dict[str, Any]) -> dict[str, Any]:
+    def segment(self, item: TestVideo) -> VideoResult:
         """The result of one test item."""
 
 
@@ -43,8 +43,8 @@ class CopiedMask(Reference):
 
     name = "first mask copied"
 
-    def segment(self, item: dict[str, Any]) -> dict[str, Any]:
-        record: VideoRecord = item["record"]
+    def segment(self, item: TestVideo) -> VideoResult:
+        record = item["record"]
         objects: dict[int, list[Rle | None]] = {}
         for frame, masks in record.prompts().items():
             for object_id, mask in masks.items():
@@ -63,8 +63,8 @@ class FlowMask(Reference):
     def __init__(self) -> None:
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
-    def segment(self, item: dict[str, Any]) -> dict[str, Any]:
-        record: VideoRecord = item["record"]
+    def segment(self, item: TestVideo) -> VideoResult:
+        record = item["record"]
         prompts = record.prompts()
         objects: dict[int, list[Rle | None]] = {
             object_id: [None] * record.length for masks in prompts.values() for object_id in masks
@@ -102,12 +102,12 @@ class _Track:
 class Detector(Protocol):
     """What :class:`FrameByFrame` asks of a model; see :class:`ausm_d2.streaming.single_frames.SingleFrames`."""
 
-    def detect(self, frame: np.ndarray, item: dict[str, Any]) -> tuple[list[Rle], Tensor]:
+    def detect(self, frame: np.ndarray, item: TestVideo) -> tuple[list[Rle], Tensor]:
         """Masks (R) and class probabilities (R, K) of a frame of a test item, uint8 (H, W, 3) RGB, seen on its own."""
 
     def best_tracks(
-        self, item: dict[str, Any], masks: dict[int, list[Rle | None]], scores: dict[int, Tensor]
-    ) -> list[dict[str, Any]]:
+        self, item: TestVideo, masks: dict[int, list[Rle | None]], scores: dict[int, Tensor]
+    ) -> list[TrackEntry]:
         """The result entries of a test item, best first, from masks (T) and class scores (K) by track."""
 
 
@@ -130,8 +130,8 @@ class FrameByFrame(Reference):
         self.detector = detector
         self.min_overlap = min_overlap
 
-    def segment(self, item: dict[str, Any]) -> dict[str, Any]:
-        record: VideoRecord = item["record"]
+    def segment(self, item: TestVideo) -> VideoResult:
+        record = item["record"]
         tracks: list[_Track] = []
         for frame in range(record.length):
             masks, probabilities = self.detector.detect(record.read_frame(frame), item)

@@ -11,11 +11,11 @@ Shape shorthand:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ausm_d2.data.items import TestVideo, TrackEntry, VideoResult
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.masks.rle import Rle, encode
 from ausm_d2.modeling.masks import without_overlaps
@@ -26,20 +26,15 @@ from ausm_d2.streaming.stream import FrameOutput, Stream
 from ausm_d2.streaming.visits import Visit, crop, visits
 
 
-def segment_video(model: AUSMNetwork, item: dict[str, Any], settings: VideoSettings) -> dict[str, Any]:
+def segment_video(model: AUSMNetwork, item: TestVideo, settings: VideoSettings) -> VideoResult:
     """Stream one test item.
 
     Args:
         model: in evaluation mode.
-        item: "record", "dataset_name", "task", "label_set", "overlap", "topk".
-        settings: how.
-
-    Returns:
-        For tasks "vis" and "image": {"video_id", "tracks": [{"track_id", "category_id", "score", "segmentations"}]}.
-        For "vos": {"video_id", "objects": {object_id: segmentations}}. Segmentations are T RLEs of the stored size,
-        None where there is no mask.
+        item: the video, and what its data set asks for.
+        settings: how it is streamed.
     """
-    record: VideoRecord = item["record"]
+    record = item["record"]
     settings = settings.for_item(item)
     with prepared_for_inference(model, settings):
         if item["task"] == "vos":
@@ -49,7 +44,7 @@ def segment_video(model: AUSMNetwork, item: dict[str, Any], settings: VideoSetti
 
 def _segment_unprompted(
     model: AUSMNetwork, record: VideoRecord, settings: VideoSettings, *, label_set: str
-) -> dict[str, Any]:
+) -> VideoResult:
     stream = Stream(model, settings, label_set=label_set, detect=True)
     tracks = VideoTracks(record.length)
     for visit in visits(record.length, repeat=settings.repeat, spatial_traversal=settings.spatial_traversal):
@@ -93,7 +88,9 @@ def shown_rows(output: FrameOutput, topk: int | None = None) -> FrameOutput:
     return output.select(shown.nonzero()[:, 0].tolist())
 
 
-def best_tracks(masks: dict[int, list[Rle | None]], scores: dict[int, Tensor], settings: VideoSettings) -> list[dict]:
+def best_tracks(
+    masks: dict[int, list[Rle | None]], scores: dict[int, Tensor], settings: VideoSettings
+) -> list[TrackEntry]:
     """The result entries of a video, best first: the top (track, class) pairs, or every track with its best class."""
     tracks = list(masks)
     if not tracks:
@@ -117,7 +114,7 @@ def best_tracks(masks: dict[int, list[Rle | None]], scores: dict[int, Tensor], s
 
 def _segment_prompted(
     model: AUSMNetwork, record: VideoRecord, settings: VideoSettings, *, overlap: bool
-) -> dict[str, Any]:
+) -> VideoResult:
     prompts = record.prompts()
     stream = Stream(model, settings, label_set=settings.prompt_label_set, detect=False)
     objects: dict[int, list[Rle | None]] = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 from torch import Tensor
 
+from ausm_d2.data.items import TestVideo
 from ausm_d2.errors import UserError
 
 
@@ -71,7 +71,7 @@ class VideoSettings:
             spatial_traversal=test.SPATIAL_TRAVERSAL,
         )
 
-    def for_item(self, item: Mapping[str, Any]) -> VideoSettings:
+    def for_item(self, item: TestVideo) -> VideoSettings:
         """The settings for a test item: its data set's threshold and, unless the config has one, its ``topk``."""
         threshold = self.fg_thresholds.get(item["dataset_name"], self.fg_threshold)
         return replace(self, fg_threshold=threshold, topk=self.topk or item["topk"])

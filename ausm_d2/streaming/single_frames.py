@@ -10,12 +10,11 @@ Shape shorthand:
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from detectron2.evaluation import inference_context
 from torch import Tensor
 
+from ausm_d2.data.items import TestVideo, TrackEntry
 from ausm_d2.masks.rle import Rle, encode
 from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.streaming.inference import prepared_for_inference
@@ -31,7 +30,7 @@ class SingleFrames:
         self.model = model
         self.settings = settings
 
-    def detect(self, frame: np.ndarray, item: dict[str, Any]) -> tuple[list[Rle], Tensor]:
+    def detect(self, frame: np.ndarray, item: TestVideo) -> tuple[list[Rle], Tensor]:
         """Masks (R) and class probabilities (R, K) of a frame, uint8 (H, W, 3) RGB, in a stream of this frame only."""
         settings = self.settings.for_item(item)
         with inference_context(self.model), prepared_for_inference(self.model, settings):
@@ -42,7 +41,7 @@ class SingleFrames:
         return [encode(masks[row]) for row in kept], shown.probabilities[kept]
 
     def best_tracks(
-        self, item: dict[str, Any], masks: dict[int, list[Rle | None]], scores: dict[int, Tensor]
-    ) -> list[dict[str, Any]]:
+        self, item: TestVideo, masks: dict[int, list[Rle | None]], scores: dict[int, Tensor]
+    ) -> list[TrackEntry]:
         """The result entries of a test item, best first, from masks (T) and class scores (K) by track."""
         return best_tracks(masks, scores, self.settings.for_item(item))

@@ -17,6 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ausm_d2.data.items import TrainingClip
 from ausm_d2.modeling.transfer import upload
 
 
@@ -46,7 +47,7 @@ class ClipTargets:
         return self.masks.flatten(3).any(dim=-1)
 
     @classmethod
-    def from_items(cls, items: Sequence[dict], *, size: tuple[int, int], device: torch.device) -> ClipTargets:
+    def from_items(cls, items: Sequence[TrainingClip], *, size: tuple[int, int], device: torch.device) -> ClipTargets:
         """
         Args:
             items: training items as the mapper makes them; all of one T.
@@ -66,8 +67,9 @@ class ClipTargets:
             masks[b, :, :count, :height, :width] = upload(item["masks"], device).transpose(0, 1)
             classes[b, :count] = upload(item["classes"], device)
             valid[b, :count] = True
-            if given is not None and item.get("given") is not None:
-                given[b, :count, :height, :width] = upload(item["given"], device)
+            drawn = item.get("given")
+            if given is not None and drawn is not None:
+                given[b, :count, :height, :width] = upload(drawn, device)
         return cls(
             masks=masks,
             classes=classes,
