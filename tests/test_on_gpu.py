@@ -117,4 +117,4 @@ def test_a_frame_waits_for_its_report_and_of_found_objects_for_which_masks_are_e
         session.step(images[2])
         assert session.result.instances.pred_masks.is_cuda and session.result.instances.scores.is_cuda
     waits = [wait.split(" at ")[1].split(":")[0] for wait in gpu.waits]
-    assert waits == ["stream.py", *["predictor.py"] * (not given)], gpu.waits
+    assert waits == ["stream.py", *["session.py"] * (not given)], gpu.waits
