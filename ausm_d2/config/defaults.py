@@ -196,6 +196,15 @@ def _add_test_keys(cfg: CfgNode) -> None:
     test.TOPK = 0
     # "video": the best (track, class) pairs of a video; "frame": the paper's instances per frame (deviations, 12).
     test.TOPK_SCOPE = "video"
+    # Score of a track: "mean" of its class probabilities over all frames since it began, hidden ones included;
+    # "visible": over the frames that show it; "mask": as "mean", in every frame times the mean foreground probability
+    # inside of the mask (Mask2Former); "max": their maximum (GenVIS). Measured: docs/experiments.md.
+    test.TRACK_SCORE = "mean"
+    # Foreground probability under which a row that was not given counts as hidden in a frame: its mask is not shown and
+    # not in M. 0 = the paper: none does.
+    test.HIDE_BELOW = 0.0
+    # A detection that overlaps the mask of a tracked row by more than this IoU is no new track. 1 = the paper: any is.
+    test.BIRTH_IOU = 1.0
     test.LABEL_SET = ""  # label set of what VideoPredictor detects; empty: the first of MODEL.AUSM.LABEL_SETS
     # bfloat16 autocast in streaming and evaluation. On CUDA a VideoPredictor rounds norms and V to it too.
     test.AMP = False

@@ -64,11 +64,15 @@ class VideoTracks:
     scores: dict[int, Tensor] = field(default_factory=dict)  # (K) by track
 
     def keep(self, output: FrameOutput, stream: Stream, visit: Visit) -> None:
-        """Take over the scores of the latest step of ``stream`` and, if the visit counts, the masks it shows."""
+        """Take over the scores and the masks of the latest step of ``stream``, if the visit counts.
+
+        If it does not, the stream forgets its scores, so that they are of the visits that count.
+        """
+        if not visit.counts:
+            stream.forget_scores()
+            return
         for row, track_id in enumerate(output.track_ids):
             self.scores[track_id] = output.mean_probabilities[row]
-        if not visit.counts:
-            return
         shown = shown_rows(output, stream.settings.topk if stream.settings.topk_scope == "frame" else None)
         for track_id, mask in zip(shown.track_ids, (stream.logits(shown) > 0).cpu().numpy(), strict=True):
             if mask.any():

@@ -31,6 +31,9 @@ class VideoSettings:
     fg_thresholds: Mapping[str, float]  # of data sets that have another one
     topk: int | None  # None: the data set's own
     topk_scope: str  # "video" or "frame"
+    track_score: str  # "mean", "visible", "mask" or "max"
+    hide_below: float  # foreground probability under which a row that was not given is hidden
+    birth_iou: float  # with a tracked mask, above which a detection is no new track
     prompt_label_set: str  # of prompted rows
     amp: bool  # bfloat16 autocast
     cuda_graph: bool  # capture the step (on CUDA only)
@@ -41,10 +44,13 @@ class VideoSettings:
     @classmethod
     def from_config(cls, cfg: CfgNode) -> VideoSettings:
         test = cfg.TEST.AUSM
-        if test.TOPK_SCOPE not in ("video", "frame"):
-            raise UserError(f"TEST.AUSM.TOPK_SCOPE: '{test.TOPK_SCOPE}' is not one of video, frame")
-        if not 0 <= test.FG_THRESHOLD <= 1:
-            raise UserError(f"TEST.AUSM.FG_THRESHOLD: {test.FG_THRESHOLD}, expected a probability, from 0 to 1")
+        choices = {"TOPK_SCOPE": ("video", "frame"), "TRACK_SCORE": ("mean", "visible", "mask", "max")}
+        for key, known in choices.items():
+            if test[key] not in known:
+                raise UserError(f"TEST.AUSM.{key}: '{test[key]}' is not one of {', '.join(known)}")
+        for key, what in (("FG_THRESHOLD", "a probability"), ("HIDE_BELOW", "a probability"), ("BIRTH_IOU", "an IoU")):
+            if not 0 <= test[key] <= 1:
+                raise UserError(f"TEST.AUSM.{key}: {test[key]}, expected {what}, from 0 to 1")
         for entry in test.FG_THRESHOLDS:
             good = isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[1], int | float)
             if not good or not 0 <= entry[1] <= 1:
@@ -63,6 +69,9 @@ class VideoSettings:
             fg_thresholds={str(name): float(value) for name, value in test.FG_THRESHOLDS},
             topk=test.TOPK or None,
             topk_scope=test.TOPK_SCOPE,
+            track_score=test.TRACK_SCORE,
+            hide_below=test.HIDE_BELOW,
+            birth_iou=test.BIRTH_IOU,
             prompt_label_set=cfg.MODEL.AUSM.PROMPT_LABEL_SET,
             amp=test.AMP,
             cuda_graph=test.CUDA_GRAPH,

@@ -37,7 +37,7 @@ class Slots:
     track_ids: Tensor  # int64 (N_id): meaningless for free slots
     prompted: Tensor  # bool (N_id): given by the user
     last_seen: Tensor  # int64 (N_id): last frame with a mask that is not empty
-    class_sums: Tensor  # float64 (N_id, K): class probabilities, summed over the frames since the slot was taken
+    class_sums: Tensor  # float64 (N_id, K): class scores, summed over the frames since the slot was taken
     predicted: Tensor  # int64 (N_id): number of those frames; the frame an object was given in does not count
     generator: torch.Generator  # of the Sampler
     next_track_id: int = 1
@@ -76,12 +76,30 @@ class Slots:
             raise UserError(f"object {track_id} is not followed; followed now: {sorted(self.followed())}")
         return slots[0]
 
-    def update(self, probabilities: Tensor, visible: Tensor, frame_index: int) -> None:
-        """Record the predictions of a frame for the first N slots: (N, K) class probabilities, bool (N) visible."""
+    def update(self, scores: Tensor, visible: Tensor, frame_index: int, *, rule: str = "mean") -> None:
+        """Record the predictions of a frame for the first N slots.
+
+        Args:
+            scores: float64 (N, K), of the classes.
+            visible: bool (N).
+            rule: TEST.AUSM.TRACK_SCORE.
+        """
         count = len(visible)
-        self.class_sums[:count] += probabilities
-        self.predicted += 1
         self.last_seen[:count][self.in_use[:count] & visible] = frame_index
+        if rule == "max":
+            self.class_sums[:count] = torch.maximum(self.class_sums[:count], scores)
+            self.predicted.fill_(1)
+        elif rule == "visible":
+            self.class_sums[:count] += scores * visible[:, None]
+            self.predicted[:count] += visible
+        else:
+            self.class_sums[:count] += scores
+            self.predicted += 1
+
+    def forget_scores(self) -> None:
+        """The scores of all tracks begin anew with the next frame."""
+        self.class_sums.zero_()
+        self.predicted.zero_()
 
     def reserve(self, object_ids: Iterable[int], frame_index: int) -> dict[int, int]:
         """A slot for every object that the user gives. Changes nothing; :meth:`give` takes the slots.
@@ -129,13 +147,13 @@ class Slots:
             self.next_track_id = max(self.next_track_id, object_id + 1)
 
     def allocate(
-        self, rows: Iterable[int], probabilities: Tensor, *, frame_index: int, reserved: Collection[int] = ()
+        self, rows: Iterable[int], scores: Tensor, *, frame_index: int, reserved: Collection[int] = ()
     ) -> dict[int, int]:
         """Detections become tracks: A' = Sampler(B_{t-1}, |D|). What finds no slot is dropped and counted.
 
         Args:
             rows: rows of Q of the detections, the surest first.
-            probabilities: float64 (Q, K), class probabilities of the frame.
+            scores: float64 (Q, K), of the classes in the frame.
             frame_index: of the frame.
             reserved: slots that are kept for objects given at this frame.
 
@@ -151,7 +169,7 @@ class Slots:
                 continue
             self._occupy(slot, track_id=self.next_track_id, prompted=False, frame_index=frame_index)
             self.next_track_id += 1
-            self.class_sums[slot] = probabilities[row]
+            self.class_sums[slot] = scores[row]
             self.predicted[slot] = 1
             taken[slot] = row
         return taken

@@ -39,7 +39,9 @@ def rows_in_use(ids: Tensor) -> int:
 class StepOutput(NamedTuple):
     """Of all rows of Q. The next step may overwrite it."""
 
-    report: Tensor  # float32 (Q, K + 1): class probabilities; then 1 where some mask logit is above 0
+    # float32 (Q, K + 1): class probabilities; then 0 if no mask logit is above 0, else 1 or, if asked for, the mean
+    # foreground probability of the pixels whose logit is
+    report: Tensor
     mask_logits: Tensor  # (Q, H4, W4)
     rows: int  # N
 
@@ -47,16 +49,18 @@ class StepOutput(NamedTuple):
 class FrameStep:
     """E_t = X_{t-1} + HistoryMarker(A_{t-1}, M_{t-1}) .. (y_trk, y_det) = PixelDecoder(concat(A_{t-1}, V), G_t)."""
 
-    def __init__(self, model: AUSMNetwork, label_set: str, *, cuda_graph: bool) -> None:
+    def __init__(self, model: AUSMNetwork, label_set: str, *, cuda_graph: bool, confidence: bool = False) -> None:
         """
         Args:
             model: in evaluation mode.
             label_set: label set of all rows.
             cuda_graph: capture the step of each state in a CUDA graph, at the second frame that it sees (the first one
                 compiles kernels and makes workspaces); later frames replay it. It acts on CUDA only.
+            confidence: report how sure the masks are of their pixels.
         """
         self._model = model
         self._label_set = label_set
+        self._confidence = confidence
         self._capturing = cuda_graph and model.device.type == "cuda"
         self._seen: StreamState | None = None  # the state that the last frame belonged to
         self._graph: _Graph | None = None  # of that state
@@ -99,8 +103,11 @@ class FrameStep:
         masks = mask_logits > 0
         state.x_prev.copy_(features.x[0])
         torch.logical_and(masks[:rows], in_use[:, None, None], out=state.masks[:rows])  # free slots stay empty
-        visible = masks.flatten(1).any(dim=1, keepdim=True)
-        return StepOutput(torch.cat([class_logits.float().softmax(-1)[:, :-1], visible], dim=1), mask_logits, rows)
+        sure = masks.flatten(1).any(dim=1, keepdim=True)
+        if self._confidence:
+            inside = (mask_logits.float().sigmoid() * masks).flatten(1).sum(dim=1, keepdim=True)
+            sure = inside / masks.flatten(1).sum(dim=1, keepdim=True).clamp(min=1)
+        return StepOutput(torch.cat([class_logits.float().softmax(-1)[:, :-1], sure], dim=1), mask_logits, rows)
 
 
 class _Graph:

@@ -38,7 +38,7 @@ class FrameOutput:
     frame_index: int
     track_ids: list[int]  # R
     probabilities: Tensor  # float64 (R, K), CPU: class probabilities in this frame; their sum is 1 - p(background)
-    mean_probabilities: Tensor  # float64 (R, K), CPU: over all frames since the row was allocated
+    mean_probabilities: Tensor  # float64 (R, K), CPU: the track's scores, by the rule TEST.AUSM.TRACK_SCORE
     mask_logits: Tensor  # (R, H4, W4), on the model's device
     visible: Tensor  # bool (R), CPU: some logit is above 0
     prompted: Tensor  # bool (R), CPU: objects that were given at this or an earlier frame
@@ -78,7 +78,9 @@ class Stream:
         self.label_set = label_set
         self.detect = detect
         self.state: StreamState | None = None  # None before the first frame
-        self._frame_step = FrameStep(network, label_set, cuda_graph=settings.cuda_graph)
+        self._frame_step = FrameStep(
+            network, label_set, cuda_graph=settings.cuda_graph, confidence=settings.track_score == "mask"
+        )
 
     @property
     def track_ids(self) -> list[int]:
@@ -141,6 +143,10 @@ class Stream:
         """
         state = self._started()
         state.masks[state.slots.remove(track_id)] = False
+
+    def forget_scores(self) -> None:
+        """The scores of all tracks begin anew with the next frame (of a video that is shown more than once)."""
+        self._started().slots.forget_scores()
 
     def logits(self, output: FrameOutput, given: Mapping[int, np.ndarray] | None = None) -> Tensor:
         """The mask logits of all rows at the size of the frame.
@@ -248,12 +254,14 @@ class Stream:
         """
         slots = state.slots
         probabilities, visible = report[:, :-1], report[:, -1] > 0
-        slots.update(probabilities[:tracked], visible[:tracked], state.frame_index)
+        self._hide_unsure(probabilities, visible[:tracked], state)
+        scores = probabilities * report[:, -1:] if self.settings.track_score == "mask" else probabilities
+        slots.update(scores[:tracked], visible[:tracked], state.frame_index, rule=self.settings.track_score)
         # Row of Q that a slot's output is read from. A slot beyond the first N is taken in this frame or not at all.
         source = torch.arange(len(slots.ids)).clamp(max=tracked)
         if self.detect:
-            found = self._confident(probabilities, visible, tracked)
-            taken = slots.allocate(found, probabilities, frame_index=state.frame_index, reserved=set(reserved.values()))
+            found = self._new(self._confident(probabilities, visible, tracked), mask_logits, state)
+            taken = slots.allocate(found, scores, frame_index=state.frame_index, reserved=set(reserved.values()))
             if taken:
                 new, rows = torch.tensor(list(taken)), torch.tensor(list(taken.values()))
                 source[new] = rows
@@ -289,3 +297,28 @@ class Stream:
         found = ((foreground >= self.settings.fg_threshold) & visible[tracked:]).nonzero()[:, 0]
         found = found[foreground[found].argsort(descending=True)]
         return (found + tracked).tolist()
+
+    def _hide_unsure(self, probabilities: Tensor, visible: Tensor, state: StreamState) -> None:
+        """Rows that are no longer sure, and were not given, count as hidden in this frame: their masks leave M_t.
+
+        Args:
+            probabilities: float64 (Q, K).
+            visible: bool (N); overwritten.
+        """
+        if self.settings.hide_below > 0:
+            slots, tracked = state.slots, len(visible)
+            unsure = probabilities[:tracked].sum(-1) < self.settings.hide_below
+            unsure &= slots.in_use[:tracked] & ~slots.prompted[:tracked]
+            visible &= ~unsure
+            state.masks[upload(unsure.nonzero()[:, 0], state.masks.device)] = False
+
+    def _new(self, found: list[int], mask_logits: Tensor, state: StreamState) -> list[int]:
+        """Those of the detections, rows of Q, whose masks are not those of tracked rows."""
+        if not found or self.settings.birth_iou >= 1:
+            return found
+        rows = upload(torch.tensor(found), mask_logits.device)
+        new, old = ((masks > 0).flatten(1).float() for masks in (mask_logits[rows], state.masks))
+        both = new @ old.T
+        union = (new.sum(dim=1)[:, None] + old.sum(dim=1) - both).clamp(min=1)
+        alone = (both <= self.settings.birth_iou * union).all(dim=1).tolist()  # waits for the device
+        return [row for row, is_new in zip(found, alone, strict=True) if is_new]
