@@ -1,0 +1,307 @@
+#!/usr/bin/env python
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""How weights follow, find and refine on real video, by video and by the area of the objects.
+
+    python -m tools.real_video --config-file configs/edge/ausm_edge.yaml [--weights W.pth] [--every 2] [--json OUT.json]
+        [--parts prompted looks drawn unprompted references images] [--images NAME --count 24] --opts KEY VALUE ...
+
+The prompted data sets (DAVIS's layout) are those of DATASETS.TEST. It is cheap enough to be run now and then beside a
+training: every n-th frame only. J is the mean IoU over frames 2 to the last, in percent.
+
+    prompted    J by video, and by the area of the object in the frame
+    looks       the same through a poor camera: grey, 120 pixels high, contrast 0.35
+    drawn       first frames: IoU from a filled box and from a disc, the frame shown once more; from three discs, twice
+    unprompted  nothing given: J of the one track that fits an object best, and tracks per video
+    references  of prompted: the first mask copied, and carried by DIS optical flow
+    images      clips made of images (--images, INPUT.PSEUDO), all objects of the first frame given: J by area
+
+Shape shorthand:
+    H, W: frame size in pixels
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.config import CfgNode
+
+from ausm_d2.config import load_config
+from ausm_d2.data.build import get_records
+from ausm_d2.data.catalog import register_from_config
+from ausm_d2.data.mapper import ClipMapper
+from ausm_d2.data.video import VideoRecord
+from ausm_d2.data.views import every_nth
+from ausm_d2.errors import UserError, cli
+from ausm_d2.evaluation.references import CopiedMask, FlowMask
+from ausm_d2.io import atomic_write
+from ausm_d2.masks.drawn import box_mask, clicks_mask
+from ausm_d2.masks.rle import decode, to_rle
+from ausm_d2.streaming.predictor import VideoPredictor
+
+AREAS = (0.5, 2.0, 8.0, 100.0)  # percent of the frame: what is below each
+PARTS = ("prompted", "looks", "images", "drawn", "unprompted", "references")
+_IMAGE_FRAMES = 8  # of a clip made of an image
+
+Masks = Mapping[int, np.ndarray]  # bool (H, W), by object
+Look = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass
+class Clip:
+    """Some frames of a video, and the true masks of its objects in them."""
+
+    name: str
+    length: int
+    read: Callable[[int], tuple[np.ndarray, Masks]]  # uint8 (H, W, 3), BGR
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, Masks]]:
+        return map(self.read, range(self.length))
+
+
+def iou(found: np.ndarray, true: np.ndarray) -> float:
+    """1 where both are empty."""
+    union = np.count_nonzero(found | true)
+    return np.count_nonzero(found & true) / union if union else 1.0
+
+
+class Scores:
+    """IoUs of the objects of one data set, by video and by area."""
+
+    def __init__(self) -> None:
+        self._by_object: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+        self._by_area: dict[float, list[float]] = defaultdict(list)
+
+    def add(self, clip: str, object_id: int, found: np.ndarray, true: np.ndarray) -> None:
+        value, area = iou(found, true), 100 * np.count_nonzero(true) / true.size
+        self._by_object[clip][object_id].append(value)
+        if area:
+            self._by_area[next(edge for edge in AREAS if area <= edge)].append(value)
+
+    def summary(self) -> dict[str, Any]:
+        """Percent: the mean over videos, each video, and the frames whose object has such an area."""
+        videos = {
+            name: 100 * float(np.mean([np.mean(values) for values in objects.values()]))
+            for name, objects in self._by_object.items()
+        }
+        areas = {f"<= {edge:g} %": 100 * float(np.mean(self._by_area[edge])) for edge in AREAS if self._by_area[edge]}
+        return {"mean": float(np.mean(list(videos.values()))) if videos else None, "videos": videos, "areas": areas}
+
+
+def video_clips(name: str, every: int) -> Iterator[tuple[VideoRecord, Clip]]:
+    """Every ``every``-th frame of the videos of a prompted data set, also as a record of its own."""
+    for stored in get_records(name):
+        record = every_nth(stored, every)
+
+        def read(t: int, record: VideoRecord = record) -> tuple[np.ndarray, Masks]:
+            assert record.masks is not None
+            masks = record.masks.read(t) if record.is_labelled(t) else {}
+            rles = {object_id: to_rle(mask, record.height, record.width) for object_id, mask in masks.items()}
+            return (
+                np.ascontiguousarray(record.frames[t][..., ::-1]),
+                {object_id: decode(rle) for object_id, rle in rles.items() if rle is not None},
+            )
+
+        yield record, Clip(record.name, record.length, read)
+
+
+def image_clips(cfg: CfgNode, name: str, count: int) -> Iterator[Clip]:
+    """Clips made of images of a data set, as INPUT.PSEUDO has them; seeded."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TRAIN, cfg.INPUT.SAMPLING_FRAME_NUM, cfg.INPUT.PSEUDO.COPY_PASTE = (name,), _IMAGE_FRAMES, 0.0
+    cfg.INPUT.DRAWN_PROMPTS = 0.0
+    mapper, records = ClipMapper(cfg), get_records(name)
+    for record in records[:: max(1, len(records) // count)][:count]:
+        item = mapper(name, record, np.random.default_rng(int(record.video_id)))
+        image, masks = item["image"].numpy(), item["masks"].numpy()
+
+        def read(t: int, image: np.ndarray = image, masks: np.ndarray = masks) -> tuple[np.ndarray, Masks]:
+            return np.ascontiguousarray(image[t, ::-1].transpose(1, 2, 0)), dict(enumerate(masks[:, t], start=1))
+
+        yield Clip(record.name, _IMAGE_FRAMES, read)
+
+
+def poor_camera(frame: np.ndarray) -> np.ndarray:
+    """Grey, 120 pixels high, contrast 0.35."""
+    height, width = frame.shape[:2]
+    small = cv2.resize(frame, (round(width * 120 / height), 120), interpolation=cv2.INTER_AREA)
+    grey = cv2.cvtColor(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    faint = np.asarray(np.clip(grey.astype(np.float32) * 0.35 + 80, 0, 255).astype(np.uint8))
+    return cv2.resize(faint, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def follow(predictor: VideoPredictor, clip: Clip, scores: Scores, look: Look = lambda frame: frame) -> None:
+    """The masks of the first frame that has any are given; every later frame is scored."""
+    session = None
+    given: Masks = {}
+    for frame, masks in clip:
+        if session is None:
+            given = {object_id: mask for object_id, mask in masks.items() if mask.any()}
+            session = predictor.start(look(frame), given) if given else None
+            continue
+        instances = session.step(look(frame)).instances
+        found = dict(zip(instances.track_ids.tolist(), instances.pred_masks.cpu().numpy(), strict=True))
+        for object_id in given:
+            true = masks.get(object_id, np.zeros(frame.shape[:2], bool))
+            scores.add(clip.name, object_id, found[object_id], true)
+
+
+def drawn(predictor: VideoPredictor, clip: Clip, scores: Mapping[str, Scores]) -> None:
+    """First frames, from a box, a disc and three discs."""
+    frame, masks = clip.read(0)
+    for object_id, mask in masks.items():
+        if not mask.any():
+            continue
+        size = (mask.shape[0], mask.shape[1])
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        box = box_mask(size, (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+        prompts = {
+            "box": (box, 1),
+            "disc": (clicks_mask(size, middles(mask, 1)), 1),
+            "three discs": (clicks_mask(size, middles(mask, 3)), 2),
+        }
+        scores["box itself"].add(clip.name, object_id, box, mask)
+        for kind, (prompt, times) in prompts.items():
+            session = predictor.start(frame, {1: prompt})
+            for _ in range(times):
+                found = session.step(frame).instances.pred_masks[0].cpu().numpy()
+            scores[kind].add(clip.name, object_id, found, mask)
+
+
+def middles(mask: np.ndarray, count: int) -> list[tuple[float, float]]:
+    """(x, y) of the thickest place of each of ``count`` parts of the object, cut across its longer side."""
+    rows, columns = np.nonzero(mask)
+    along = columns if np.ptp(columns) >= np.ptp(rows) else rows
+    edges = np.quantile(along, np.linspace(0, 1, count + 1))
+    points = []
+    for low, high in pairwise(edges):
+        part = np.zeros_like(mask, np.uint8)
+        chosen = (along >= low) & (along <= high)
+        part[rows[chosen], columns[chosen]] = 1
+        depth = cv2.distanceTransform(np.pad(part, 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
+        y, x = np.unravel_index(depth.argmax(), depth.shape)
+        points.append((x + 0.5, y + 0.5))
+    return points
+
+
+def found_by_itself(predictor: VideoPredictor, clip: Clip) -> tuple[float, int]:
+    """(J of the track that fits an object best, mean over objects; number of tracks)."""
+    overlaps: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    tracks: set[int] = set()
+    truth = [masks for _, masks in clip]
+    for t, result in enumerate(predictor.stream(frame for frame, _ in clip)):
+        instances = result.instances
+        found = dict(zip(instances.track_ids.tolist(), instances.pred_masks.cpu().numpy(), strict=True))
+        tracks |= found.keys()
+        for object_id, true in truth[t].items() if t else ():
+            for track_id, mask in found.items():
+                overlaps[object_id][track_id].append(iou(mask, true))
+    best = [
+        max((sum(values) for values in overlaps[object_id].values()), default=0.0) / max(1, clip.length - 1)
+        for object_id in truth[0]
+    ]
+    return 100 * float(np.mean(best)), len(tracks)
+
+
+def references(name: str, every: int) -> dict[str, dict[str, Any]]:
+    """Of the same frames: the first mask copied, and carried by optical flow."""
+    summaries = {}
+    for kind, reference in (("first mask copied", CopiedMask()), ("DIS flow", FlowMask())):
+        scores = Scores()
+        for record, clip in video_clips(name, every):
+            objects = reference([{"record": record}])[0]["objects"]
+            for t, (_, masks) in enumerate(clip):
+                for object_id, rles in objects.items() if t else ():
+                    true = masks.get(object_id, np.zeros((record.height, record.width), bool))
+                    rle = rles[t]
+                    scores.add(clip.name, object_id, decode(rle) if rle is not None else np.zeros_like(true), true)
+        summaries[kind] = scores.summary()
+    return summaries
+
+
+def score_videos(predictor: VideoPredictor, name: str, every: int, parts: Sequence[str]) -> dict[str, Any]:
+    """The parts of one data set."""
+    result: dict[str, Any] = {}
+    prompted, looks = Scores(), Scores()
+    coarse = {kind: Scores() for kind in ("box itself", "box", "disc", "three discs")}
+    best: dict[str, tuple[float, int]] = {}
+    for _, clip in video_clips(name, every):
+        if "prompted" in parts:
+            follow(predictor, clip, prompted)
+        if "looks" in parts:
+            follow(predictor, clip, looks, poor_camera)
+        if "drawn" in parts:
+            drawn(predictor, clip, coarse)
+        if "unprompted" in parts:
+            best[clip.name] = found_by_itself(predictor, clip)
+    if "prompted" in parts:
+        result["prompted"] = prompted.summary()
+    if "looks" in parts:
+        result["looks"] = looks.summary()
+    if "drawn" in parts:
+        result["drawn"] = {kind: each.summary() for kind, each in coarse.items()}
+    if "unprompted" in parts:
+        result["unprompted"] = {
+            "mean": float(np.mean([score for score, _ in best.values()])),
+            "tracks": float(np.mean([tracks for _, tracks in best.values()])),
+            "videos": {video: score for video, (score, _) in best.items()},
+        }
+    if "references" in parts:
+        result["references"] = references(name, every)
+    return result
+
+
+def lines(result: dict[str, Any], title: str = "") -> Iterator[str]:
+    """A result, one line for each table row."""
+    for key, value in result.items():
+        if isinstance(value, dict) and all(not isinstance(each, dict) for each in value.values()):
+            cells = "  ".join(f"{name} {number:.1f}" for name, number in value.items() if number is not None)
+            yield f"{title}{key}: {cells}"
+        elif isinstance(value, dict):
+            yield from lines(value, f"{title}{key} ")
+        elif value is not None:
+            yield f"{title}{key}: {value:.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--weights", metavar="FILE", help="in place of MODEL.WEIGHTS")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["prompted"])
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="use every N-th frame")
+    parser.add_argument("--images", metavar="NAME", help="data set of images, for the part images")
+    parser.add_argument("--count", type=int, default=24, metavar="N", help="how many of its images")
+    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="comes last")
+    args = parser.parse_args()
+    if args.every < 1 or args.count < 1:
+        raise UserError(f"--every {args.every}, --count {args.count}: expected 1 or more")
+    if ("images" in args.parts) != bool(args.images):
+        raise UserError("the part images needs --images, the name of a data set of images, and the other way round")
+    cfg = load_config(args.config_file, [*args.opts, *(("MODEL.WEIGHTS", args.weights) if args.weights else ())])
+    register_from_config(cfg)
+    predictor = VideoPredictor(cfg)
+    names = [] if args.parts == ["images"] else list(cfg.DATASETS.TEST)
+    results = {name: score_videos(predictor, name, args.every, args.parts) for name in names}
+    if args.images:
+        scores = Scores()
+        for clip in image_clips(cfg, args.images, args.count):
+            follow(predictor, clip, scores)
+        results[args.images] = {"images": scores.summary()}
+    for line in lines(results):
+        print(line)
+    if args.json:
+        with atomic_write(args.json) as temporary:
+            temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    cli(main)
