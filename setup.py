@@ -23,6 +23,7 @@ setup(
         "": ["*.cpp", "*.h"],  # of every package: the sources of the compiled kernels
         "ausm_d2": ["weights/*.pth", "configs/**/*.yaml"],  # ausm_d2/configs is a link to configs/; wheels hold copies
     },
+    entry_points={"console_scripts": ["ausm = ausm_d2.cli.main:console"]},
     python_requires=">=3.11",
     # Detectron2 is needed too, but is not on the package index under its own name:
     # `python tools/install_detectron2.py`, or its official source install.
@@ -46,6 +47,7 @@ setup(
         "cuda": ["mamba-ssm", "causal-conv1d"],  # build against the installed torch: pip install --no-build-isolation
         "demo": ["matplotlib"],
         "app": ["gradio>=6"],
+        "completion": ["argcomplete"],  # of the shell; docs/command_line.md
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "ray": ["ray[data]"],
         "supervision": ["supervision"],

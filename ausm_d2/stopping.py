@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Sequence
 from types import FrameType
 
 
@@ -14,7 +15,8 @@ class StopRequest:
     Outside the main thread nothing is installed: nobody can send a signal to another thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> None:
+        self._signals = signals
         self._seen = threading.Event()
         self._before: dict[int, signal.Handlers | object] = {}
         self.signal: int | None = None  # that asked to stop
@@ -35,7 +37,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in self._signals:
                 self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Masks drawn over pictures, pictures put together, pictures written as video. Works on plain arrays.
+"""Masks drawn over pictures, pictures put together. Works on plain arrays.
 
 Shape shorthand:
     H, W: picture size in pixels
@@ -9,13 +9,9 @@ Shape shorthand:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from fractions import Fraction
 from functools import cache
-from types import TracebackType
 
-import av
 import cv2
 import numpy as np
 from detectron2.utils.colormap import colormap
@@ -135,43 +131,3 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = 
             x = gap + j * (width + gap)
             sheet[y + title : y + title + height, x : x + width] = picture
     return sheet
-
-
-class VideoWriter:
-    """Pictures -> an H.264 MP4 file that plays everywhere (4:2:0, even sides)."""
-
-    def __init__(self, path: str | os.PathLike[str], fps: Fraction | int) -> None:
-        """
-        Args:
-            path: ends in .mp4.
-            fps: pictures a second.
-        """
-        self._container = av.open(os.fspath(path), "w", options={"movflags": "faststart"})
-        self._stream = self._container.add_stream("h264", rate=fps, options={"preset": "veryfast", "crf": "20"})
-        self._stream.pix_fmt = "yuv420p"
-        self._empty = True
-
-    def write(self, picture: np.ndarray) -> None:
-        """The next picture: uint8 (H, W, 3), BGR, all of one size. Odd sides are widened by a pixel."""
-        picture = cv2.copyMakeBorder(picture, 0, picture.shape[0] % 2, 0, picture.shape[1] % 2, cv2.BORDER_REPLICATE)
-        if self._empty:
-            self._stream.height, self._stream.width = picture.shape[:2]
-            self._empty = False
-        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
-
-    def close(self) -> None:
-        """Complete the file."""
-        if not self._empty:
-            self._container.mux(self._stream.encode(None))
-        self._container.close()
-
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self._container.close()

@@ -38,7 +38,8 @@ from ausm_d2.errors import UserError, cli
 from ausm_d2.evaluation.results import Output, ResultFolder
 from ausm_d2.evaluation.tracks import true_masks
 from ausm_d2.masks.rle import Rle, decode
-from ausm_d2.visualization import VideoWriter, contact_sheet, draw_masks, readable_scale
+from ausm_d2.video.movie import MovieWriter
+from ausm_d2.visualization import contact_sheet, draw_masks, readable_scale
 
 _ROOT = Path(__file__).resolve().parents[1]
 _NANO = _ROOT / "configs" / "synth" / "ausm_nano.yaml"
@@ -85,7 +86,7 @@ def draw(record: VideoRecord, frame: int, drawn: Drawn, scale: int) -> np.ndarra
 def draw_video(record: VideoRecord, panels: Mapping[str, Drawn], folder: Path) -> None:
     """A video of all panels, one under the other, and a contact sheet of a few frames."""
     scale = readable_scale(record.height, record.width)
-    with VideoWriter(folder / f"{record.name}.mp4", _FPS) as video:
+    with MovieWriter(folder / f"{record.name}.mp4", _FPS) as video:
         for frame in range(record.length):
             rows = [[draw(record, frame, drawn, scale)] for drawn in panels.values()]
             video.write(contact_sheet(rows, list(panels)))

@@ -17,7 +17,7 @@ from detectron2.data import MetadataCatalog
 
 import train_net
 from ausm_d2.config import load_config
-from ausm_d2.engine import Trainer
+from ausm_d2.engine import Trainer, check_datasets
 from ausm_d2.errors import cli
 from ausm_d2.training.targets import ClipTargets
 from ausm_d2.training.teacher_forcing import preprocess
@@ -228,7 +228,7 @@ def test_the_letter_switches_every_deviation_that_has_another_reading_in_the_pap
 def test_the_letter_is_an_overlay_of_every_config_of_the_paper(name: str) -> None:
     plain = config(name)
     cfg = load_config(str(PAPER / f"{name}.yaml"), overlays=[str(PAPER / "letter.yaml")])
-    train_net.check_datasets(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    check_datasets(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     switched = {1, 2, 5, 7, 10, 12, 14}  # the others are of light models and ablations, which these configs are none of
     for key, number in letter().items():
         before, after = plain, cfg

@@ -11,20 +11,21 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "ausm_d2"
 
 # What each room may import of the package, beside the foundations. A room that is not named here is above all of them.
-FOUNDATIONS = {"errors", "io", "names", "ids", "pictures", "allocator", "stopping", "__init__"}
+FOUNDATIONS = {"errors", "io", "names", "ids", "pictures", "allocator", "stopping", "visualization", "__init__"}
 MAY_IMPORT = {
     **{name: set() for name in FOUNDATIONS},
     "kernels": set(),
     "config": {"kernels"},  # the names of kernels
     "modeling": {"config", "kernels"},
     "masks": set(),
-    "video": set(),
+    "video": {"masks"},
     "data": {"config", "masks", "video"},
     "checkpoint": {"config"},
     "evaluation": {"checkpoint", "config", "data", "masks"},
     "training": {"config", "data", "kernels", "modeling"},
     "streaming": {"checkpoint", "config", "data", "kernels", "masks", "modeling"},
     "meta_arch": {"config", "data", "modeling", "streaming", "training"},
+    "jobs": {"config", "masks", "streaming", "video"},
 }
 
 

@@ -1,15 +1,11 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from fractions import Fraction
-from pathlib import Path
-
-import av
 import cv2
 import numpy as np
 import pytest
 
-from ausm_d2.visualization import VideoWriter, colour, contact_sheet, draw_masks, readable_scale
+from ausm_d2.visualization import colour, contact_sheet, draw_masks, readable_scale
 
 GREY = 100
 
@@ -91,28 +87,3 @@ def test_a_contact_sheet_has_every_picture() -> None:
     assert (sheet[28:48, 38:] == 255).all()
     titled = contact_sheet([pictures], ["first row"])
     assert titled.shape[0] > 28 and (titled[32:52, 4:34] == 10).all() and (titled[:32] < 128).any()
-
-
-@pytest.mark.parametrize("size", [(48, 64), (45, 67)])
-def test_a_video_plays_everywhere(tmp_path: Path, size: tuple[int, int]) -> None:
-    path = tmp_path / "video.mp4"
-    with VideoWriter(path, Fraction(30000, 1001)) as video:
-        for i in range(7):
-            video.write(np.full((*size, 3), 30 * i, np.uint8))
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        assert (stream.codec_context.name, stream.pix_fmt, stream.frames) == ("h264", "yuv420p", 7)
-        assert stream.average_rate == Fraction(30000, 1001)
-        assert (stream.height, stream.width) == tuple(side + side % 2 for side in size)
-        for i, frame in enumerate(container.decode(video=0)):
-            assert np.abs(frame.to_ndarray(format="bgr24").astype(int) - 30 * i).mean() < 4
-    head = path.read_bytes()
-    assert head.index(b"moov") < head.index(b"mdat")  # a browser can start before it has all
-
-
-def test_a_video_that_is_not_finished_raises_no_second_error(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="the caller's"), VideoWriter(tmp_path / "video.mp4", 25) as video:
-        video.write(grey())
-        raise RuntimeError("the caller's")
-    with VideoWriter(tmp_path / "empty.mp4", 25):
-        pass

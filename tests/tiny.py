@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,3 +85,11 @@ def clip(frames: int, instances: int, *, label_set: str = "synthvis", seed: int 
         "width": WIDTH,
         **entries,
     }
+
+
+def write_tiny_config(folder: Path) -> Path:
+    """A config file of the tiny model, and its weights beside it."""
+    torch.save({"model": tiny_model().state_dict()}, folder / "tiny.pth")
+    cfg = tiny_cfg("MODEL.WEIGHTS", str(folder / "tiny.pth"), "DATASETS.TEST", ("synthvis_val",))
+    (folder / "tiny.yaml").write_text(cfg.dump())
+    return folder / "tiny.yaml"

@@ -189,15 +189,16 @@ def _draw_clip(image: np.ndarray, masks: np.ndarray, height: int = 180) -> np.nd
     return np.concatenate(frames, axis=1)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m ausm_d2.data.check", description=(__doc__ or "").split("\n\n")[1])
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m ausm_d2.data.check") -> int:
+    """The command, with its arguments; default: those of the process."""
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").split("\n\n")[1])
     parser.add_argument("names", nargs="+", metavar="NAME", help="registered data sets")
     parser.add_argument("--config-file", default="", help="for --preview and for data sets of your own")
     parser.add_argument("--preview", metavar="DIR", help="write DIR/NAME.png, training clips with their masks")
     parser.add_argument("--max-videos", type=int, default=0, help="read only so many, spread evenly; 0: all")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="of the config")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.opts and not args.config_file:
         parser.error("--opts changes keys of --config-file, which is missing")
     if args.config_file:

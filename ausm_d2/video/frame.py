@@ -25,6 +25,7 @@ class Frame(NamedTuple):
     name: str  # without extension; result files use it
     image: np.ndarray  # uint8 (H, W, 3), BGR
     time: float  # seconds since the first frame
+    file: str | None = None  # of a frame that is a picture file: its name with extension
 
 
 @dataclass

@@ -101,7 +101,7 @@ def _open_iterable(items: Iterable[np.ndarray | str | Path], fps: Fraction | Non
     def frames() -> Iterator[Frame]:
         for index, item in enumerate(items):
             if isinstance(item, str | Path):
-                yield Frame(Path(item).stem, read_bgr(item), float(index / rate))
+                yield Frame(Path(item).stem, read_bgr(item), float(index / rate), Path(item).name)
             else:
                 yield Frame(f"{index:05d}", item, float(index / rate))
 

@@ -69,7 +69,7 @@ def open_files(files: Sequence[Path], *, name: str, fps: Fraction | None = None,
 
     def frames() -> Iterator[Frame]:
         for index, path in enumerate(files[first:], first):
-            yield Frame(path.stem, read_bgr(path), float(index / rate))
+            yield Frame(path.stem, read_bgr(path), float(index / rate), path.name)
 
     stamps = [path.stat() for path in (files[0], files[-1])]
     key = f"{len(files)} {' '.join(f'{stamp.st_size} {stamp.st_mtime_ns}' for stamp in stamps)}"
@@ -86,7 +86,7 @@ def open_picture(path: Path, fps: Fraction | None = None, first: int = 0) -> Sou
     status = path.stat()
     key = f"{path.name} {status.st_size} {status.st_mtime_ns}"
     if len(pages) == 1:
-        frames = iter([Frame(path.stem, read_bgr(path), 0.0)])
+        frames = iter([Frame(path.stem, read_bgr(path), 0.0, path.name)])
         return Source(path.name, frames, 1, fps or DEFAULT_FPS, is_image=True, key=key)
     times = _page_times(path, pages, fps)
     rate = Fraction(len(pages) - 1) / Fraction(times[-1]).limit_denominator(1000)

@@ -1,0 +1,263 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Every video of a folder, once each, in one process or several; a report at the end."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from tabulate import tabulate
+
+from ausm_d2.errors import UserError
+from ausm_d2.io import atomic_write
+from ausm_d2.jobs.track import Request, track
+from ausm_d2.names import files_below, natural_order
+from ausm_d2.stopping import StopRequest
+from ausm_d2.streaming.predictor import VideoPredictor
+from ausm_d2.video.inputs import matches
+from ausm_d2.video.pictures import PICTURES
+
+MOVIES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".flv", ".ts", ".mts", ".mpg", ".mpeg", ".wmv", ".3gp")
+MOVIES += (".ogv", ".y4m")
+REPORT = "report.json"
+TABLE = "report.md"
+
+
+def find_videos(text: str, output: Path) -> dict[str, Path] | None:
+    """The videos of a folder or pattern, by the names of their results; None: the input is one video.
+
+    A folder with pictures in it is one video. Else every video file in it or below, and every folder below that holds
+    pictures, is a video of its own.
+
+    Args:
+        text: what the user calls the input.
+        output: folder of the results; it is not looked into, should it lie in the folder.
+
+    Raises:
+        UserError: a folder with neither, or with pictures and videos side by side.
+    """
+    root = Path(text)
+    if not root.is_dir():
+        files = None if root.exists() else matches(text)
+        if files is None or len(files) < 2 or all(path.suffix.lower() in PICTURES for path in files):
+            return None
+        return _unique(files)
+    found: dict[str, Path] = {}
+    pictures: dict[Path, int] = {}
+    out = output.resolve()
+    for path in files_below(root):
+        if path.name.startswith(".") or path.resolve().is_relative_to(out):
+            continue
+        if path.suffix.lower() in MOVIES:
+            found[path.relative_to(root).as_posix()] = path
+        elif path.suffix.lower() in PICTURES:
+            pictures[path.parent] = pictures.get(path.parent, 0) + 1
+    if root in pictures:
+        if any(path.parent == root for path in found.values()):
+            raise UserError(f"'{root}' holds pictures and videos side by side; a folder of frames, or one of videos")
+        return None
+    found.update({folder.relative_to(root).as_posix(): folder for folder in pictures})
+    if not found:
+        raise UserError(f"the folder '{root}' holds no videos ({' '.join(MOVIES)}) and no pictures")
+    return dict(sorted(found.items(), key=lambda item: natural_order(item[0])))
+
+
+def _unique(files: Sequence[Path]) -> dict[str, Path]:
+    """Names of results: those of the files, or, where two files have one name, their paths."""
+    names = [path.name for path in files]
+    if len(set(names)) == len(names):
+        return dict(zip(names, files, strict=True))
+    return {path.resolve().as_posix().lstrip("/"): path for path in files}
+
+
+@dataclass
+class Row:
+    """What became of one video."""
+
+    video: str
+    status: str  # done, stopped or failed
+    frames: int = 0
+    objects: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+
+def track_one_of_many(predictor: VideoPredictor, name: str, asked: Request, stopped: Callable[[], bool]) -> Row:
+    """One video; whatever is wrong with it becomes its row."""
+    try:
+        summary = track(lambda: predictor, asked, stopped=stopped)
+    except UserError as error:
+        return Row(name, "failed", error=str(error))
+    except Exception as error:  # one bad file never stops the rest
+        return Row(name, "failed", error=f"{type(error).__name__}: {error}".splitlines()[0])
+    status = "done" if summary.complete else "stopped"
+    return Row(name, status, summary.frames, summary.objects, round(summary.seconds, 2))
+
+
+class Report:
+    """``report.json`` and ``report.md`` in the folder of the results, written anew after every video."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.rows: dict[str, Row] = {}
+        self._folder = folder
+        self._order = list(names)
+        self._begin = time.monotonic()
+
+    def add(self, row: Row) -> None:
+        self.rows[row.video] = row
+        rows = [self.rows[name] for name in self._order if name in self.rows]
+        seconds = time.monotonic() - self._begin
+        data: dict[str, Any] = {
+            "version": 1,
+            **{status: self.count(status) for status in ("done", "stopped", "failed")},
+            "waiting": len(self._order) - len(rows),
+            "seconds": round(seconds, 2),
+            "videos": [asdict(each) for each in rows],
+        }
+        with atomic_write(self._folder / REPORT) as path:
+            path.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
+        with atomic_write(self._folder / TABLE) as path:
+            path.write_text(self.table() + "\n", encoding="utf-8")
+
+    def count(self, status: str) -> int:
+        return sum(row.status == status for row in self.rows.values())
+
+    def table(self) -> str:
+        """A Markdown table."""
+        rows = [asdict(self.rows[name]) for name in self._order if name in self.rows]
+        return tabulate(rows, headers="keys", tablefmt="github")
+
+
+def track_all(
+    cfg: CfgNode,
+    videos: dict[str, Path],
+    asked: Request,
+    *,
+    workers: int = 1,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Report:
+    """Track every video into a folder of its own below ``asked.output``. Videos that are done already are passed over.
+
+    Args:
+        videos: by the names of their results.
+        asked: what is asked for of each; its source is replaced.
+        workers: processes; 1: this one.
+        progress: called with the number of videos dealt with and of all.
+
+    Raises:
+        UserError: the output folder cannot be written.
+    """
+    if workers < 1:
+        raise UserError(f"--workers: {workers}, expected 1 or more")
+    try:
+        asked.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"'{asked.output}' cannot be written: {error.strerror}") from None
+    requests = {
+        name: replace(asked, source=str(path), output=asked.output / name, resume=True) for name, path in videos.items()
+    }
+    report = Report(asked.output, list(videos))
+    with StopRequest() as stop:
+        many = workers > 1 and len(videos) > 1
+        rows = _in_processes(cfg, requests, min(workers, len(videos)), stop) if many else _here(cfg, requests, stop)
+        for row in rows:
+            report.add(row)
+            if progress is not None:
+                progress(len(report.rows), len(videos))
+    return report
+
+
+def _here(cfg: CfgNode, requests: dict[str, Request], stop: StopRequest) -> Iterator[Row]:
+    predictor = VideoPredictor(cfg)
+    for name, asked in requests.items():
+        if stop():
+            return
+        yield track_one_of_many(predictor, name, asked, stop)
+
+
+class _Worker:
+    """A process with a predictor of its own."""
+
+    def __init__(self, cfg: CfgNode, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=_work, args=(cfg, theirs, threads), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.video: str | None = None  # that it works on
+
+    def give(self, name: str, asked: Request) -> None:
+        self.video = name
+        self.connection.send((name, asked))
+
+    def answer(self) -> Row:
+        """Of the video that it works on; a process that died is a failure of that video."""
+        assert self.video is not None
+        try:
+            row: Row = self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            code = self.process.exitcode
+            row = Row(self.video, "failed", error=f"its process ended with exit code {code} (a negative one: a signal)")
+        self.video = None
+        return row
+
+    def close(self) -> None:
+        self.connection.close()
+        self.process.join(timeout=10.0)
+        if self.process.is_alive():
+            self.process.terminate()
+
+
+def _work(cfg: CfgNode, connection: Connection, threads: int) -> None:
+    """What a process does: videos come, rows go, until the other end is closed."""
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the first one passes it on
+    with StopRequest(signals=(signal.SIGTERM,)) as stop:
+        try:
+            predictor = VideoPredictor(cfg)
+            while True:
+                name, asked = connection.recv()
+                connection.send(track_one_of_many(predictor, name, asked, stop))
+        except (EOFError, OSError):
+            return  # the first process has no more videos, or is gone
+
+
+def _in_processes(cfg: CfgNode, requests: dict[str, Request], workers: int, stop: StopRequest) -> Iterator[Row]:
+    waiting = list(requests.items())[::-1]
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    pool: list[_Worker] = []
+    told = False
+    try:
+        while waiting or any(worker.video for worker in pool):
+            pool = [worker for worker in pool if worker.process.is_alive() or worker.video]
+            while waiting and not stop() and len(pool) < min(workers, len(waiting) + sum(bool(w.video) for w in pool)):
+                pool.append(_Worker(cfg, threads))
+            for worker in pool:
+                if worker.video is None and waiting and not stop():
+                    worker.give(*waiting.pop())
+            busy = [worker for worker in pool if worker.video]
+            if stop() and not told:
+                told = True
+                for worker in busy:
+                    worker.process.terminate()  # it stops in good order
+            if not busy:
+                return
+            ready = wait([worker.connection for worker in busy], timeout=0.2)
+            for worker in busy:
+                if worker.connection in ready:
+                    yield worker.answer()
+    finally:
+        for worker in pool:
+            worker.close()

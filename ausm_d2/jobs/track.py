@@ -1,0 +1,316 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""One video through a predictor into a folder of results.
+
+Shape shorthand:
+    H, W: frame size in pixels
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from ausm_d2.errors import UserError
+from ausm_d2.streaming.predictor import FrameResult, Session, VideoPredictor
+from ausm_d2.video.ahead import ReadAhead
+from ausm_d2.video.files import RawFormat
+from ausm_d2.video.frame import Frame, Source
+from ausm_d2.video.inputs import open_source
+from ausm_d2.video.results import DEFAULT_OUTPUTS, Earlier, ResultFolder, check_outputs
+from ausm_d2.video.tracked import Done, TrackedFrame, VideoInfo
+
+Prompts = Mapping[int, Any]  # what ``VideoPredictor.start`` takes, by object id
+
+_CHECKPOINT = 30.0  # seconds between two saved states
+_NEVER = 1e9  # seconds: later than any frame
+
+
+@dataclass
+class Request:
+    """What is asked for."""
+
+    source: Any  # as ``open_source`` takes it
+    output: Path
+    prompts: Mapping[int, Prompts] = field(default_factory=dict)  # by the frame at which they are given
+    names: Mapping[int, str] = field(default_factory=dict)  # the user's names of objects
+    given_by: str = "the prompts"  # file that the prompts are from, for messages
+    find: bool = True  # look for objects that nobody gave
+    save: Sequence[str] = DEFAULT_OUTPUTS
+    frames: int | None = None  # stop after so many
+    fps: Fraction | None = None  # of pictures without times
+    raw: RawFormat | None = None  # of standard input
+    resume: bool = False
+
+
+@dataclass
+class Summary:
+    """What came of it."""
+
+    frames: int
+    objects: int
+    complete: bool  # False: it was stopped; ``resume`` goes on
+    output: Path
+    seconds: float  # spent on ``new`` frames
+    new: int  # frames of this run
+
+    def __str__(self) -> str:
+        text = f"{self.frames} frames, {self.objects} objects"
+        return text if self.complete else f"stopped after {text}"
+
+
+Progress = Callable[[int, "int | None"], None]
+"""Called after every frame with the number of frames done and of all, where it is known."""
+
+
+def track(
+    make_predictor: Callable[[], VideoPredictor],
+    request: Request,
+    *,
+    progress: Progress | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Summary:
+    """Do what a request asks for. What is cheap to check comes before what takes time.
+
+    Args:
+        make_predictor: called once the input and the output can be used.
+        stopped: asked between frames; True ends the work in good order.
+
+    Raises:
+        UserError: anything wrong with what was given. If it is a frame in the middle, or a full disk, the results of
+            the frames before it are complete.
+    """
+    names = check_outputs(request.save)
+    if request.frames is not None and request.frames < 1:
+        raise UserError(f"--frames: {request.frames}, expected 1 or more")
+    folder = ResultFolder(request.output)
+    try:
+        return _track(make_predictor, request, names, folder, progress, stopped)
+    except (OSError, av.FFmpegError) as error:
+        raise UserError(f"'{request.output}' cannot be written: {error.strerror}{_kept(folder)}") from error
+    except UserError as error:
+        raise UserError(f"{error}{_kept(folder)}") from None
+    finally:
+        folder.discard()
+
+
+def _kept(folder: ResultFolder) -> str:
+    return f"; the {folder.frames} frames before are in '{folder.path}', --resume goes on" if folder.frames else ""
+
+
+def _track(
+    make_predictor: Callable[[], VideoPredictor],
+    request: Request,
+    names: list[str],
+    folder: ResultFolder,
+    progress: Progress | None,
+    stopped: Callable[[], bool],
+) -> Summary:
+    earlier = folder.earlier() if request.resume else None
+    source, first = _open(request, 0)
+    _check_sizes(request, first)
+    predictor = make_predictor()
+    settings = _settings(request, source, predictor)
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    done = None
+    if earlier is not None:
+        _require_same(earlier, key, settings, request, source)
+        if earlier.complete:
+            return Summary(earlier.frames, earlier.objects, True, folder.path, 0.0, 0)
+        done = (earlier.frames or None) if earlier.settings is not None else None
+    if done is None:
+        session = predictor.start(first.image, _prompts_at(request, 0))
+    else:
+        session = predictor.load(folder.session_file(done))
+        source, first = _open(request, done)
+    work = _Work(request, folder, source, predictor, session, progress)
+    info = VideoInfo(
+        name=source.name,
+        height=session.result.id_map.shape[0],
+        width=session.result.id_map.shape[1],
+        fps=source.fps,
+        prompted=bool(request.prompts) and not request.find,
+        classes=predictor.class_names(session.label_set),
+        is_image=source.is_image,
+    )
+    time_of_next = first.time if first is not None else _NEVER
+    folder.begin(info, names, key=key, settings=settings, done=Done(done, time_of_next) if done else None)
+    return work.run(first, done or 0, stopped)
+
+
+def _open(request: Request, first: int) -> tuple[Source, Any]:
+    """The source from a frame on, and that frame; None if it has no more and ``first`` is not 0."""
+    source = open_source(request.source, fps=request.fps, raw=request.raw, first=first)
+    frame = next(iter(source), None)
+    if frame is None and not first:
+        raise UserError(f"{request.source}: no frame can be decoded")
+    return source, frame
+
+
+def _check_sizes(request: Request, first: Frame) -> None:
+    height, width = first.image.shape[:2]
+    for given in request.prompts.values():
+        for mask in given.values():
+            if isinstance(mask, np.ndarray) and mask.shape[:2] != (height, width):
+                raise UserError(
+                    f"{request.given_by}: {mask.shape[1]}x{mask.shape[0]} pixels, the first frame of the input is "
+                    f"{width}x{height}"
+                )
+
+
+def _prompts_at(request: Request, frame: int) -> Prompts | None:
+    """What is given at a frame; None: nothing, and everything is looked for."""
+    given = request.prompts.get(frame)
+    return given if given or request.prompts else None
+
+
+def _settings(request: Request, source: Source, predictor: VideoPredictor) -> dict[str, Any]:
+    """Everything that decides the results, by a name for messages."""
+    prompts = {
+        str(frame): {str(object_id): _digest(each) for object_id, each in given.items()}
+        for frame, given in sorted(request.prompts.items())
+    }
+    return {
+        "input": source.key,
+        "model": predictor.fingerprint,
+        "prompts": prompts,
+        "find": request.find,
+        "save": check_outputs(request.save),
+        "fps": str(request.fps),
+    }
+
+
+def _digest(prompt: Any) -> str:
+    data = np.ascontiguousarray(prompt).tobytes() if isinstance(prompt, np.ndarray) else repr(prompt).encode()
+    return hashlib.sha256(data).hexdigest()
+
+
+def _require_same(earlier: Earlier, key: str, settings: dict[str, Any], request: Request, source: Source) -> None:
+    if source.key is None:
+        raise UserError(f"{source.name}: cannot be read again from the beginning, so --resume cannot go on with it")
+    if earlier.key == key:
+        return
+    differs = [name for name, value in settings.items() if (earlier.settings or {}).get(name, value) != value]
+    raise UserError(
+        f"'{request.output}' holds results of another run ({', '.join(differs) or 'settings'} differ); --resume goes "
+        "on only with the same video and settings"
+    )
+
+
+class _Work:
+    """The loop over the frames."""
+
+    def __init__(
+        self,
+        request: Request,
+        folder: ResultFolder,
+        source: Source,
+        predictor: VideoPredictor,
+        session: Session,
+        progress: Progress | None,
+    ) -> None:
+        self._request = request
+        self._folder = folder
+        self._source = source
+        self._session = session
+        self._classes = predictor.class_names(session.label_set)
+        self._progress = progress
+        limit = (source.count, request.frames)
+        self._total = min((count for count in limit if count is not None), default=None)
+
+    def run(self, first: Frame | None, done: int, stopped: Callable[[], bool]) -> Summary:
+        begin, complete, new = time.monotonic(), False, 0
+        saved = begin
+        try:
+            if first is not None:
+                for frame in self._frames(first, done, stopped):
+                    new += 1
+                    self._folder.write(self._tracked(frame))
+                    if self._progress is not None:
+                        self._progress(done + new, self._total)
+                    if self._source.key is not None and time.monotonic() - saved > _CHECKPOINT:
+                        self._folder.checkpoint(self._session.save)
+                        saved = time.monotonic()
+            complete = not stopped() or self._source.live
+        except BaseException:
+            self._close(complete=False, saved=self._folder.frames == done)
+            raise
+        objects = self._close(complete=complete, saved=False)
+        return Summary(
+            frames=done + new,
+            objects=objects,
+            complete=complete,
+            output=self._folder.path,
+            seconds=time.monotonic() - begin,
+            new=new,
+        )
+
+    def _frames(self, first: Frame, done: int, stopped: Callable[[], bool]) -> Iterator[Frame]:
+        """The frames, each after the session has seen it."""
+        limit = None if self._request.frames is None else self._request.frames - done - 1
+        if limit is not None and limit < 0:
+            return
+        if done == 0:  # the session began with it
+            yield first
+        else:
+            yield self._step(first)
+        with ReadAhead(islice(self._source.frames, limit), newest=self._source.live, stopped=stopped) as ahead:
+            for frame in ahead:
+                yield self._step(frame)
+
+    def _step(self, frame: Frame) -> Frame:
+        try:
+            self._session.step(frame.image)
+            for object_id, prompt in self._request.prompts.get(self._session.result.frame_index, {}).items():
+                self._session.add(object_id, prompt)
+        except UserError as error:
+            raise UserError(f"{self._request.source}: frame '{frame.name}': {error}") from None
+        return frame
+
+    def _tracked(self, frame: Frame) -> TrackedFrame:
+        return tracked_frame(self._session.result, frame, self._classes, self._request.names)
+
+    def _close(self, *, complete: bool, saved: bool) -> int:
+        """Complete the results; of unfinished ones, keep the state of the stream where that can be done."""
+        if not complete and not saved and self._source.key is not None and self._at_journal():
+            with suppress(UserError, OSError):  # a full disk: an earlier state is there, or it begins anew
+                self._folder.checkpoint(self._session.save)
+        return self._folder.finish(complete=complete)
+
+    def _at_journal(self) -> bool:
+        """Whether the session stands behind the last frame that was written, not behind one that was not."""
+        return self._session.result.frame_index + 1 == self._folder.frames
+
+
+def tracked_frame(
+    result: FrameResult, frame: Frame, classes: Sequence[str], names: Mapping[int, str] | None = None
+) -> TrackedFrame:
+    """A result with its frame, as outputs take it.
+
+    Args:
+        classes: names of the label set.
+        names: the user's names of objects, which come before those of their classes.
+    """
+    found = result.instances.to("cpu")
+    rows = zip(found.track_ids.tolist(), found.pred_classes.tolist(), found.scores.tolist(), strict=True)
+    entries = [((names or {}).get(i, classes[class_id]), i, class_id, score) for i, class_id, score in rows]
+    return TrackedFrame.of_arrays(
+        index=result.frame_index,
+        name=frame.name,
+        time=frame.time,
+        file=frame.file or f"{frame.name}.jpg",
+        image=frame.image,
+        masks=found.pred_masks.numpy(),
+        id_map=result.id_map.cpu().numpy(),
+        entries=[(i, name, class_id, score) for name, i, class_id, score in entries],
+    )

@@ -1,0 +1,220 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Pictures -> video files that can be played at any moment, also if the program is killed, and can be gone on with.
+
+Shape shorthand:
+    H, W: picture size in pixels
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+
+from ausm_d2.errors import UserError
+from ausm_d2.io import atomic_write
+from ausm_d2.video.container import open_container, video_stream
+
+_CLOCK = Fraction(1, 90000)  # seconds: the unit of time stamps
+_START = "comment"  # entry of the metadata: time stamp of the first picture of a growing file
+
+
+@dataclass(frozen=True)
+class MovieFormat:
+    """How pictures are encoded."""
+
+    container: str  # FFmpeg's name
+    codec: str
+    pixel_format: str
+    source_format: str  # of the pictures
+    encoder: tuple[tuple[str, str], ...]  # options
+    growing: tuple[tuple[str, str], ...]  # options of the file that is being written: each frame is on disk at once
+    finished: tuple[tuple[str, str], ...]  # options of the complete file
+
+
+# No frame waits in the encoder (zerolatency, lag 0), so what was written can be shown.
+H264 = MovieFormat(
+    container="mp4",
+    codec="libx264",
+    pixel_format="yuv420p",
+    source_format="bgr24",
+    encoder=(("preset", "veryfast"), ("crf", "20"), ("tune", "zerolatency"), ("g", "50")),
+    growing=(("movflags", "frag_every_frame+empty_moov+default_base_moof"), ("flush_packets", "1")),
+    finished=(("movflags", "faststart"),),
+)
+VP9_ALPHA = MovieFormat(
+    container="webm",
+    codec="libvpx-vp9",
+    pixel_format="yuva420p",
+    source_format="bgra",
+    encoder=(
+        ("crf", "25"),
+        ("b", "0"),
+        ("deadline", "realtime"),
+        ("cpu-used", "8"),
+        ("lag-in-frames", "0"),
+        ("auto-alt-ref", "0"),  # it would lose the alpha channel
+        ("g", "50"),
+    ),
+    growing=(("cluster_time_limit", "1"), ("flush_packets", "1")),
+    finished=(),
+)
+
+
+class MovieWriter:
+    """Pictures with times -> a video file (H.264 in MP4, as browsers play it).
+
+    While it is written the file is fragmented; ``close`` turns it into an ordinary one with its index in front. A
+    closed writer, or a new one for a file that exists, goes on where the file ends.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        fps: Fraction | int,
+        *,
+        form: MovieFormat = H264,
+        scratch: Path | None = None,
+        until: float | None = None,
+    ) -> None:
+        """
+        Args:
+            path: of the video.
+            fps: pictures a second; of those that come without times, and for the encoder's bit rate.
+            form: container and codec.
+            scratch: folder for what was there before, while the file is gone on with; default: that of ``path``.
+            until: a file that exists is gone on with from this time, in seconds; None: it is replaced.
+        """
+        self.path = Path(path)
+        self._fps = Fraction(fps)
+        self._form = form
+        self._earlier = (scratch or self.path.parent) / f".{self.path.name}.earlier"
+        self._container: Any = None
+        self._stream: Any = None
+        self._last = -1  # time stamp of the last picture
+        self.empty = True
+        if until is not None:
+            self._last = self._set_aside(round(until / _CLOCK))
+            self.empty = self._last < 0
+        else:
+            self._earlier.unlink(missing_ok=True)
+
+    def write(self, picture: np.ndarray, time: float | None = None) -> None:
+        """The next picture: uint8 (H, W, 3) BGR, or (H, W, 4) BGRA with alpha; all of one size.
+
+        Odd sides are widened by a pixel: 4:2:0 has half as many samples of colour. Two pictures never share a time.
+
+        Args:
+            time: seconds since the first picture of the video; None: at an even rate.
+        """
+        picture = cv2.copyMakeBorder(picture, 0, picture.shape[0] % 2, 0, picture.shape[1] % 2, cv2.BORDER_REPLICATE)
+        step = max(1, round(1 / self._fps / _CLOCK))
+        stamp = self._last + step if time is None else round(time / _CLOCK)
+        if time is None and self._last < 0:
+            stamp = 0
+        self._last = max(stamp, self._last + 1)
+        if self._container is None:
+            self._begin(*picture.shape[:2])
+        frame = av.VideoFrame.from_ndarray(picture, format=self._form.source_format)
+        frame.pts, frame.time_base = self._last, _CLOCK
+        self._container.mux(self._stream.encode(frame))
+
+    def _begin(self, height: int, width: int) -> None:
+        if self.path.exists() and not self.empty:
+            self._set_aside(None)
+        form = self._form
+        self._container = av.open(os.path.abspath(self.path), "w", format=form.container, options=dict(form.growing))
+        self._stream = self._container.add_stream(form.codec, rate=self._fps, options=dict(form.encoder))
+        self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, form.pixel_format
+        self._stream.codec_context.time_base = _CLOCK
+        # FFmpeg lets every MP4 begin at 0, also one that is to be put behind another.
+        self._container.metadata[_START] = str(self._last)
+        self.empty = False
+
+    def _set_aside(self, until: int | None) -> int:
+        """What is there so far, up to a time stamp, becomes the part that later pictures are put behind.
+
+        Returns:
+            Its last time stamp; -1: there is nothing.
+        """
+        last = -1
+        parts = [part for part in (self._earlier, self.path) if part.exists()]
+        if parts and until != 0:
+            last = _join(parts, self._earlier, self._form, until)
+        self.path.unlink(missing_ok=True)
+        return last
+
+    def close(self) -> None:
+        """Complete the file. Nothing was written: there is none, or what was there before."""
+        container, self._container = self._container, None
+        if container is not None:
+            try:
+                container.mux(self._stream.encode(None))
+            finally:
+                container.close()
+        parts = [part for part in (self._earlier, self.path) if part.exists()]
+        if parts:
+            _join(parts, self.path, self._form, None)
+            self._earlier.unlink(missing_ok=True)
+
+    def __enter__(self) -> MovieWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _join(parts: Sequence[Path], target: Path, form: MovieFormat, until: int | None) -> int:
+    """Write the pictures of several files, as they are encoded, into one file with its index in front.
+
+    Args:
+        until: time stamp; pictures from there on are left out.
+
+    Returns:
+        The time stamp of the last picture; -1: there is none.
+
+    Raises:
+        UserError: they were encoded in different ways.
+    """
+    last = -1
+    with (
+        atomic_write(target) as temporary,
+        av.open(str(temporary), "w", format=form.container, options=dict(form.finished)) as out,
+    ):
+        stream: Any = None
+        extradata = None
+        for part in parts:
+            with open_container(part) as container:
+                video = video_stream(container, part)
+                if stream is None:
+                    stream, extradata = out.add_stream_from_template(video), video.codec_context.extradata
+                elif video.codec_context.extradata != extradata:
+                    raise UserError(
+                        f"{target}: what is there was encoded by another version of the encoder, and cannot be "
+                        "gone on with; begin anew, without --resume"
+                    )
+                shift = None
+                for packet in container.demux(video):
+                    if packet.pts is None or packet.time_base is None or not packet.size:
+                        continue
+                    stamp = round(packet.pts * packet.time_base / _CLOCK)
+                    if shift is None:
+                        shift = int(container.metadata.get(_START, stamp)) - stamp
+                    stamp += shift
+                    if stamp <= last or (until is not None and stamp >= until):
+                        continue  # a part may hold the one before it, if joining them was interrupted
+                    packet.stream = stream
+                    packet.pts = packet.dts = round(stamp * _CLOCK / packet.time_base)
+                    out.mux(packet)
+                    last = stamp
+    return last

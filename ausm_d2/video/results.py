@@ -1,0 +1,230 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""A folder of results that grows frame by frame, can be used however the work ends, and can be gone on with."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+
+from ausm_d2.errors import UserError
+from ausm_d2.io import atomic_write, read_json
+from ausm_d2.video.outputs import OBJECTS, STREAMED, Output
+from ausm_d2.video.reports import REPORTS, Run
+from ausm_d2.video.tracked import Done, Journal, TrackedFrame, VideoInfo
+
+logger = logging.getLogger(__name__)
+
+OUTPUTS: dict[str, str] = {  # name -> what it is, for people
+    name: (make.__doc__ or "").splitlines()[0].replace("``", "") for name, make in {**STREAMED, **REPORTS}.items()
+}
+DEFAULT_OUTPUTS = ("overlay", "masks", "tracks")
+
+_PROGRESS = ".progress"  # folder of what is needed to go on; it is there until the video is done
+_FILES = {"overlay.mp4", "overlay.png", "masks", OBJECTS, "mot.txt", "mots.txt", "sheet.png"}
+_FILES |= {"tracks.json", "ytvis.json", "coco.json", "timeline.png"}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_RESERVE = 1 << 18  # bytes
+
+
+def check_outputs(names: Sequence[str]) -> list[str]:
+    """The outputs that were asked for, and ``tracks``, which all others rest on.
+
+    Raises:
+        UserError: there is no such output.
+    """
+    for name in names:
+        if name not in OUTPUTS:
+            raise UserError(f"'{name}' is no output; expected {', '.join(OUTPUTS)}")
+    return [name for name in OUTPUTS if name in names or name == "tracks"]
+
+
+@dataclass
+class Earlier:
+    """Results that are in the folder already."""
+
+    key: str  # of the run that made them
+    complete: bool
+    frames: int = 0  # that are done, or can be gone on with
+    objects: int = 0  # of a complete run
+    settings: dict[str, Any] | None = None  # of an unfinished run
+
+
+class ResultFolder:
+    """One folder, from before the first frame to after the last.
+
+    Nothing in it is touched before ``begin``; then results of an earlier run are removed. A folder that holds anything
+    else is refused. Links and mount points are fine: the folder itself is never replaced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            UserError: ``path`` holds something else, or nothing can be written there.
+        """
+        self.path = Path(os.path.abspath(path))
+        self.scratch = self.path / _PROGRESS
+        self._made = [each for each in (self.path, *self.path.parents) if not os.path.lexists(each)]
+        self._outputs: list[Output] = []
+        self._journal: Journal | None = None
+        self._pending: int | None = None  # frames of a saved state that is not in use yet
+        self._fresh = not os.path.lexists(self.scratch)
+        try:
+            for each in (self.path, self.path.parent):
+                if each.exists() and not each.is_dir():
+                    raise UserError(f"'{each}' is a file; a folder expected")
+            there = sorted(entry.name for entry in self.path.iterdir()) if self.path.exists() else []
+            foreign = [name for name in there if name not in _FILES and name != _PROGRESS]
+            if foreign:
+                raise UserError(f"'{path}' holds other things than earlier results ('{foreign[0]}'), not touched")
+            self.scratch.mkdir(parents=True, exist_ok=True)
+            self._reserve(_RESERVE)
+        except OSError as error:
+            self.discard()
+            raise UserError(f"'{path}' cannot be written: {error.strerror}") from None
+
+    def earlier(self) -> Earlier | None:
+        """What is there; None: nothing that can be recognised."""
+        with suppress(UserError, KeyError, TypeError):
+            if (self.scratch / "run.json").exists():
+                run = read_json(self.scratch / "run.json")
+                saved = self.scratch / "session.json"
+                frames = int(read_json(saved)["frames"]) if saved.exists() else 0
+                return Earlier(run["key"], False, frames, settings=run["settings"])
+            tracks = self.path / "tracks.json"
+            if tracks.exists():
+                data = read_json(tracks)
+                return Earlier(
+                    data["run"], bool(data["complete"]), len(data["video"]["frame_names"]), len(data["tracks"])
+                )
+        return None
+
+    def begin(
+        self, info: VideoInfo, names: Sequence[str], *, key: str, settings: dict[str, Any], done: Done | None
+    ) -> None:
+        """Open the outputs.
+
+        Args:
+            names: of the outputs, as ``check_outputs`` gives them.
+            key: of the run.
+            settings: what the key stands for, in words, for messages.
+            done: go on from here; None: begin anew, and remove earlier results.
+        """
+        self.info, self.names, self.key = info, list(names), key
+        if done is None:
+            for name in sorted(_FILES):
+                _remove(self.path / name)
+            for entry in self.scratch.iterdir():
+                if entry.name != "reserve":
+                    _remove(entry)
+            with atomic_write(self.scratch / "run.json") as path:
+                path.write_text(json.dumps({"key": key, "settings": settings}), encoding="utf-8")
+        self._fresh = False
+        self._journal = Journal(self.scratch / "frames.jsonl", done.frames if done else 0)
+        makers = [STREAMED[name] for name in names if name in STREAMED]
+        self._outputs = [make(self.path, self.scratch, info, done) for make in makers]
+
+    @property
+    def frames(self) -> int:
+        """Frames done."""
+        return self._journal.frames if self._journal else 0
+
+    def write(self, frame: TrackedFrame) -> None:
+        """The next frame goes to all outputs."""
+        assert self._journal is not None
+        for output in self._outputs:
+            output.write(frame)
+        self._publish()
+        self._journal.append(frame)
+        reports = sum(name in REPORTS for name in self.names)
+        self._reserve(_RESERVE + 2 * reports * self._journal.path.stat().st_size)
+
+    def checkpoint(self, save: Callable[[Path], None]) -> None:
+        """Keep what is needed to go on after the frames done so far.
+
+        Args:
+            save: writes the state of the stream to a path.
+        """
+        save(self.session_file(self.frames))
+        self._pending = self.frames
+
+    def _publish(self) -> None:
+        """Put a saved state into use. Not before a frame has followed: movies have a frame on disk only then."""
+        frames, self._pending = self._pending, None
+        if frames is None:
+            return
+        with atomic_write(self.scratch / "session.json") as path:
+            path.write_text(json.dumps({"frames": frames}), encoding="utf-8")
+        for other in self.scratch.glob("session-*.pth"):
+            if other != self.session_file(frames):
+                other.unlink()
+
+    def session_file(self, frames: int) -> Path:
+        """What ``checkpoint`` saved after so many frames."""
+        return self.scratch / f"session-{frames}.pth"
+
+    def finish(self, *, complete: bool) -> int:
+        """Complete all files for the frames done.
+
+        Returns:
+            The number of objects.
+
+        Raises:
+            UserError, OSError, av.FFmpegError: the first that went wrong; the others were completed all the same.
+        """
+        assert self._journal is not None
+        (self.scratch / "reserve").unlink(missing_ok=True)
+        run = Run(self.path, self.info, self._journal, complete, self.key)
+        steps: list[Callable[[], None]] = [
+            lambda name=name: REPORTS[name](run) for name in self.names if name in REPORTS
+        ]
+        objects = len(self._journal.tracks())
+        steps += [output.close for output in self._outputs] + [self._journal.close, self._publish]
+        errors: list[BaseException] = []
+        for step in steps:
+            try:
+                step()
+            except (OSError, UserError, av.FFmpegError) as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        if complete:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+        return objects
+
+    def discard(self) -> None:
+        """Nothing was begun: leave everything as it was found."""
+        if self._fresh and self._journal is None:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            for folder in self._made:
+                with suppress(OSError):
+                    folder.rmdir()
+
+    def _reserve(self, size: int) -> None:
+        """Keep room on the disk for the files that are written at the end, should it be full by then."""
+        path = self.scratch / "reserve"
+        there = path.stat().st_size if path.exists() else 0
+        if there < size:
+            with path.open("ab") as file:
+                try:
+                    os.posix_fallocate(file.fileno(), 0, size + (1 << 18))
+                except OSError as error:
+                    if error.errno in _FULL:
+                        raise  # otherwise the file system cannot do it
+
+
+def _remove(path: Path) -> None:
+    """A file, a link (not what it points to) or a folder with all that is in it."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.is_dir():
+        shutil.rmtree(path)

@@ -1,0 +1,91 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ausm_d2.cli import main as module
+from ausm_d2.cli import track
+from ausm_d2.cli.main import build_parser, main
+from ausm_d2.video.results import DEFAULT_OUTPUTS, OUTPUTS
+from tests.tiny import write_tiny_config
+from tests.video.clips import half, write_clip
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_tiny_config(tmp_path_factory.mktemp("model")))
+
+
+def test_the_outputs_of_the_help_are_those_that_there_are() -> None:
+    assert tuple(OUTPUTS) == track.OUTPUTS
+    defaults = build_parser().parse_args(["track", "a", "-o", "b"])
+    assert {*defaults.save, "tracks"} == set(DEFAULT_OUTPUTS)
+
+
+def test_the_help_names_every_command_and_imports_no_torch() -> None:
+    code = "import sys; from ausm_d2.cli.main import build_parser; print(build_parser().format_help()); "
+    code += "print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert all(f"    {name} " in done.stdout for name in module.COMMANDS) and done.stdout.endswith("False\n")
+
+
+def test_every_example_of_the_help_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["track", "--help"])
+    text = capsys.readouterr().out
+    lines = [line.split("  #")[0] for line in text.splitlines() if line.startswith("  ausm track ")]
+    assert len(lines) > 5
+    for line in lines:
+        words = line.replace("'", "").split("   ")[0].split()[1:]
+        assert build_parser().parse_args(words).command == "track"
+
+
+def test_one_video(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = write_clip(tmp_path / "a.mp4", 3)
+    assert main(["track", str(clip), "-o", str(tmp_path / "out"), "--config", config, "--save", "mot"]) == 0
+    found = capsys.readouterr()
+    assert found.out.startswith("3 frames, ") and "%|" not in found.err  # standard error is no terminal: no bar
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["mot.txt", "tracks.json"]
+
+
+def test_a_folder_of_videos_of_which_one_is_bad(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    write_clip(tmp_path / "in" / "a.mp4", 2)
+    half(write_clip(tmp_path / "in" / "b.mkv", 100, fps=10, noise=True))
+    assert main(["track", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--config", config]) == 1
+    out = capsys.readouterr().out
+    assert "| a.mp4" in out and "1 done, 1 failed" in out and "cut off" in out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--save", "gif"], "invalid choice: 'gif'"),
+        (["--fps", "0"], "expected frames a second"),
+        (["--raw", "640"], "expected width and height"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_a_mistake_in_the_command_line_is_exit_code_2(
+    more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["track", "a.mp4", "-o", "out", *more])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_data_set_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "synthvis_val", "--max-videos", "1"]) == 0
+    assert "synthvis_val" in capsys.readouterr().out
+
+
+def test_evaluate_has_the_flags_of_detectron2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "--help"])
+    assert stop.value.code == 0 and "usage: ausm evaluate" in capsys.readouterr().out
