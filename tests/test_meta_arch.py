@@ -57,6 +57,27 @@ def test_training_lowers_the_loss_by_half() -> None:
     assert sum(history[-5:]) < 0.5 * sum(history[:5])
 
 
+@pytest.mark.parametrize("start", ["lookup", "residual"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_training_step_in_half_precision_is_finite(dtype: torch.dtype, start: str) -> None:
+    model = tiny_model("MODEL.AUSM.START", start, "MODEL.AUSM.TRAIN.OWN_PASSES", 1)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    items = [clip(3, 2, seed=1), clip(3, 1, label_set="object", seed=2)]
+    history = []
+    for _ in range(2):
+        with torch.autocast("cpu", dtype):
+            losses = model(items)
+        total = sum(losses.values())
+        assert total.dtype == torch.float32 and all(torch.isfinite(loss) for loss in losses.values())
+        optimizer.zero_grad()
+        total.backward()
+        assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+        optimizer.step()
+        history.append(float(total.detach()))
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        assert torch.isfinite(sum(model(items).values()))
+
+
 def test_unknown_choices_and_label_sets_are_named() -> None:
     with pytest.raises(UserError, match=r"MODEL\.AUSM\.TRAIN\.MODE: 'both' is not one of parallel"):
         tiny_model("MODEL.AUSM.TRAIN.MODE", "both")

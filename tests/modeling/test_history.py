@@ -71,6 +71,41 @@ def test_marks_pass_through_a_new_compressor() -> None:
     torch.testing.assert_close(module(e)[0], expected)
 
 
+def test_a_compressor_layer_is_mamba_then_attention_then_feed_forward_each_of_a_norm() -> None:
+    """Against the layer written out: Mamba over time at every pixel, attention in every frame, feed-forward."""
+    layer, pixels, frames, dim = compressor().layers[0], 6, 4, 16
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    x, position = torch.randn(2, pixels, frames, dim), torch.randn(pixels, dim)
+    with torch.no_grad():
+        found, _ = layer(x, position, (2, 3), None, False)
+
+        def norm(values: torch.Tensor, of: torch.nn.Module) -> torch.Tensor:
+            centred = values - values.mean(dim=-1, keepdim=True)
+            return centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt() * of.weight + of.bias
+
+        expected = x.clone()
+        for b in range(2):
+            for p in range(pixels):
+                expected[b, p] += layer.mamba(norm(x[b, p], layer.norm_time)[None])[0][0]
+            for t in range(frames):
+                tokens = expected[b, :, t]
+                value = norm(tokens, layer.norm_space)
+                query = value + position  # keys have the position too, values have not
+                attn = layer.self_attn
+                mixed, _ = F.multi_head_attention_forward(
+                    *(query[:, None], query[:, None], value[:, None], dim, dim // attn.head_dim),
+                    *(attn.in_proj_weight, attn.in_proj_bias, None, None, False, 0.0),
+                    *(attn.out_proj.weight, attn.out_proj.bias),
+                )
+                tokens = tokens + mixed[:, 0]
+                first, last = layer.ffn.linear1, layer.ffn.linear2
+                hidden = F.relu(norm(tokens, layer.norm_ffn) @ first.weight.T + first.bias)
+                expected[b, :, t] = tokens + hidden @ last.weight.T + last.bias
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_compressor_mixes_time_within_a_pixel_and_space_within_a_frame() -> None:
     """With its spatial attention silenced a pixel depends on its own past only."""
     module = compressor().eval()

@@ -103,6 +103,28 @@ def test_where_labels_are_not_exhaustive_only_duplicates_of_tracks_are_backgroun
     assert (classes.grad[0, 2:].abs().sum(-1) > 0).tolist() == [False, True, False, False]
 
 
+def test_sums_are_divided_by_what_all_processes_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three processes that have six times the masks and weights of this one: each divides by a third of all."""
+    targets = frame([1, 0], [0, 1], [1, 1])
+    layer = Predictions(torch.zeros(1, 2 + QUERIES, CLASSES + 1), torch.zeros(1, 2 + QUERIES, 8, 8))
+    torch.manual_seed(0)
+    alone = criterion()([layer], targets)
+    shared: list[Tensor] = []
+
+    def all_reduce(totals: Tensor) -> None:
+        shared.append(totals.clone())
+        totals.mul_(6)
+
+    monkeypatch.setattr("ausm_d2.training.criterion.get_world_size", lambda: 3)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    torch.manual_seed(0)  # the same points
+    together = criterion()([layer], targets)
+    [totals] = shared  # weights of the tracking and the detection rows, and masks
+    torch.testing.assert_close(totals, torch.tensor([1.0, 1 + 0.1 * (QUERIES - 1), 2.0]))
+    for name, value in together.items():
+        torch.testing.assert_close(value, alone[name] / 2)
+
+
 def test_unlabelled_frames_cost_nothing() -> None:
     targets = frame([0, 0], [0, 0], [1, 1])
     targets.labelled[:] = False
