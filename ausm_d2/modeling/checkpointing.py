@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Memory for time in training: what a block computes on the way is computed again in the backward pass."""
+"""Activation checkpointing: less memory in training, for recomputing the activations in the backward pass."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def run_block(block: Callable[..., Any], *args: Any, checkpointing: bool, random
     """``block(*args)``.
 
     Args:
-        checkpointing: keep only ``args``; without gradients there is nothing to keep.
-        random: it draws random numbers, which have to be the same the second time.
+        checkpointing: store only ``args`` for the backward pass; no effect without gradients.
+        random: the block draws random numbers, so the RNG state is restored for the recomputation.
     """
     if checkpointing and torch.is_grad_enabled():
         return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=random)

@@ -207,8 +207,7 @@ class FrameEncoder(nn.Module):
             conv_dim: D.
             mask_dim: channels of the mask features.
             enc_layers: layers of deformable attention; 0 for top-down sums instead (light models).
-            num_heads: heads of a layer.
-            num_points: sampling points per head and level.
+            num_heads, num_points: attention heads of a layer, sampling points per head and level.
             dim_feedforward: hidden channels of the feed-forward blocks.
             checkpointing: recompute activations of the encoder's layers in the backward pass (the backbone has a switch
                 of its own).

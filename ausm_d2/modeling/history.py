@@ -84,7 +84,7 @@ class CompressorLayer(nn.Module):
         self.self_attn = Attention(dim, head_dim=head_dim)
         self.norm_ffn = LayerNorm(dim)
         self.ffn = FeedForward(dim, dim_feedforward)
-        # Every branch starts silent, so that the marks reach F before the layers have learned to carry them.
+        # Every branch starts at zero, so that the marks reach F before the layers have learned anything.
         for parameter in (self.mamba.out_proj.weight, self.self_attn.out_proj.weight, *self.ffn.linear2.parameters()):
             nn.init.zeros_(parameter)
 

@@ -5,13 +5,14 @@ Its parameters have the names and shapes of Mask2Former's ``sem_seg_head.predict
 classifiers, of which there is one per label set.
 
 Shape shorthand:
-    B: frames (clips * frames in training); they do not see each other
+    B: frames (clips * frames in training), independent of each other
     N: rows of A, padded with rows that are not in use
     V: detection queries, N_det of them
     Q: N + N_det
     D: channels
     H4, W4: mask size, stride 4
-    K: classes of the largest label set asked for
+    K: classes of the largest label set in the batch
+    h_l, w_l: feature size of memory level l
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from ausm_d2.modeling.transfer import upload
 
 
 class Predictions(NamedTuple):
-    """What one decoder layer says of every query. The first N rows are y_trk, the others y_det."""
+    """Predictions of one decoder layer for every query. The first N rows are y_trk, the others y_det."""
 
     class_logits: Tensor  # (B, Q, K + 1); background last; -inf at classes that a row's label set does not have
     mask_logits: Tensor  # (B, Q, H4, W4)
@@ -172,6 +173,16 @@ class PixelDecoder(nn.Module):
         normed = self.decoder_norm(x)
         return Predictions(self.classify(normed, label_sets), self._mask_logits(normed, mask_features))
 
+    def _tokens(self, memory: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Values and keys of every level, (B, h_l * w_l, D); keys have their sine positions added."""
+        values, keys = [], []
+        for level, features in enumerate(memory):
+            tokens = features.flatten(2).transpose(1, 2) + self.level_embed.weight[level].to(features.dtype)
+            _, dim, height, width = features.shape
+            values.append(tokens)
+            keys.append(tokens + sine_tokens(height, width, dim, device=features.device, dtype=features.dtype))
+        return values, keys
+
     def _mask_logits(self, normed: Tensor, mask_features: Tensor) -> Tensor:
         return torch.einsum("bqd,bdhw->bqhw", self.mask_embed(normed), mask_features)
 
@@ -202,15 +213,9 @@ class PixelDecoder(nn.Module):
         position = torch.cat([self.track_embed.weight.expand(num_trk, -1), self.query_embed.weight])
         alive = torch.cat([in_use, in_use.new_ones(batch, self.query_feat.num_embeddings)], dim=1)[:, None, None]
 
-        values, keys = [], []
-        for level, features in enumerate(memory):
-            tokens = features.flatten(2).transpose(1, 2) + self.level_embed.weight[level].to(features.dtype)
-            _, dim, height, width = features.shape
-            values.append(tokens)
-            keys.append(tokens + sine_tokens(height, width, dim, device=features.device, dtype=features.dtype))
-
+        values, keys = self._tokens(memory)
         out = [self._predict(x, mask_features, label_sets)] if intermediate else []
-        # Logits of resized features are resized logits: where no loss needs the large ones, the small ones will do.
+        # Resizing commutes with the product: where no loss needs the large logits, small ones are computed directly.
         resized = [] if intermediate else [resize_to(mask_features, features) for features in memory]
         for i, (cross, attend, ffn) in enumerate(
             zip(
@@ -227,7 +232,7 @@ class PixelDecoder(nn.Module):
                 else:
                     logits = self._mask_logits(self.decoder_norm(x), resized[level])
                 inside = (logits > 0).flatten(2)
-                inside |= ~inside.any(dim=-1, keepdim=True)  # an empty mask looks everywhere
+                inside |= ~inside.any(dim=-1, keepdim=True)  # a query with an empty mask attends everywhere
 
             def block(
                 x: Tensor,

@@ -1,10 +1,10 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Features of one size to that of others.
+"""Resizing of features.
 
 Shape shorthand:
     B: images
     C: channels
-    H, W: size
+    h, w: size before; H, W: size after
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ausm_d2.kernels.autocast import outside_autocast
 
 
 def resize_to(x: Tensor, like: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, C, H, W), the size of ``like``, bilinearly, in the dtype of ``x``: autocast on CUDA would
-    read and write float32."""
+    """Bilinear: (B, C, h, w) -> (B, C, H, W), the size of ``like``, in the dtype of ``x``: autocast on CUDA would
+    convert to float32."""
     with outside_autocast(x):
         return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)

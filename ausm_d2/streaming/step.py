@@ -1,16 +1,16 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """The part of a frame's work that runs on the model's device: the same operations whatever is in the frame.
 
-Nothing here waits for the device, no shape depends on what was found, and the state is overwritten where it lies: that
-is what a CUDA graph needs.
+It has no device sync, no shape depends on what was found, and the state is overwritten in place: a CUDA graph needs all
+three.
 
 Shape shorthand:
     N_id: slots (rows of A)
     N: the first slots, all that are in use among them; N_id where the step is captured
     Q: N + detection queries
     K: classes of the stream's label set
-    H, W: size of the frame in pixels, before it is padded
-    H4, W4: size of its masks, stride 4
+    H_in, W_in: the network's input size, before padding
+    H4, W4: mask size, stride 4 of the padded input
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from ausm_d2.modeling.transfer import upload
 from ausm_d2.streaming.slots import FREE
 from ausm_d2.streaming.state import StreamState
 
-_ROWS = 16  # slots that come and go together: the time of a frame does not follow single objects
+_ROWS = 16  # N is a multiple of this, so that the time of a frame does not change with every object
 
 
 def rows_in_use(ids: Tensor) -> int:
-    """N for the ids (N_id) of a state: rows that are not in use influence nothing, so those at the end are left out."""
+    """N for the ids (N_id) of a state: the unused rows at the end influence nothing and are left out."""
     used = (ids != FREE).nonzero()
     last = int(used[-1]) + 1 if len(used) else 1
     return min(last + -last % _ROWS, len(ids))
@@ -54,8 +54,8 @@ class FrameStep:
         Args:
             model: in evaluation mode.
             label_set: label set of all rows.
-            cuda_graph: capture the step of each state in a CUDA graph, at the second frame that it sees (the first one
-                compiles kernels and makes workspaces); later frames replay it. It acts on CUDA only.
+            cuda_graph: capture the step of each state in a CUDA graph, at its second frame (the first one compiles
+                kernels and allocates workspaces); later frames replay it. It acts on CUDA only.
             confidence: report how sure the masks are of their pixels.
         """
         self._model = model
@@ -69,9 +69,9 @@ class FrameStep:
     def __call__(self, image: Tensor, state: StreamState) -> StepOutput:
         """
         Args:
-            image: uint8 (3, H, W), RGB.
-            state: overwritten where it lies are the memory, X_{t-1} by X_t, and M_{t-1} by the masks of the same rows
-                in this frame.
+            image: uint8 (3, H_in, W_in), RGB.
+            state: overwritten in place: the memory, X_{t-1} by X_t, and M_{t-1} by the masks of the same rows in this
+                frame.
         """
         if self._seen is not state:
             self._seen, self._graph = state, None
@@ -117,10 +117,10 @@ class _Graph:
         device = state.masks.device
         self._image, self._ids = upload(image, device), upload(state.slots.ids, device)
         self._graph = torch.cuda.CUDAGraph()
-        # Weights that autocast has converted before would be freed after this frame: the graph converts its own.
+        # Weights cached by autocast would be freed after this frame; without the cache the graph holds its own copies.
         dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
         autocast = torch.autocast("cuda", dtype, enabled, cache_enabled=False)
-        # A stream of its own: PyTorch's would be one for all, on the device of whoever captured first.
+        # PyTorch's default capture stream is shared and belongs to the device that captured first.
         capture = torch.cuda.graph(self._graph, stream=torch.cuda.Stream(device))
         with holding() as self._held, torch.cuda.device(device), autocast, capture:
             self._output = step.run(self._image, self._ids, state)

@@ -179,7 +179,7 @@ class SetCriterion:
 
     def _sums(self, layers: Sequence[Predictions], targets: FrameTargets) -> Tensor:
         """(layers, 2, 4): of L_trk and L_det the sums of cross-entropy, of its weights, of BCE and of dice."""
-        # Everything that waits for the device, but for the costs, comes before there is work of the loss on it.
+        # All device syncs but that of the costs come first, before the device has work of the loss.
         tracked = targets.track.nonzero(as_tuple=True)
         partial = _partly_labelled(targets)
         points = PointTargets(targets.masks, targets.detect, num_points=self.num_points)

@@ -91,8 +91,9 @@ class HungarianMatcher:
 
 
 class Assignment:
-    """Pairs of least total cost, in every frame of every layer. The costs travel to the CPU at once, together; until
-    :meth:`solve` is called, their device can be given other work.
+    """Pairs of least total cost, in every frame of every layer.
+
+    The costs are copied to the CPU asynchronously: the device can compute other things until :meth:`solve` is called.
     """
 
     def __init__(self, costs: Tensor, detect: Tensor) -> None:
@@ -119,5 +120,5 @@ class Assignment:
                 row, column = linear_sum_assignment(cost[b][:, columns])
                 pairs.append(np.stack([np.full(len(row), b), row, columns[column]]))
             layers.append(np.concatenate(pairs, axis=1))
-        # As many pairs in every layer: one transfer takes all.
+        # Every layer has the same number of pairs, so one copy takes all.
         return [(each[0], each[1], each[2]) for each in upload(torch.from_numpy(np.stack(layers)), self._device)]

@@ -14,11 +14,11 @@ from torch import Tensor
 from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
 from ausm_d2.errors import UserError
 from ausm_d2.modeling.swin import Swin
-from ausm_d2.streaming.stream import Stream
 from ausm_d2.training import forms
 from ausm_d2.training.teacher_forcing import TeacherForcing
 from tests.checkpoint.small import layout_doubled, layout_older, small_model, write_pickle
 from tests.official_weights import official_mask2former
+from tests.streaming.opened import open_stream
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,8 @@ def test_residual_start_is_mask2former_on_an_unprompted_first_frame(mask2former:
         expected = mask2former(pixel_values=images[:, 0])
         ids = model.id_pool(torch.zeros(1, 1, dtype=torch.int64))
         trained = forms.parallel(model, images, ids, nothing, ["coco"]).layers[-1]
-        streamed = Stream(model, label_set="coco", detect=True, fg_threshold=0.0).step(frames[0, 0])
+        frame = frames[0, 0].permute(1, 2, 0).numpy()
+        streamed = open_stream(model, label_set="coco", fg_threshold=0.0).step(frame)
     close(trained.class_logits[:1, 1:], expected.class_queries_logits)
     close(trained.mask_logits[:1, 1:], expected.masks_queries_logits)
 
