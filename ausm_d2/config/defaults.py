@@ -214,6 +214,10 @@ def _add_test_keys(cfg: CfgNode) -> None:
     # last time counts.
     test.REPEAT = 1
     test.SPATIAL_TRAVERSAL = False  # images: the image, four 90 % crops around it, the image again (Appendix A)
+    # A video that begins with a small given object is shown larger: so that the object covers so many cells of stride 4
+    # (0: never), by at most that factor on INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST. The factor's square is the work.
+    test.SMALL_PROMPT_CELLS = 0
+    test.SMALL_PROMPT_SCALE = 1.5
     test.SEED = 0  # of the Sampler of ID vectors
     test.TRACKING = False  # unprompted: also measure HOTA and track mAP, by the package trackeval
     # Also score the references (first mask copied, optical flow, per-frame detection with IoU linking).

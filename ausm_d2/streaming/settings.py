@@ -7,7 +7,7 @@ Shape shorthand:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import cv2
@@ -27,6 +27,8 @@ class VideoSettings:
 
     min_size: int  # short side at the model's input, pixels; 0: as stored
     max_size: int  # long side at most
+    small_cells: int  # of stride 4, that the smallest object given at the start is to cover; 0: any number
+    small_scale: float  # largest factor on the sizes above for that
     fg_threshold: float
     fg_thresholds: Mapping[str, float]  # of data sets that have another one
     topk: int | None  # None: the data set's own
@@ -59,12 +61,16 @@ class VideoSettings:
             ("TEST.AUSM.TOPK", test.TOPK, 0),
             ("TEST.AUSM.REPEAT", test.REPEAT, 1),
             ("INPUT.MIN_SIZE_TEST", cfg.INPUT.MIN_SIZE_TEST, 0),
+            ("TEST.AUSM.SMALL_PROMPT_CELLS", test.SMALL_PROMPT_CELLS, 0),
+            ("TEST.AUSM.SMALL_PROMPT_SCALE", test.SMALL_PROMPT_SCALE, 1),
         ):
             if value < least:
                 raise UserError(f"{key}: {value}, expected {least} or more")
         return cls(
             min_size=cfg.INPUT.MIN_SIZE_TEST,
             max_size=cfg.INPUT.MAX_SIZE_TEST,
+            small_cells=test.SMALL_PROMPT_CELLS,
+            small_scale=test.SMALL_PROMPT_SCALE,
             fg_threshold=test.FG_THRESHOLD,
             fg_thresholds={str(name): float(value) for name, value in test.FG_THRESHOLDS},
             topk=test.TOPK or None,
@@ -85,13 +91,29 @@ class VideoSettings:
         threshold = self.fg_thresholds.get(item["dataset_name"], self.fg_threshold)
         return replace(self, fg_threshold=threshold, topk=self.topk or item["topk"])
 
-    def resize(self, frame: np.ndarray) -> Tensor:
-        """uint8 (H, W, 3) -> uint8 (3, H_in, W_in)."""
-        height, width = frame.shape[:2]
-        if self.min_size > 0:
-            height, width = ResizeShortestEdge.get_output_shape(height, width, self.min_size, self.max_size)
-            if (height, width) != frame.shape[:2]:
-                frame = cv2.resize(frame, (width, height), interpolation=_interpolation(height, frame.shape[0]))
+    def input_size(self, size: tuple[int, int], given: Iterable[np.ndarray] = ()) -> tuple[int, int]:
+        """(H_in, W_in) of a video: that of its frames, scaled; larger where a small object is given at its start.
+
+        Args:
+            size: (H, W) of its frames.
+            given: bool (H, W) masks that are given with the first one.
+        """
+        if self.min_size <= 0:
+            return size
+        height, width = ResizeShortestEdge.get_output_shape(*size, self.min_size, self.max_size)
+        areas = [float(mask.mean()) for mask in given if mask.any()] if self.small_cells else []
+        if areas:
+            cells = min(areas) * height * width / 16
+            scale = min(max(1.0, (self.small_cells / cells) ** 0.5), self.small_scale)
+            sizes = round(self.min_size * scale), round(self.max_size * scale)
+            height, width = ResizeShortestEdge.get_output_shape(*size, *sizes)
+        return height, width
+
+    def resize(self, frame: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
+        """uint8 (H, W, 3) -> uint8 (3, H_in, W_in); ``size``: those, if not :meth:`input_size` of the frame."""
+        height, width = size or self.input_size((frame.shape[0], frame.shape[1]))
+        if (height, width) != frame.shape[:2]:
+            frame = cv2.resize(frame, (width, height), interpolation=_interpolation(height, frame.shape[0]))
         return torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))
 
     def resize_mask(self, mask: np.ndarray, size: tuple[int, int]) -> Tensor:

@@ -100,9 +100,10 @@ class Stream:
             UserError: if the frame's size differs from the frames before, or a prompt cannot be used.
         """
         with torch.autocast(self.network.device.type, torch.bfloat16, enabled=self.settings.amp):
-            image = self.settings.resize(frame)
-            state = self.state or self._initial((frame.shape[0], frame.shape[1]), (image.shape[1], image.shape[2]))
-            if frame.shape[:2] != state.size:
+            size = (frame.shape[0], frame.shape[1])
+            state = self.state or self._initial(size, self.settings.input_size(size, (prompts or {}).values()))
+            image = self.settings.resize(frame, state.input_size)
+            if size != state.size:
                 raise UserError(
                     f"a frame of {frame.shape[1]}x{frame.shape[0]} pixels follows frames of "
                     f"{state.size[1]}x{state.size[0]}: all frames of a video have one size"

@@ -52,6 +52,18 @@ def test_frames_are_resized_as_the_config_says() -> None:
     assert settings("INPUT.MIN_SIZE_TEST", 50, "INPUT.MAX_SIZE_TEST", 60).resize(frame).shape == (3, 38, 60)
 
 
+def test_a_video_that_begins_with_a_small_object_is_shown_larger_within_a_budget() -> None:
+    opts = ["INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 128, "TEST.AUSM.SMALL_PROMPT_CELLS", 16]
+    small, large = np.zeros((200, 400), bool), np.zeros((200, 400), bool)
+    small[:20, :20], large[:100, :100] = True, True  # 2.6 and 64 cells of stride 4, in 64 x 128
+    assert settings(*opts).input_size((200, 400), [large]) == (64, 128)
+    assert settings(*opts).input_size((200, 400), [large, small]) == (96, 192)  # at most by half
+    wide = settings(*opts, "TEST.AUSM.SMALL_PROMPT_SCALE", 4.0)
+    height, width = wide.input_size((200, 400), [small, np.zeros_like(small)])
+    assert height * width / 16 * small.mean() == pytest.approx(16, rel=0.03)
+    assert settings(*opts[:4]).input_size((200, 400), [small]) == (64, 128)
+
+
 def test_masks_are_resized_by_the_share_they_cover() -> None:
     mask = np.zeros((8, 8), bool)
     mask[0:2, 0:2] = mask[4:6, 3] = mask[7, 7] = True  # all, half and a quarter of a cell of 2 x 2
