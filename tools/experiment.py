@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The paper's experiments, and two it argues without: ``python -m tools.experiment {repeat,clip-length,marker,noise}``.
+"""The paper's experiments, and some it argues without: ``python -m tools.experiment {repeat,clip-length,...}``.
 
 Each writes ``table.md``, ``table.json`` and ``plot.png`` to ``--output``. (Table 2 is tools.sweep_threshold.)
 Measured beside the paper's numbers: docs/experiments.md.
@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from ausm_d2.errors import cli
-from tools.experiments import repeat, variants
+from tools.experiments import repeat, rules, variants
 from tools.experiments.setup import add_common_arguments, settings_of
 
 EXPERIMENTS = {
@@ -19,6 +19,8 @@ EXPERIMENTS = {
     "clip-length": (variants.clip_length, variants.add_clip_length_arguments),
     "marker": (variants.marker, variants.add_arguments),
     "noise": (variants.noise, variants.add_arguments),
+    "start": (variants.start, variants.add_arguments),
+    "rules": (rules.run, rules.add_arguments),
 }
 
 

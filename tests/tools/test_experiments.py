@@ -239,10 +239,25 @@ def test_an_interrupted_training_goes_on(
     assert all(float(line.split(" | ")[3]) >= 0 for line in curves[2:])  # of the last of two iterations
 
 
+def test_rules_of_tracks_are_those_of_the_config(run: Callable[..., list[dict[str, Any]]], tmp_path: Path) -> None:
+    opts = ["TEST.AUSM.TOPK", 50, "TEST.AUSM.FG_THRESHOLD", 0.3]
+    names = ["default", "maximum", "hidden below 0.7", "new to IoU 0.3"]
+    rows = run(experiment.main, "rules", "--videos", 2, "--rules", *names, "--opts", *opts)
+    assert [row["setting"] for row in rows] == names
+    keys = {"default": [], "maximum": ["TRACK_SCORE", "max"], "hidden below 0.7": ["HIDE_BELOW", 0.7]}
+    for row in rows[:3]:
+        own = [f"TEST.AUSM.{keys[row['setting']][0]}", keys[row["setting"]][1]] if keys[row["setting"]] else []
+        data = ["DATASETS.TEST", [f"{VIS}_first2"], "OUTPUT_DIR", str(tmp_path / "plain")]
+        cfg = load_config(str(tmp_path / "tiny.yaml"), [*data, *opts, *own])
+        model = tiny_model(*opts, *own).eval()
+        assert row["scores"] == Trainer.test(cfg, model)
+
+
 @pytest.mark.parametrize(
     ("command", "differ", "settings"),
     [
         ("marker", {"MODEL.META_ARCHITECTURE": ("AUSM", "AUSMObjectVectors")}, ("History_Marker", "object_vectors")),
+        ("start", {"MODEL.AUSM.START": ("lookup", "residual")}, ("lookup", "residual")),
         (
             "noise",
             {"MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED": (True, False)},

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Models trained alike but for one thing, and their scores: clip length (Fig. 5), History Marker, history noise.
+"""Models trained alike but for one thing, and their scores: clip length (Fig. 5), History Marker, history noise, start.
 
 Each run is a training of train_net.py with a few keys of its own, in a folder of its own: what is there already, from
 this command or from train_net.py (on several GPUs, say), is not trained again, and what was interrupted is resumed.
@@ -93,6 +93,12 @@ def noise(args: argparse.Namespace) -> Report:
         "without": {"MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED": False},
     }
     return _compare(args, variants, Report("History noise", "training", ordered=False))
+
+
+def start(args: argparse.Namespace) -> Report:
+    """Attentions that start as lookups, or a History Decoder that starts as nothing (deviations.md, 15)."""
+    variants = {name: {"MODEL.AUSM.START": name} for name in ("lookup", "residual")}
+    return _compare(args, variants, Report("Start of the history", "MODEL.AUSM.START", ordered=False))
 
 
 def _compare(args: argparse.Namespace, variants: Mapping[str, Keys], report: Report) -> Report:
