@@ -41,14 +41,14 @@ class Draw(NamedTuple):
 
 
 class MixtureSampler(torch.utils.data.Sampler[Draw]):
-    """Endless draws from several data sets, each shuffled anew whenever it is used up.
+    """Endless draws from several data sets, each reshuffled whenever it is exhausted.
 
     All processes walk the same stream of draws (the seed is shared) and process r of R takes draws r, r + R, ...: no
     draw is used twice, whatever the number of processes and workers. ``start``: how many draws, of all processes
     together, an interrupted training has had already.
     """
 
-    _BLOCK = 4096  # draws made at once, so that a hundred thousand of them are passed over in a moment
+    _BLOCK = 4096  # draws made at once, so that skipping a hundred thousand of them is fast
 
     def __init__(self, sizes: Sequence[int], ratios: Sequence[float], seed: int) -> None:
         """
@@ -196,10 +196,10 @@ def get_training_records(cfg: CfgNode, name: str) -> list[VideoRecord]:
 
 
 def check_train_config(cfg: CfgNode, processes: int) -> None:
-    """What can be said of the config of a training, shared by so many processes, without reading any data set.
+    """Check the training keys of a config, for this number of processes, without reading any data set.
 
     Raises:
-        UserError: ratios or a batch size that do not fit, or what clips are made with.
+        UserError: ratios or a batch size that do not fit, or augmentation keys that are wrong.
     """
     clips = cfg.SOLVER.IMS_PER_BATCH
     if clips < 1 or clips % processes:
@@ -295,7 +295,7 @@ def build_test_loader(
     register_from_config(cfg)
     records = [record for record in get_records(dataset_name) if record.video_id not in finished]
     metadata = MetadataCatalog.get(dataset_name)
-    # Long videos first, dealt out in turn: no process is left with the longest one at the end.
+    # Long videos first, dealt out in turn: no process ends with the longest one.
     records.sort(key=lambda record: -record.length)
     items: list[TestVideo] = [
         {

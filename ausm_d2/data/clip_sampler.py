@@ -21,8 +21,8 @@ class ClipSampler:
 
     Without a stride, T - 1 frames are drawn without repetition from the window of ``frame_range`` frames to either side
     of one frame drawn first, and are put in order (Mask2Former-video's and VITA's sampling). With a stride, the frames
-    are evenly spaced. A window that sticks out of the video is moved inside. A video of fewer than T frames is played
-    forwards and backwards until the clip is full, so that a single frame becomes a still clip.
+    are evenly spaced. A window that reaches beyond the video is shifted inside. A video of fewer than T frames is
+    played forwards and backwards until the clip is full, so that a single frame becomes a still clip.
     """
 
     @configurable

@@ -59,9 +59,10 @@ class ClipMapper:
             copy_paste: probability that objects of another image go through a clip made of one image.
             paste_twin: probability that the other image is the same one.
             paste_scale: least size of the other image, relative to the largest that fits.
-            max_instances: of a clip. Where there are more, so many are drawn, and the clip is not exhaustive.
+            max_instances: of a clip. If there are more, a random subset of this size is kept, and the clip is not
+                exhaustive.
             label_sets: those of data sets that have another than their own, by name.
-            fill: RGB of what lies outside of the stored frame; the mean pixel, so that the model sees zeros.
+            fill: RGB outside of the stored frame; the mean pixel, so that the model sees zeros.
         """
         self.samplers = samplers
         self.augmentations = augmentations

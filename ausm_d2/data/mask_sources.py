@@ -85,7 +85,7 @@ def _check_size(path: str, picture: np.ndarray, size: tuple[int, int]) -> None:
 
 
 class FirstFrames(Mapping[int, int]):
-    """The frame in which each object appears first, found by reading the masks when it is asked for."""
+    """The frame in which each object first appears; the masks are read on first access."""
 
     def __init__(self, masks: MaskSource, frames: Sequence[int], objects: Collection[int] | None = None) -> None:
         """

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def problem(text: str) -> None:
-    """Report a problem (one line: file, field, found, expected). A reader that gets back leaves the entry out.
+    """Report a problem (one line: file, field, found, expected). If it returns, the reader skips the entry.
 
     Raises:
         UserError: unless problems are being collected.
@@ -57,7 +57,7 @@ def mismatch(kind: str, text: str) -> None:
 
 @contextmanager
 def collect_problems() -> Iterator[list[str]]:
-    """While this lasts, :func:`problem` appends to the list that is given out."""
+    """Inside the context, :func:`problem` and :func:`mismatch` append to the yielded list."""
     found: list[str] = []
     token = _collected.set(found)
     try:

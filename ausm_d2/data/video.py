@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What a video is to this project: a record that is cheap to hold and reads pixels and masks only when asked.
+"""Videos as records: cheap to hold, pixels and masks are read on access.
 
 Shape shorthand:
     H, W: frame size in pixels, as stored
@@ -59,7 +59,7 @@ class VideoRecord:
     height: int
     width: int
     frames: FrameSource
-    # Class-agnostic data may leave objects out here: an id that ``masks`` gives and no entry names is of category 0.
+    # Class-agnostic data may leave this empty: ids in ``masks`` without an entry are of category 0.
     instances: list[Instance] = field(default_factory=list)
     masks: MaskSource | None = None  # None: no labels (test sets)
     labelled: list[bool] | None = None  # per frame: carries labels. None: every frame does
@@ -125,13 +125,13 @@ class VideoRecord:
 
 
 class DeferredRecord(VideoRecord):
-    """A record, some of whose fields cost reading files: they are read when the first of them is asked for."""
+    """A record that reads files for some of its fields, when the first of those fields is accessed."""
 
     def __init__(self, load: Callable[[], dict[str, Any]], **known: Any) -> None:
         """
         Args:
             load: returns the other fields, by name; must pickle.
-            known: fields that are known already.
+            known: the fields that need no file.
         """
         self._load = load
         self._known = known

@@ -22,7 +22,7 @@ import numpy as np
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10")
 
-MOST_DETECTIONS = 100  # of a group; more do not count
+MOST_DETECTIONS = 100  # of a group, those of highest score; others do not count
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)  # (K,)
 _RECALLS = np.linspace(0, 1, 101)  # (R,)
 _K75 = 5  # the place of 0.75
@@ -30,12 +30,12 @@ _K75 = 5  # the place of 0.75
 
 @dataclass
 class Detections:
-    """The detections of one group and what became of them."""
+    """The detections of one group and their matches."""
 
     scores: np.ndarray  # (D,), falling
     matched: np.ndarray  # bool (S, K, D): with a true object
     ignored: np.ndarray  # bool (S, K, D): neither right nor wrong
-    num_true: np.ndarray  # int (S,): objects that are to be found
+    num_true: np.ndarray  # int (S,): true objects that count
 
 
 def match(
@@ -48,13 +48,13 @@ def match(
 ) -> Detections:
     """Give each detection, by falling score, the true object that it overlaps most and that no other has taken.
 
-    Objects of another size and crowds are ignored, and so is what is matched with them: a detection is given one only
-    where no other object is left for it. A crowd takes any number. Detections that match nothing and are of another
-    size are ignored too. Of equal overlaps the object that comes last counts.
+    Objects of another size and crowds are ignored, and so are detections matched with them; a detection gets one only
+    if no other object is left. A crowd matches any number of detections. Unmatched detections of another size are
+    ignored too. Among equal overlaps the last object wins.
 
     Args:
         scores: (D,), falling.
-        overlaps: (D, G), 0 to 1; what is below the least threshold may be any such number.
+        overlaps: (D, G), 0 to 1; values below the smallest threshold need not be exact.
         areas: (D,), pixels.
         true_areas: (G,), pixels.
         crowds: bool (G,).

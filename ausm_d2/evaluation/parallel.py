@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Work shared out over the cores, with a progress bar."""
+"""Work distributed over CPU cores, with a progress bar."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def in_parallel(
 ) -> list[_Result]:
     """``function`` of every job, in order, with a progress bar.
 
-    What takes longer than ``patience`` seconds is shared out to ``workers`` processes (0 or 1: none); starting them is
-    not worth it for less. They are made by a clean server process: a fork of this one, which may have threads and a
+    After ``patience`` seconds the remaining jobs go to ``workers`` processes (0 or 1: none); for less, starting them is
+    not worth it. They are forked from a clean server process, because a fork of this one, which may have threads and a
     GPU, can hang. ``function`` must pickle.
     """
     begin = time.monotonic()

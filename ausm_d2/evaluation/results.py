@@ -1,7 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What the model says of a video, in a file of its own as soon as it is made.
+"""The model's output of each video, written to its own file as soon as it is there.
 
-So nothing grows in memory, and an evaluation that was interrupted goes on with the videos that are missing.
+So memory does not grow, and an interrupted evaluation resumes with the missing videos.
 
 Shape shorthand:
     T: frames of a video
@@ -49,13 +49,13 @@ class Output:
 
 
 class ResultFolder:
-    """One JSON file for each video that is done: the model's output as it came."""
+    """One JSON file for each finished video: the model's output, unchanged."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
 
     def path(self, record: VideoRecord) -> Path:
-        """Where the results of a video are, or will be: a file of its id, whatever that holds and however long."""
+        """The file of a video's results. Ids may hold any characters and be of any length."""
         name = quote(str(record.video_id), safe="")
         if len(name) > _LONGEST:
             name = f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 VideoId = int | str
 
-_COMB = 8  # frames, spread over the video, after which it is seen which tracks still can overlap enough
+_COMB = 8  # frames, spread over the video, between two checks of which pairs of tracks can still overlap enough
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Track:
     # Pixels: the mean over the frames in which it has any, by which it counts as small, medium or large. ``None``: that
     # of the masks.
     area: float | None = None
-    measures: Measures = None  # type: ignore[assignment]  # (T,) of the masks; where they are known already
+    measures: Measures = None  # type: ignore[assignment]  # (T,) of the masks; computed if not given
 
     def __post_init__(self) -> None:
         if self.measures is None:

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What the evaluators of all data sets have in common: every video's output is kept as it is made, then scored."""
+"""Base class of the evaluators: stores every video's output when it is made, then scores all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class VideoEvaluator(DatasetEvaluator):
     """Keeps the model's outputs of one data set in ``output_dir/videos``; subclasses score them.
 
     Several evaluators of one data set may share an ``output_dir``. With several processes, each hands its videos to the
-    first one, which scores them in the order of the data set: the numbers do not depend on who did which video.
+    first one, which scores them in the order of the data set: scores do not depend on which process ran which video.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class VideoEvaluator(DatasetEvaluator):
         """
         Args:
             output_dir: of this data set alone.
-            records: the videos to score, where they are not all of the data set.
+            records: the videos to score; by default all of the data set.
             resume: keep results that ``output_dir`` holds already.
-            run_id: text that differs where results must not be mixed (another model, other settings).
-            workers: processes that help to score.
+            run_id: fingerprint of weights and settings; results with different ones are not mixed.
+            workers: additional processes for scoring.
         """
         self.dataset_name = dataset_name
         self.metadata = MetadataCatalog.get(dataset_name)

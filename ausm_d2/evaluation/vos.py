@@ -59,8 +59,8 @@ class VideoScore:
 class ObjectEvaluator:
     """vos-benchmark's ``Evaluator`` for one object.
 
-    It is given the part of the frame that holds the object's two masks, with the boundary tolerance of the whole frame:
-    the same numbers, many times faster for small objects.
+    It gets the crop around the object's two masks, with the boundary tolerance of the whole frame: the same scores,
+    many times faster for small objects.
     """
 
     _tolerance = 0.008  # of the frame's diagonal: vos-benchmark's and DAVIS's
@@ -73,7 +73,7 @@ class ObjectEvaluator:
         radius = np.ceil(self._tolerance * np.linalg.norm(truth.shape))
         box = _box_around(predicted | truth)
         predicted, truth = predicted[box], truth[box]
-        # Half a pixel below the radius, so that the evaluator's ceil() gives the radius again.
+        # Half a pixel less, so that the evaluator's ceil() returns this radius.
         self._evaluator.boundary = (radius - 0.5) / np.linalg.norm(truth.shape)
         self._evaluator.feed_frame(predicted.astype(np.uint8), truth.astype(np.uint8))
 
@@ -84,7 +84,7 @@ class ObjectEvaluator:
 
 
 def _box_around(mask: np.ndarray) -> tuple[slice, slice]:
-    """The rows and columns of what is set, one more to each side: boundary pixels lie to the upper left of a mask."""
+    """The bounding box with a margin of one pixel: boundary pixels lie up and left of a mask."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
         return slice(0, 1), slice(0, 1)
@@ -144,7 +144,7 @@ def scored_frames(record: VideoRecord) -> list[int]:
 def _decode(mask: StoredMask | None, height: int, width: int) -> np.ndarray:
     """bool (height, width)."""
     if isinstance(mask, np.ndarray) and mask.shape == (height, width):
-        return mask.astype(bool)  # as pictures give them: run lengths and back would cost more than scoring
+        return mask.astype(bool)  # from a picture: a round trip through RLE would cost more than scoring
     rle = to_rle(mask, height, width)
     return np.zeros((height, width), bool) if rle is None else decode(rle)
 

@@ -94,9 +94,9 @@ class TrackEval:
             )
 
     def overlaps(self, predicted: Sequence[Track], annotated: Sequence[Track]) -> np.ndarray:
-        """How much tracks overlap: (D, G), 0 to 1; no further known than is needed.
+        """Intersection over union of tracks: (D, G), 0 to 1.
 
-        Below 0.5, where no threshold is, and between categories it may be too large.
+        Values below 0.5, the smallest threshold, and between categories are upper bounds only.
         """
         categories = np.array([track.category_id for track in annotated])
         return measured_overlaps(
@@ -122,9 +122,9 @@ class TrackEval:
 
 
 class ImageEval(TrackEval):
-    """COCO's own measure, of images as videos of one frame.
+    """COCO's measure, for images as one-frame videos.
 
-    As COCO has it, of a mask that lies in a crowd all of it overlaps, and there are no results without a mask.
+    As in COCO, overlap with a crowd is relative to the detection's area, and results without a mask do not count.
     """
 
     size_limits = (32**2, 96**2)
@@ -176,7 +176,7 @@ def score_files(truth_path: str | os.PathLike[str], results_path: str | os.PathL
         UserError: file, entry and field that are not as expected.
     """
     collecting = gc.isenabled()
-    gc.disable()  # it would walk over millions of numbers again and again, none of them garbage
+    gc.disable()  # it would traverse millions of numbers repeatedly, none of them garbage
     try:
         truth = read_truth(truth_path)
         if truth.tracks is None:

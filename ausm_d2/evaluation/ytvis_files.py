@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Annotations and results in the YouTube-VIS form, whoever wrote them; what cannot be right is refused in one line.
+"""Annotations and results in the YouTube-VIS form, written by any program; errors name file, entry and field.
 
 Shape shorthand:
     T: frames of a video
@@ -120,7 +120,7 @@ class _Reader:
 
 
 def _tracks(readers: Sequence[_Reader], fields: Sequence[dict[str, Any]]) -> list[Track]:
-    """The tracks that were read, their masks checked and measured all at once."""
+    """Tracks from their fields; all masks are checked and measured in one batch."""
     measures = measure([mask for track in fields for mask in track["masks"]])
     tracks, end = [], 0
     for reader, track in zip(readers, fields, strict=True):
@@ -199,8 +199,8 @@ def read_truth(path: str | os.PathLike[str]) -> GroundTruth:
 
 
 def read_results(path: str | os.PathLike[str], truth: GroundTruth) -> list[Track]:
-    """Read tracks in the YouTube-VIS result form, whoever wrote them: numbers may be text, masks null or uncompressed,
-    fields more than needed.
+    """Read tracks in the YouTube-VIS result form, written by any program: numbers may be text, masks null or
+    uncompressed, extra fields are allowed.
 
     Raises:
         UserError: file, entry and field that are not as expected.
@@ -213,7 +213,7 @@ def read_results(path: str | os.PathLike[str], truth: GroundTruth) -> list[Track
     unknown: set[Any] = set()
     for index, entry in enumerate(data):
         result = _Reader(path, entry, f"entry {index}")
-        data[index] = None  # a large file need not stay in memory twice
+        data[index] = None  # frees the entry: a large file need not be in memory twice
         video_id, category_id = result.key("video_id", truth.videos), result.key("category_id", truth.categories)
         if video_id not in truth.videos:
             found = f"the ground truth has no video {_shorten(video_id)}"

@@ -119,7 +119,7 @@ def _whole(number: Any) -> int:
 
 def _polygons_to_rle(polygons: list, height: int, width: int) -> Rle:
     for polygon in polygons:
-        # So far out that no frame comes near: pycocotools would walk there, point by point.
+        # pycocotools walks along the polygon pixel by pixel: coordinates far outside would take forever.
         numbers = isinstance(polygon, (list, tuple)) and all(
             isinstance(x, (int, float)) and -1e6 < x < 1e6 for x in polygon
         )
@@ -140,7 +140,7 @@ def first_invalid(rles: Sequence[Rle]) -> int | None:
 
 
 class Measures(NamedTuple):
-    """What the run lengths of N masks say, in pixels, which are counted column by column."""
+    """Areas and extents of N masks, in pixels counted column by column."""
 
     areas: np.ndarray  # int64 (N,)
     starts: np.ndarray  # int64 (N,): none of a mask's pixels lies before this one,
@@ -153,7 +153,7 @@ class Measures(NamedTuple):
 
 
 def measure(rles: Sequence[Rle | None]) -> Measures:
-    """Measure N compressed masks; all is 0 for ``None``, and may be for what is broken and what is read with it."""
+    """Measure N compressed masks; 0 for ``None``, and possibly for broken masks and others of their batch."""
     result = _unmeasured(np.zeros(len(rles), bool))
     present = [index for index, rle in enumerate(rles) if rle is not None]
     batch = 256  # masks read together: few calls, and arrays that stay in the cache
@@ -175,7 +175,7 @@ def _digits(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
     A digit has five bits, and a sixth, 32, where its number goes on. The lowest digit comes first, the sign is in the
     highest. From the fourth number of a mask on each is a difference to the number two before it.
     """
-    # Whatever a JSON file can hold; what is no digit is found later.
+    # Any text that JSON can hold; characters that are no digits are detected later.
     parts = [text.encode(errors="surrogatepass") if isinstance(text, str) else text for text in texts]
     digits = np.frombuffer(b"".join(parts), np.uint8) - np.uint8(48)
     return digits, np.cumsum([len(part) for part in parts]) - 1
@@ -255,15 +255,15 @@ def intersections(rows: Sequence[Rle | None], row_areas: np.ndarray, columns: Se
 
 
 def cut_out(mask: StoredMask, size: tuple[int, int]) -> tuple[np.ndarray, int, int]:
-    """The part of a stored mask that holds all of it.
+    """Crop a stored mask to its bounding box.
 
     Args:
         mask: anything but polygons; run lengths must fill the frame.
         size: (H, W) that it must have.
 
     Returns:
-        The part, uint8 of 0 and 255, columns first (width, height) as run lengths go; its first column; its first row.
-        It is empty where no pixel is set.
+        The crop, uint8 of 0 and 255, transposed (width, height) as in run lengths; its first column; its first row.
+        The crop is empty if no pixel is set.
 
     Raises:
         UserError: no mask, or one of another size.

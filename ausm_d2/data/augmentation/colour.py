@@ -13,7 +13,7 @@ LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, for RGB
 
 
 class ColourJitter(Augmentation):
-    """Brightness, contrast and saturation, as one matrix; within the clip they go evenly from one value to another."""
+    """Brightness, contrast and saturation, as one matrix; interpolated linearly over the clip."""
 
     def __init__(
         self,
@@ -23,7 +23,13 @@ class ColourJitter(Augmentation):
         drift: bool = False,
         grey: float = 116.0,
     ) -> None:
-        """``drift``: draw the clip's first and last value apart; ``grey``: the level that contrast leaves alone."""
+        """
+        Args:
+            kinds: of "brightness", "contrast", "saturation".
+            low, high: range of the factors.
+            drift: draw the factors of the first and last frame independently.
+            grey: the level that contrast leaves unchanged.
+        """
         self.kinds = kinds
         self.low = low
         self.high = high

@@ -176,9 +176,9 @@ class LargeScaleJitter(Augmentation):
 
 
 class SoftWarp(Augmentation):
-    """Deforms the frames as soft things move: every part on a way of its own, to and fro.
+    """Deform the frames smoothly, each part oscillating on its own path, as soft objects move.
 
-    It is applied after all matrices, wherever in a chain it stands.
+    It is applied after all matrices, whatever its place in the chain.
     """
 
     pasted_too = True
@@ -186,15 +186,15 @@ class SoftWarp(Augmentation):
     def __init__(self, largest: float = 0.05, cells: tuple[int, int] = (3, 7)) -> None:
         """
         Args:
-            largest: standard deviation of the way of a grid point, relative to the frame's sides, in the softest clip.
-            cells: least and most grid points along a side.
+            largest: largest standard deviation of a grid point's displacement, relative to the frame's sides.
+            cells: smallest and largest number of grid points along a side.
         """
         self.largest = largest
         self.cells = cells
 
     def __call__(self, plan: ClipPlan, rng: np.random.Generator) -> None:
         rows, columns = rng.integers(self.cells[0], self.cells[1] + 1, size=2)
-        # A grid as fine as it can be moves less, so that no part is folded over another.
+        # Finer grids move less, so that the warp does not fold.
         reach = rng.random() * self.largest * self.cells[0] / max(rows, columns)
         ways, phases, speeds = rng.normal(size=(rows, columns, 2)), *rng.random((2, rows, columns, 1))
         path = np.linspace(0.0, 1.0, plan.num_frames)[:, None, None, None]

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What is to be done with the frames of a clip, before anything is done.
+"""The plan of a clip's augmentation: geometry and colours of every frame, collected before anything is rendered.
 
 Shape shorthand:
     T: frames of the clip
@@ -26,8 +26,8 @@ class ClipPlan:
     matrices: np.ndarray  # (T, 3, 3) float64, homogeneous, from stored to augmented coordinates (x, y)
     size: tuple[int, int]  # (h, w)
     colours: np.ndarray | None = None  # (T, 3, 4) float64: augmented RGB = [:, :3] @ RGB + [:, 3]; None: unchanged
-    # (T, rows, columns, 2) float32, after the matrices: by how much (x, y), in parts of the frame's sides, a pixel is
-    # fetched from elsewhere; of a coarse grid over the frame, smooth between. None: stays.
+    # (T, rows, columns, 2) float32, applied after the matrices: sampling offsets (x, y), relative to the frame's sides,
+    # on a coarse grid that is interpolated. None: no warp.
     warps: np.ndarray | None = None
     # What lies outside of the stored frame: its mirror image, blurred by so many pixels; None: one colour.
     surroundings: float | None = None
@@ -39,7 +39,7 @@ class ClipPlan:
 
     def __post_init__(self) -> None:
         self._stored_size = self.size
-        self._sources: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # kept: every mask of a frame asks for them
+        self._sources: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # cached: frame and masks need them
 
     @property
     def num_frames(self) -> int:
@@ -85,7 +85,7 @@ class ClipPlan:
 class Augmentation:
     """Changes a plan in place."""
 
-    pasted_too = False  # it also acts, drawn anew, on objects of another image that are pasted into the clip
+    pasted_too = False  # also applied, with its own random draw, to pasted objects (copy-paste)
 
     def __call__(self, plan: ClipPlan, rng: np.random.Generator) -> None:
         raise NotImplementedError

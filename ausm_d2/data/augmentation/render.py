@@ -20,13 +20,13 @@ from ausm_d2.masks.rle import StoredMask, cut_out
 
 
 def _reduction(matrix: np.ndarray) -> int:
-    """By how much to shrink before sampling bilinearly, as a whole factor: 2 from half the size on, and so on."""
+    """Integer factor to shrink by (area average) before bilinear sampling: 2 at half the size, and so on."""
     scale = math.sqrt(abs(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]))
     return max(1, int(1 / scale + 1e-6))
 
 
 def _shrink(image: np.ndarray, factor: int) -> np.ndarray:
-    """Means of blocks of ``factor`` x ``factor`` pixels, counted from the upper left; the last ones are filled up."""
+    """Mean of each ``factor`` x ``factor`` block from the top left; incomplete blocks are padded by replication."""
     height, width = image.shape[:2]
     below, right = -height % factor, -width % factor
     if below or right:
@@ -115,7 +115,7 @@ def render_frame(image: np.ndarray, plan: ClipPlan, t: int, fill: tuple[float, f
 def render_mask(mask: StoredMask, stored_size: tuple[int, int], plan: ClipPlan, t: int, target: np.ndarray) -> bool:
     """Draw the mask of frame t of the plan into ``target``, bool (h, w), all False; only where it has anything.
 
-    Polygons are moved and rasterised at the new size; bitmaps go the way of the pixels and count from a half on.
+    Polygons are transformed and rasterised at the new size; bitmaps are resampled like pixels and thresholded at 0.5.
 
     Args:
         mask: of a frame of ``stored_size`` (H, W).
@@ -135,7 +135,7 @@ def render_mask(mask: StoredMask, stored_size: tuple[int, int], plan: ClipPlan, 
 
 
 def _draw_moved(mask: StoredMask, stored_size: tuple[int, int], plan: ClipPlan, t: int, target: np.ndarray) -> bool:
-    """What :func:`render_mask` does, but for the warp."""
+    """:func:`render_mask` without the warp."""
     matrix = plan.matrices[t]
     if isinstance(mask, list):
         return _draw_polygons(mask, matrix if plan.moves(t) else None, target)
@@ -146,7 +146,7 @@ def _draw_moved(mask: StoredMask, stored_size: tuple[int, int], plan: ClipPlan, 
         target[y : y + part.shape[1], x : x + part.shape[0]] = part.T > 0
         return True
     factor = _reduction(matrix)
-    if factor > 1:  # in the blocks of pixels that the image is shrunk by; at its own ends, they are filled up likewise
+    if factor > 1:  # aligned with the blocks that the image is shrunk by, and padded like them at its borders
         before = (x % factor, y % factor)
         after = [
             0 if start + length == full else -(start + length) % factor
@@ -168,7 +168,7 @@ def _draw_moved(mask: StoredMask, stored_size: tuple[int, int], plan: ClipPlan, 
 
 
 def _draw_polygons(polygons: list[list[float]], matrix: np.ndarray | None, target: np.ndarray) -> bool:
-    if matrix is None:  # the very pixels that COCO's tools give
+    if matrix is None:  # identical to COCO's tools
         target[:] = mask_util.decode(mask_util.merge(mask_util.frPyObjects(polygons, *target.shape)))
         return bool(target.any())
     moved = [np.reshape(polygon, (-1, 2)) @ matrix[:2, :2].T + matrix[:2, 2] for polygon in polygons]
@@ -183,7 +183,7 @@ def _draw_polygons(polygons: list[list[float]], matrix: np.ndarray | None, targe
 
 
 def _bounds(points: np.ndarray, size: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of the whole pixels around ``points`` (P, 2), with one to spare, inside of (h, w)."""
+    """Left, top, right, bottom of the pixels around ``points`` (P, 2), with a margin of one, clipped to (h, w)."""
     low, high = np.floor(points.min(axis=0)) - 1, np.ceil(points.max(axis=0)) + 1
     left, top = np.maximum(low, 0).astype(int)
     right, bottom = np.minimum(high, size[::-1]).astype(int)

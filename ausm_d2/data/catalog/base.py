@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What all data sets share: where they lie, how they are registered, what their files may do wrong."""
+"""What all data sets share: finding their files, and registering them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def data_root() -> Path:
 
 
 def find(name: str, what: str, candidates: Sequence[str | Path]) -> Path:
-    """The first of ``candidates`` (relative to the data root, or absolute) that is there.
+    """The first of ``candidates`` (relative to the data root, or absolute) that exists.
 
     Raises:
-        UserError: none is; it lists what was looked for.
+        UserError: none does; it lists what was looked for.
     """
     paths = [data_root() / candidate for candidate in candidates]
     for path in paths:
@@ -43,7 +43,7 @@ def find(name: str, what: str, candidates: Sequence[str | Path]) -> Path:
 
 
 def find_all(name: str, candidates: Mapping[str, Sequence[str | Path]]) -> list[Path]:
-    """``find`` of several things, each by what it is."""
+    """``find`` for several things: candidates by description."""
     return [find(name, what, paths) for what, paths in candidates.items()]
 
 
@@ -64,8 +64,8 @@ def register(
 
     Args:
         name: as in DATASETS.TRAIN and DATASETS.TEST.
-        locate: finds the files and folders; also called to see whether they are there, without reading any.
-        read: returns the records, of what ``locate`` found; called when the data set is asked for.
+        locate: finds the files and folders; also called only to check that they exist.
+        read: makes the records from what ``locate`` found; called when the data set is loaded.
         classes: names by the data set's own ids; contiguous ids are their places. None: ``read`` puts
             :func:`class_metadata` into the metadata.
         evaluator_type: "ytvis", "vos", "ytvos", "sav" or "coco".
@@ -111,7 +111,7 @@ def class_metadata(categories: Mapping[int, str]) -> dict[str, Any]:
 
 
 def read_list(path: str | Path) -> list[str]:
-    """The lines of a list file that hold something; Windows line ends and a byte order mark do not matter."""
+    """The non-empty lines of a list file; Windows line ends and a byte order mark are accepted."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What every form of submission has in common: the data set it is for, its files, and what a form can do."""
+"""What all submission formats share: the data set, the files, and the interface of a format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Member = tuple[str, Iterable[bytes]]
 
 @dataclass
 class DataSet:
-    """What a submission has to fit."""
+    """The data set that a submission is for."""
 
     name: str
     records: Sequence[VideoRecord]
@@ -32,7 +32,7 @@ class DataSet:
 
     @classmethod
     def of(cls, name: str, records: Sequence[VideoRecord]) -> DataSet:
-        """From the metadata of a registered data set. Where it has no category ids of its own they count from 1."""
+        """From the metadata of a registered data set; without category ids of its own, they count from 1."""
         metadata = MetadataCatalog.get(name)
         own = metadata.get("thing_dataset_id_to_contiguous_id")
         if own is None:
@@ -81,12 +81,12 @@ class Files:
 
 
 class Format:
-    """A form of submission."""
+    """A submission format."""
 
     def members(self, data: DataSet, results: ResultFolder) -> Iterator[Member]:
-        """The files that the results make."""
+        """The files of a submission, from results."""
         raise NotImplementedError
 
     def problems(self, data: DataSet, files: Files) -> Iterator[str]:
-        """What a server would refuse, or score in a way that is not meant; one line each."""
+        """What a server would refuse or score wrongly, one line each."""
         raise NotImplementedError

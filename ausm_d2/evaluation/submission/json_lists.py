@@ -23,7 +23,7 @@ class JSONFormat(Format):
     ) -> None:
         """
         Args:
-            file_name: with ``*`` for any text of one's own.
+            file_name: may contain ``*``, which matches any text.
             entries: gives the entries of one video.
             check: says what is wrong with an entry.
         """
@@ -56,7 +56,7 @@ class JSONFormat(Format):
         try:
             entries = json.loads(content)
         except RecursionError:
-            yield f"{names[0]}: lists in lists in lists, too deep"
+            yield f"{names[0]}: nested too deeply"
             return
         except ValueError as error:  # no text, no JSON, or a number of thousands of digits
             yield f"{names[0]}: not a JSON file: {error}"

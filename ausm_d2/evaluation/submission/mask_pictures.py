@@ -24,7 +24,7 @@ class MaskTree(Format):
         self.top = top
 
     def frames(self, record: VideoRecord) -> Sequence[int]:
-        """The frames that are asked for: those that the data set lists, or all."""
+        """The frames to submit: those that the data set lists, or all."""
         return record.extra.get("scored_frames", range(record.length))
 
     def expected(self, record: VideoRecord) -> Iterator[tuple[str, int, int | None]]:
