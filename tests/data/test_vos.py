@@ -15,7 +15,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ausm_d2.data.build import build_test_loader, build_train_loader, get_records
-from ausm_d2.data.catalog import register_davis_style
+from ausm_d2.data.catalog import register_davis_style, register_from_config
 from ausm_d2.data.catalog.vos import load_records
 from ausm_d2.data.check import check_dataset
 from ausm_d2.data.video import VideoRecord
@@ -175,6 +175,13 @@ def test_own_tree_by_one_line_of_config(root: Path) -> None:
     ]
     assert next(iter(build_train_loader(cfg)))[0]["label_set"] == "object"
     assert [batch[0]["record"].name for batch in build_test_loader(cfg, "cells_val")] == ["b"]
+
+
+def test_two_data_sets_of_one_name_are_refused(root: Path) -> None:
+    cfg = small_cfg("cells_train")
+    cfg.DATASETS.DAVIS_STYLE = [["cells_train", "a", "b"], ["cells_train", "a", "c"]]
+    with pytest.raises(UserError, match=r"DATASETS\.DAVIS_STYLE: 'cells_train' is the name of another entry too"):
+        register_from_config(cfg)
 
 
 def test_numbers_come_in_their_order(root: Path) -> None:

@@ -40,13 +40,16 @@ def register_from_config(cfg: CfgNode) -> None:
     Calling it again with the same entries does nothing.
 
     Raises:
-        UserError: an entry that is not as the key wants it.
+        UserError: an entry that is not as the key wants it, or two of one name.
     """
+    seen: dict[str, tuple[object, ...]] = {}
     for key, (register, fields) in _STYLES.items():
         most = fields.count(",") + 1
         for entry in cfg.DATASETS[key]:
             if not _is_entry(entry, most):
                 raise UserError(f"DATASETS.{key}: {entry!r} found; a list of {fields} expected")
+            if seen.setdefault(entry[0], (key, *entry)) != (key, *entry):
+                raise UserError(f"DATASETS.{key}: {entry[0]!r} is the name of another entry too ({seen[entry[0]]})")
             if _own.get(entry[0]) != (key, *entry):
                 register(*entry)
                 _own[entry[0]] = (key, *entry)
