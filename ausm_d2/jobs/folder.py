@@ -28,8 +28,8 @@ from ausm_d2.streaming.predictor import VideoPredictor
 from ausm_d2.video.inputs import matches
 from ausm_d2.video.pictures import PICTURES
 
-MOVIES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".flv", ".ts", ".mts", ".mpg", ".mpeg", ".wmv", ".3gp")
-MOVIES += (".ogv", ".y4m")
+MOVIES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".flv", ".ts", ".mts", ".mpg", ".mpeg", ".wmv", ".3gp",
+          ".ogv", ".y4m")  # fmt: skip
 REPORT = "report.json"
 TABLE = "report.md"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -54,7 +55,8 @@ class Overlay(Output):
         super().__init__(folder, scratch, info, done)
         self._movie = None
         if not info.is_image:
-            self._movie = MovieWriter(folder / "overlay.mp4", info.fps, scratch=scratch, until=done and done.time)
+            until = None if done is None else done.time
+            self._movie = MovieWriter(folder / "overlay.mp4", info.fps, scratch=scratch, until=until)
 
     def write(self, frame: TrackedFrame) -> None:
         assert frame.image is not None
@@ -249,7 +251,7 @@ class Sheet(Output):
             return
         places = np.linspace(0, len(self._kept) - 1, min(_SHEET, len(self._kept))).round().astype(int)
         files = [self._thumbnails / f"{self._kept[place]}.png" for place in places]
-        pictures = [cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR) for file in files]
+        pictures: list[Any] = [cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR) for file in files]
         rows = [pictures[first : first + 4] for first in range(0, len(pictures), 4)]
         write_picture(self.folder / "sheet.png", contact_sheet(rows))
 

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +185,7 @@ class ResultFolder:
         assert self._journal is not None
         (self.scratch / "reserve").unlink(missing_ok=True)
         run = Run(self.path, self.info, self._journal, complete, self.key)
-        steps: list[Callable[[], None]] = [
-            lambda name=name: REPORTS[name](run) for name in self.names if name in REPORTS
-        ]
+        steps: list[Callable[[], None]] = [partial(REPORTS[name], run) for name in self.names if name in REPORTS]
         objects = len(self._journal.tracks())
         steps += [output.close for output in self._outputs] + [self._journal.close, self._publish]
         errors: list[BaseException] = []
