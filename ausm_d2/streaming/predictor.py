@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +25,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
-from torch import Tensor
 
 from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
 from ausm_d2.checkpoint.fingerprint import fingerprint
@@ -35,7 +34,9 @@ from ausm_d2.data.catalog.base import DEFAULT_TOPK
 from ausm_d2.errors import UserError
 from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.streaming.inference import prepare_for_inference
-from ausm_d2.streaming.session import FORMAT, FrameResult, Session
+from ausm_d2.streaming.prompts import Prompts, check_object_id
+from ausm_d2.streaming.result import FrameResult
+from ausm_d2.streaming.session import FORMAT, Session
 from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.streaming.stream import Stream
 
@@ -97,19 +98,28 @@ class VideoPredictor:
             else:
                 yield session.step(frame)
 
-    def start(self, frame: np.ndarray, prompts: Mapping[int, np.ndarray | Tensor] | None = None) -> Session:
+    def start(self, frame: np.ndarray, prompts: Prompts | None = None, discover: bool = False) -> Session:
         """Begin a video with its first frame.
 
         Args:
             frame: uint8 (H, W, 3), BGR.
-            prompts: masks of the objects to follow, bool or 0/1 uint8 (H, W), by ids of one's own choice (1 or more).
-                No other object is looked for; objects may be added later, so it may be empty. None: find all objects.
+            prompts: the objects to follow, by ids of one's own choice (1 or more): masks (bool or 0/1 uint8 (H, W)),
+                or ``Box``, ``Points`` and ``Scribble`` of :mod:`ausm_d2.streaming.prompts`, one or several for each;
+                see :meth:`Session.add`. No other object is looked for; objects may be added later, so it may be empty.
+                None: find all objects.
+            discover: beside the objects given, find all others; they get ids above those given.
 
         Raises:
             UserError: a frame or a prompt that cannot be used.
         """
-        label_set = self.label_set if prompts is None else self.settings.prompt_label_set
-        stream = Stream(self.model, self.settings, label_set=label_set, detect=prompts is None)
+        detect = discover or prompts is None
+        stream = Stream(
+            self.model,
+            self.settings,
+            label_set=self.label_set if detect else self.settings.prompt_label_set,
+            detect=detect,
+            first_track_id=max((check_object_id(each) for each in prompts or {}), default=0) + 1,
+        )
         session = Session(stream, topk=self.settings.topk, weights=lambda: self.fingerprint)
         session.begin(frame, prompts or {})
         return session

@@ -10,7 +10,7 @@ Shape shorthand:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,32 +19,31 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.structures import Instances
-from torch import Tensor
 
 from ausm_d2.errors import UserError
 from ausm_d2.io import atomic_write
 from ausm_d2.modeling.masks import winners
 from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.modeling.transfer import upload
+from ausm_d2.streaming.prompts import Drawn, Prompt, Prompts, check_object_id, draw
+from ausm_d2.streaming.refinement import overlapping, refine
+from ausm_d2.streaming.result import FrameResult
 from ausm_d2.streaming.segmenter import shown_rows
 from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.streaming.stream import FrameOutput, Stream
 
-FORMAT = "ausm_d2 stream, version 2"  # of saved sessions
+FORMAT = "ausm_d2 stream, version 3"  # of saved sessions
 
 
-@dataclass
-class FrameResult:
-    """What there is in one frame. All tensors are on the model's device."""
+@dataclass(frozen=True)
+class Keyframe:
+    """A session as it was behind one frame; :meth:`Session.keyframe` makes it."""
 
-    frame_index: int  # from 0
-    instances: Instances
-    """Of N objects: ``pred_masks`` bool (N, H, W), which may overlap; ``scores`` (N): the mean probability, since the
-    track began, of its class, or, where the user gave the object, of being there; ``pred_classes`` int64 (N);
-    ``track_ids`` int64 (N). Unprompted work lists the objects in sight, prompted work all that are followed."""
-    id_map: Tensor
-    """int32 (H, W): track id of every pixel, 0 for background. Where masks overlap, the surest has the pixel: the
-    largest logit. A mask given at this frame is surer than any prediction; of two the one listed first has it."""
+    stream: Stream
+    rows: FrameOutput
+    given: dict[int, np.ndarray]
+    image: np.ndarray | None
+    paused: frozenset[int]
 
 
 class Session:
@@ -64,6 +63,8 @@ class Session:
         self._weights = weights
         self._rows: FrameOutput  # of the latest frame, those that the result is made of
         self._given: dict[int, np.ndarray] = {}  # bool (H, W) by id: masks given at the latest frame
+        self._image: np.ndarray | None = None  # the latest frame, uint8 (H, W, 3), RGB: prompts are refined on it
+        self._paused: set[int] = set()
 
     @classmethod
     def from_saved(
@@ -84,6 +85,8 @@ class Session:
         rows = {**saved["rows"], "given": set(saved["rows"]["given"])}
         session._rows = FrameOutput(**{**rows, "mask_logits": rows["mask_logits"].to(network.device)})
         session._given = {object_id: mask.numpy() for object_id, mask in saved["given"].items()}
+        session._image = saved["image"].numpy()
+        session._paused = set(saved["paused"])
         session.result = session._render()
         return session
 
@@ -97,10 +100,15 @@ class Session:
         """The label set that ``pred_classes`` refer to; ``VideoPredictor.class_names`` has its names."""
         return self._stream.label_set
 
-    def begin(self, frame: np.ndarray, prompts: Mapping[int, np.ndarray | Tensor]) -> FrameResult:
-        """The first frame, and the masks of the objects given at it; see ``VideoPredictor.start``."""
+    def begin(self, frame: np.ndarray, prompts: Prompts) -> FrameResult:
+        """The first frame, and what is given at it; see ``VideoPredictor.start``."""
         image = as_rgb(frame)
-        return self._advance(image, _checked(prompts, image.shape[:2]))
+        drawn = draw(prompts, image.shape[:2])
+        exact = {object_id: each.mask for object_id, each in drawn.items() if each.exact}
+        self._advance(image, exact)
+        self._take_over(exact)
+        self._give({object_id: each for object_id, each in drawn.items() if not each.exact})
+        return self.result
 
     def step(self, frame: np.ndarray) -> FrameResult:
         """The next frame, uint8 (H, W, 3), BGR.
@@ -110,21 +118,48 @@ class Session:
         """
         return self._advance(as_rgb(frame), {})
 
-    def add(self, object_id: int, mask: np.ndarray | Tensor) -> None:
+    def add(self, object_id: int, prompt: Prompt | Sequence[Prompt]) -> None:
         """Follow one more object from the latest frame on, or correct one that is followed; updates :attr:`result`.
+
+        A mask is taken as it is. Boxes, clicks and lines are drawn as a coarse mask, which the network refines on the
+        latest frame. Of an object that is followed, clicks and lines change its mask of the latest frame; a mask or a
+        box takes its place. Where objects are looked for, a track that the network found itself and that covers the
+        same object (IoU 0.5) ends: the object has the user's id from here on.
 
         Args:
             object_id: 1 or more; it is never renumbered.
-            mask: bool or 0/1 uint8 (H, W), the object in the latest frame.
+            prompt: one or several, of the kinds in :mod:`ausm_d2.streaming.prompts`; a bool or 0/1 uint8 (H, W) is a
+                mask.
 
         Raises:
-            UserError: a mask that cannot be used, or no free ID vector; then nothing has changed.
+            UserError: a prompt that cannot be used, or no free ID vector; then nothing has changed.
         """
-        given = _checked({object_id: mask}, self.result.id_map.shape)
+        found = zip(self.result.instances.track_ids.tolist(), self.result.instances.pred_masks, strict=True)
+        current = {track_id: mask.cpu().numpy() for track_id, mask in found if track_id == object_id}
+        self._give(draw({object_id: prompt}, tuple(self.result.id_map.shape), current))
+
+    def _give(self, drawn: Mapping[int, Drawn]) -> None:
+        """Objects given at the latest frame, after its step."""
+        if not drawn:
+            return
+        assert self._image is not None
+        given = refine(self._stream, self._image, drawn)
         self._stream.add(given)
         self._given |= given
-        self._rows = _with_given(self._rows, object_id)
+        for object_id in given:
+            self._rows = _with_given(self._rows, object_id)
         self.result = self._render()
+        self._take_over(given)
+
+    def _take_over(self, given: Mapping[int, np.ndarray]) -> None:
+        """End the tracks that were found and are what the user gives."""
+        if not self._stream.detect:
+            return
+        prompted = {track_id for track_id, each in zip(self._rows.track_ids, self._rows.prompted, strict=True) if each}
+        ids, masks = self.result.instances.track_ids.tolist(), self.result.instances.pred_masks
+        same = {ids[row] for mask in given.values() for row in overlapping(masks, mask)}
+        for track_id in sorted(same - prompted - given.keys()):
+            self.remove(track_id)
 
     def remove(self, object_id: int) -> None:
         """Stop following an object; updates :attr:`result`.
@@ -134,8 +169,81 @@ class Session:
         """
         self._stream.remove(object_id)
         self._given.pop(object_id, None)
+        self._paused.discard(object_id)
         self._rows = self._rows.select([row for row, each in enumerate(self._rows.track_ids) if each != object_id])
         self.result = self._render()
+
+    def pause(self, object_id: int) -> None:
+        """Leave an object out of the results until :meth:`resume`; it is followed all the same, and keeps its id.
+
+        Raises:
+            UserError: if it is not followed.
+        """
+        self._stream.require(object_id)
+        self._paused.add(object_id)
+        self.result = self._render()
+
+    def resume(self, object_id: int) -> None:
+        """Show an object in the results again.
+
+        Raises:
+            UserError: if it is not paused.
+        """
+        if object_id not in self._paused:
+            raise UserError(f"object {object_id} is not paused; paused now: {sorted(self._paused)}")
+        self._paused.discard(object_id)
+        self.result = self._render()
+
+    def rename(self, object_id: int, new_id: int) -> None:
+        """Give an object another id, from the latest frame on.
+
+        Raises:
+            UserError: if it is not followed, or the new id is none or in use; then nothing has changed.
+        """
+        self._stream.rename(object_id, check_object_id(new_id))
+        self._rows = replace(
+            self._rows,
+            track_ids=[new_id if each == object_id else each for each in self._rows.track_ids],
+            given={new_id if each == object_id else each for each in self._rows.given},
+        )
+        self._given = {new_id if each == object_id else each: mask for each, mask in self._given.items()}
+        self._paused = {new_id if each == object_id else each for each in self._paused}
+        self.result = self._render()
+
+    def keyframe(self) -> Keyframe:
+        """The session as it is now, to come back to: as much memory as the stream's state takes."""
+        return Keyframe(self._stream.fork(), self._rows, dict(self._given), self._image, frozenset(self._paused))
+
+    def back_to(self, keyframe: Keyframe) -> FrameResult:
+        """Be again where a keyframe was taken; returns the result of that frame."""
+        self._stream = keyframe.stream.fork()
+        self._rows, self._given, self._image = keyframe.rows, dict(keyframe.given), keyframe.image
+        self._paused = set(keyframe.paused)
+        self.result = self._render()
+        return self.result
+
+    def redo(
+        self, keyframe: Keyframe, frames: Iterable[np.ndarray], prompts: Prompts | None = None
+    ) -> Iterator[FrameResult]:
+        """Go back, correct, and do the frames since then again.
+
+        Args:
+            keyframe: from which the correction holds.
+            frames: those that followed it, uint8 (H, W, 3), BGR.
+            prompts: as for :meth:`add`, at the keyframe's frame.
+
+        Yields:
+            The results of the keyframe's frame and of those after it.
+
+        Raises:
+            UserError: as :meth:`add` and :meth:`step`.
+        """
+        self.back_to(keyframe)
+        for object_id, prompt in (prompts or {}).items():
+            self.add(object_id, prompt)
+        yield self.result
+        for frame in frames:
+            yield self.step(frame)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all that is needed to go on with the next frame in another process; see ``VideoPredictor.load``.
@@ -149,6 +257,8 @@ class Session:
             "stream": self._stream.state_dict(),
             "rows": {**vars(self._rows), "given": sorted(self._rows.given)},
             "given": {object_id: torch.from_numpy(mask) for object_id, mask in self._given.items()},
+            "image": torch.from_numpy(self._image),
+            "paused": sorted(self._paused),
         }
         try:
             with atomic_write(path) as temporary:
@@ -159,6 +269,8 @@ class Session:
     def _advance(self, image: np.ndarray, given: dict[int, np.ndarray]) -> FrameResult:
         """The stream's step, to :attr:`result`."""
         output = self._stream.step(image, given)
+        self._image = image
+        self._paused &= {*output.track_ids}
         self._rows = shown_rows(output, self._topk)
         self._given = {object_id: mask for object_id, mask in given.items() if object_id in output.given}
         self.result = self._render()
@@ -167,6 +279,8 @@ class Session:
     def _render(self) -> FrameResult:
         """The rows of the latest frame at the size of the frames."""
         rows = self._rows
+        if self._paused:
+            rows = rows.select([row for row, each in enumerate(rows.track_ids) if each not in self._paused])
         logits = self._stream.logits(rows, self._given)
         owner = winners(logits)
         masks = logits > 0
@@ -228,31 +342,3 @@ def _with_given(rows: FrameOutput, object_id: int) -> FrameOutput:
         prompted=prompted,
         given=rows.given | {object_id},
     )
-
-
-def _checked(prompts: Mapping[int, np.ndarray | Tensor], size: tuple[int, ...]) -> dict[int, np.ndarray]:
-    """Prompts -> bool (H, W) masks by id.
-
-    Raises:
-        UserError: naming the object and what is wrong with it.
-    """
-    checked = {}
-    for object_id, mask in prompts.items():
-        if isinstance(object_id, bool) or not isinstance(object_id, (int, np.integer)) or not 0 < object_id < 2**31:
-            raise UserError(f"object id {object_id!r}: ids are whole numbers from 1 on")
-        if isinstance(mask, Tensor):
-            mask = mask.cpu().numpy()
-        if not isinstance(mask, np.ndarray):
-            raise UserError(f"object {object_id}: a prompt is a mask, a bool array (H, W); found {type(mask).__name__}")
-        if mask.dtype not in (np.bool_, np.uint8) or mask.ndim != 2:
-            raise UserError(f"object {object_id}: a mask is bool or 0/1 uint8 (H, W); found {mask.dtype} {mask.shape}")
-        if mask.shape != size:
-            raise UserError(
-                f"object {object_id}: its mask is {mask.shape[1]}x{mask.shape[0]} pixels, the frame {size[1]}x{size[0]}"
-            )
-        if mask.max() > 1:
-            raise UserError(f"object {object_id}: a uint8 mask holds 0 and 1; found {mask.max()}")
-        if not mask.any():
-            raise UserError(f"object {object_id}: its mask is empty")
-        checked[int(object_id)] = mask.astype(bool)
-    return checked

@@ -104,8 +104,8 @@ class Slots:
     def reserve(self, object_ids: Iterable[int], frame_index: int) -> dict[int, int]:
         """A slot for every object that the user gives. Changes nothing; :meth:`give` takes the slots.
 
-        An object that is followed keeps its slot. A new one gets a free slot, or that of the unprompted track that has
-        been hidden longest, as of the latest frame.
+        An object that is followed keeps its slot. A new one gets a free slot, that of the unprompted track that has
+        been hidden longest, as of the latest frame, or else that of the least sure unprompted track in sight.
 
         Args:
             object_ids: the user's ids.
@@ -121,12 +121,12 @@ class Slots:
         known = {track_id: self.slot_of(track_id) for track_id in self.followed() if track_id in object_ids}
         taken = set(known.values())
         free = (~self.in_use).nonzero()[:, 0].tolist()
-        room = free + [slot for slot in self._hidden(frame_index) if slot not in taken]
+        room = free + [slot for slot in self._hidden(frame_index) + self._in_sight(frame_index) if slot not in taken]
         wanted = [object_id for object_id in object_ids if object_id not in known]
         if len(wanted) > len(room):
             raise UserError(
                 f"{len(wanted)} new objects cannot be followed: {len(room)} of {len(self.ids)} ID vectors "
-                "(MODEL.AUSM.NUM_ID) are free"
+                "(MODEL.AUSM.NUM_ID) are not held by objects that were given"
             )
         new = dict(zip(wanted, room, strict=False))
         return {object_id: known.get(object_id, new.get(object_id, FREE)) for object_id in object_ids}
@@ -206,6 +206,12 @@ class Slots:
         """Slots of unprompted tracks that are hidden, the longest unseen first (docs/deviations.md, 11)."""
         hidden = (self.in_use & ~self.prompted & (self.last_seen < frame_index)).nonzero()[:, 0].tolist()
         return sorted(hidden, key=lambda slot: int(self.last_seen[slot]))
+
+    def _in_sight(self, frame_index: int) -> list[int]:
+        """Slots of unprompted tracks that are in sight, the least sure first."""
+        seen = (self.in_use & ~self.prompted & (self.last_seen >= frame_index)).nonzero()[:, 0].tolist()
+        mean = self.class_sums.sum(dim=1) / self.predicted.clamp(min=1)
+        return sorted(seen, key=lambda slot: float(mean[slot]))
 
     def _available(self, frame_index: int, reserved: Collection[int]) -> int | None:
         """A free slot, or that of the longest-unseen unprompted track, or None."""

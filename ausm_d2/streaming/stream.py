@@ -61,13 +61,16 @@ class FrameOutput:
 class Stream:
     """One video, frame by frame. Frames come as they are stored; masks leave at their size."""
 
-    def __init__(self, network: AUSMNetwork, settings: VideoSettings, *, label_set: str, detect: bool) -> None:
+    def __init__(
+        self, network: AUSMNetwork, settings: VideoSettings, *, label_set: str, detect: bool, first_track_id: int = 1
+    ) -> None:
         """
         Args:
             network: in evaluation mode.
             settings: how frames are resized, from which probability on a detection becomes a track, ...
             label_set: of the detections, and of the prompted rows' class.
             detect: look for new objects (unprompted work).
+            first_track_id: of the tracks that are found; lower ones are the user's.
 
         Raises:
             UserError: if the network has no such label set.
@@ -77,6 +80,7 @@ class Stream:
         self.settings = settings
         self.label_set = label_set
         self.detect = detect
+        self._first_track_id = first_track_id
         self.state: StreamState | None = None  # None before the first frame
         self._frame_step = FrameStep(
             network, label_set, cuda_graph=settings.cuda_graph, confidence=settings.track_score == "mask"
@@ -149,6 +153,23 @@ class Stream:
         """The scores of all tracks begin anew with the next frame (of a video that is shown more than once)."""
         self._started().slots.forget_scores()
 
+    def require(self, track_id: int) -> None:
+        """Raise a ``UserError`` if no such object is followed."""
+        self._started().slots.slot_of(track_id)
+
+    def rename(self, track_id: int, new_id: int) -> None:
+        """Another id for an object.
+
+        Raises:
+            UserError: if no such object is followed, or the new id is in use.
+        """
+        slots = self._started().slots
+        slot = slots.slot_of(track_id)
+        if new_id != track_id and new_id in slots.followed():
+            raise UserError(f"object {track_id} cannot become {new_id}: that id is in use")
+        slots.track_ids[slot] = new_id
+        slots.next_track_id = max(slots.next_track_id, new_id + 1)
+
     def logits(self, output: FrameOutput, given: Mapping[int, np.ndarray] | None = None) -> Tensor:
         """The mask logits of all rows at the size of the frame.
 
@@ -207,7 +228,9 @@ class Stream:
 
     def _initial(self, size: tuple[int, int], input_size: tuple[int, int]) -> StreamState:
         num_classes = self.network.label_sets[self.label_set]
-        return StreamState.initial(self.network, size, input_size, num_classes=num_classes, seed=self.settings.seed)
+        state = StreamState.initial(self.network, size, input_size, num_classes=num_classes, seed=self.settings.seed)
+        state.slots.next_track_id = self._first_track_id
+        return state
 
     def _marks(self, prompts: Mapping[int, np.ndarray], state: StreamState) -> dict[int, Tensor]:
         """Given masks as M has them: bool (H, W) -> bool (H4, W4), on the CPU, by object id.

@@ -65,8 +65,8 @@ def test_the_longest_hidden_unprompted_track_is_evicted_and_no_other(caplog: pyt
     with caplog.at_level(logging.WARNING, "ausm_d2"):
         assert of.reserve([60, 61], 2) == {60: 1, 61: 0}
         assert detected(of, 5, frame_index=2) == {1: 5} and of.followed() == [1, 4, 3]
-        with pytest.raises(UserError, match=r"2 new objects cannot be followed: 1 of 3 ID vectors"):
-            of.reserve([60, 61], 2)
+        with pytest.raises(UserError, match=r"4 new objects cannot be followed: 3 of 3 ID vectors"):
+            of.reserve([60, 61, 62, 63], 2)
         of.give(of.reserve([60], 2), 2)
         assert detected(of, 6, frame_index=2) == {} and of.followed() == [60, 4, 3]
     assert (of.recycled, of.dropped) == (2, 1)
@@ -74,6 +74,17 @@ def test_the_longest_hidden_unprompted_track_is_evicted_and_no_other(caplog: pyt
         "frame 2: all 3 ID vectors are in use; from here on the longest-unseen tracks are recycled"
     ]
     assert sorted(of.ids.tolist()) == [0, 1, 2]
+
+
+def test_given_objects_take_the_slot_of_the_least_sure_track_in_sight() -> None:
+    of = slots(3)
+    detected(of, 9, 8, 7)
+    of.class_sums[:] = torch.tensor([[0.9, 0.0], [0.1, 0.2], [0.0, 0.8]])
+    assert of.reserve([60, 61], 0) == {60: 1, 61: 2}
+    of.give(of.reserve([60], 0), 0)
+    assert of.followed() == [1, 60, 3] and of.reserve([61, 62], 0) == {61: 2, 62: 0}
+    with pytest.raises(UserError, match=r"3 new objects cannot be followed: 2 of 3 ID vectors"):
+        of.reserve([61, 62, 63], 0)
 
 
 def test_a_removed_object_gives_its_vector_back() -> None:

@@ -199,7 +199,7 @@ def test_more_prompts_than_vectors_change_nothing() -> None:
         stream.add({2: pixels(2), 4: pixels(2)[:8, :8]})
     stream.state.slots.prompted[0] = False
     with pytest.raises(UserError, match=r"2 new objects cannot be followed: 1 of 2"):
-        stream.add({1: pixels(9), 2: pixels(2), 3: pixels(3)})  # with a correction of 1
+        stream.add({1: pixels(9), 2: pixels(2), 3: pixels(3)})  # with a correction of 1, which keeps its slot
     assert torch.equal(masks(stream)[0], cells(1) > 0) and not stream.state.slots.prompted.any()
     assert torch.equal(stream.state.slots.ids, before) and torch.equal(
         stream.state.slots.generator.get_state(), generator

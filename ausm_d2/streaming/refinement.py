@@ -1,0 +1,88 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""From a coarse mask to the object's: the network is shown the frame again, and its mask takes the coarse one's place.
+
+Shape shorthand:
+    H, W: size of the frames in pixels
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from ausm_d2.streaming.prompts import Drawn
+from ausm_d2.streaming.stream import Stream
+
+logger = logging.getLogger(__name__)
+
+_CANDIDATE = 0.1  # foreground probability from which a detection is looked at
+_BETTER = 0.05  # by which a detection must fit better than the refined mask
+_FITS = 0.3  # fit below which nothing that was found is taken
+
+
+def refine(stream: Stream, frame: np.ndarray, drawn: Mapping[int, Drawn]) -> dict[int, np.ndarray]:
+    """The masks of objects that were given at the latest frame of a stream. The stream stays as it is.
+
+    A coarse mask enters the history of a copy, which is shown the frame again. Where a detection of that frame fits
+    better what was given (:meth:`Drawn.fit`), it is taken.
+
+    Args:
+        stream: behind the frame.
+        frame: uint8 (H, W, 3), RGB.
+        drawn: by object id.
+
+    Returns:
+        bool (H, W) by object id.
+
+    Raises:
+        UserError: too few free ID vectors.
+    """
+    coarse = {object_id: each for object_id, each in drawn.items() if not each.exact}
+    if not coarse:
+        return {object_id: each.mask for object_id, each in drawn.items()}
+    again = stream.fork()
+    again.detect = False
+    again.add({object_id: each.mask for object_id, each in drawn.items()})
+    own = _masks(again, frame)
+    found = stream.fork(fg_threshold=min(_CANDIDATE, stream.settings.fg_threshold))
+    found.detect = True
+    followed = set(stream.track_ids)
+    detections = [mask for track_id, mask in _masks(found, frame).items() if track_id not in followed]
+    masks = {}
+    for object_id, each in drawn.items():
+        masks[object_id] = each.mask if each.exact else _choose(object_id, each, own.get(object_id), detections)
+    return masks
+
+
+def _masks(stream: Stream, frame: np.ndarray) -> dict[int, np.ndarray]:
+    """The masks, bool (H, W), of all rows in a frame that the stream is shown, by track id."""
+    output = stream.step(frame)
+    masks = (stream.logits(output) > 0).cpu().numpy()
+    return dict(zip(output.track_ids, masks, strict=True))
+
+
+def _choose(object_id: int, drawn: Drawn, own: np.ndarray | None, detections: list[np.ndarray]) -> np.ndarray:
+    best, fit = drawn.mask, 0.0
+    if own is not None:
+        own = drawn.without_off(own)
+        best, fit = own, drawn.fit(own)
+    for detection in detections:
+        mask = drawn.without_off(detection)
+        value = drawn.fit(mask)
+        if value > fit + _BETTER:
+            best, fit = mask, value
+    if fit < _FITS:
+        logger.warning("object %d: the model finds nothing like it; what was drawn is followed", object_id)
+        return drawn.mask
+    return best
+
+
+def overlapping(masks: torch.Tensor, given: np.ndarray, least: float = 0.5) -> list[int]:
+    """Rows of bool (N, H, W) ``masks`` whose IoU with ``given``, bool (H, W), is at least ``least``."""
+    other = torch.from_numpy(given).to(masks.device)
+    shared = (masks & other).flatten(1).sum(1)
+    union = (masks | other).flatten(1).sum(1)
+    return (shared >= least * union.clamp(min=1)).nonzero()[:, 0].tolist()
