@@ -4,7 +4,8 @@
 Shape shorthand:
     B: clips; T: frames of a clip
     N: instances (rows of A)
-    H, W: padded image size in pixels
+    D: channels
+    H_pad, W_pad: padded image size in pixels
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from ausm_d2.training.teacher_forcing import (
 
 @META_ARCH_REGISTRY.register()
 class AUSM(AUSMNetwork):
-    """The network with its loss, and with how whole videos are segmented in evaluation."""
+    """The network with its losses in training and the stream over whole videos in evaluation."""
 
     @configurable
     def __init__(
@@ -57,14 +58,14 @@ class AUSM(AUSMNetwork):
         """
         Args:
             criterion: the loss.
-            frame_classifier: a further loss, on X_t (docs/deviations.md, 18).
-            prompt_prob: probability that a clip's objects switch at their first visible frame.
+            frame_classifier: auxiliary loss on X_t (docs/deviations.md, 18).
+            prompt_prob: probability that a clip is prompted: s_i is the first frame where i is visible.
             keep_hidden: a row stays in A_{t-1} while its object is hidden (docs/deviations.md, 1).
             train_mode: "parallel", "iterative" or "rollout".
-            own_passes: in "parallel", the maximum number of passes over a clip that replace the history by the
-                network's own masks before the pass that is trained.
-            history_noise: applied to M in training; None: the ground truth as it is.
-            video: how whole videos are segmented in evaluation.
+            own_passes: with "parallel", the maximum number of passes without gradients that replace the history by the
+                network's own masks.
+            history_noise: applied to M in training; None: ground truth.
+            video: settings of the stream in evaluation.
             network: as for :class:`~ausm_d2.modeling.network.AUSMNetwork`.
         """
         super().__init__(**network)
@@ -99,7 +100,7 @@ class AUSM(AUSMNetwork):
         clips = cast(list[TrainingClip], batched_inputs)
         label_sets = [clip["label_set"] for clip in clips]
         predicted: list[tuple[Sequence[Predictions], FrameTargets]] = []
-        of_frames: dict[str, Tensor] = {}  # the further loss, a mean over clips
+        of_frames: dict[str, Tensor] = {}  # the auxiliary loss, averaged over clips
         for items in self._by_size(clips):
             images, targets = self.collate(items)
             names = [item["label_set"] for item in items]
@@ -117,15 +118,15 @@ class AUSM(AUSMNetwork):
         return losses
 
     def _by_size(self, items: Sequence[TrainingClip]) -> list[list[TrainingClip]]:
-        """Clips of one padded size together: beside a larger one, padding would change what a clip's frames look like
-        to the norms and attentions of every module."""
+        """Group clips by padded size. Padding a clip to the size of a larger one would change its features through
+        norms and attention."""
         groups: dict[tuple[int, int], list[TrainingClip]] = {}
         for item in items:
             groups.setdefault(self.padded_size(*item["image"].shape[-2:]), []).append(item)
         return list(groups.values())
 
     def collate(self, items: list[TrainingClip]) -> tuple[Tensor, ClipTargets]:
-        """Items of one padded size -> normalised images (B, T, 3, H, W) and their targets."""
+        """Items of one padded size -> normalised images (B, T, 3, H_pad, W_pad) and their targets."""
         for item in items:
             self.check_label_set(item["label_set"])
         height, width = (max(item["image"].shape[axis] for item in items) for axis in (2, 3))
@@ -134,11 +135,10 @@ class AUSM(AUSMNetwork):
         return images, ClipTargets.from_items(items, size=size, device=self.device)
 
     def _preprocess(self, targets: ClipTargets) -> tuple[Tensor, Tensor, TeacherForcing]:
-        """The random draws of Alg. 2.
+        """Sampler and Preprocess of Alg. 2.
 
         Returns:
-            (B, N, D) ID vectors, one per instance; bool (B) clips whose objects are given; history and targets of
-            every frame.
+            (B, N, D) ID vectors, one per instance; bool (B) prompted clips; history and targets of every frame.
         """
         clips, rows = targets.classes.shape
         ids = self.id_pool(upload(torch.stack([self.id_pool.sample(rows) for _ in range(clips)]), self.device))
@@ -159,7 +159,7 @@ class AUSM(AUSMNetwork):
         targets: ClipTargets,
         prompted: Tensor,
     ) -> forms.ClipOutput:
-        """The form that ``TRAIN.MODE`` names."""
+        """Run the network in the form set by ``TRAIN.MODE``."""
         if self.train_mode == "iterative":
             return forms.iterative(self, images, ids, forcing, label_sets)
         if self.train_mode == "rollout":
@@ -169,12 +169,12 @@ class AUSM(AUSMNetwork):
                 prompted=prompted,
                 criterion=self.criterion,
             )
-        # Without own passes, skip the draw: the RNG stays in step with the iterative form.
+        # Skip the draw without own passes, to keep the RNG in step with iterative mode.
         passes = int(torch.randint(self.own_passes + 1, ())) if self.own_passes else 0
         return forms.parallel(self, images, ids, forcing, label_sets, own_passes=passes)
 
     def _unused_classifiers(self, label_sets: Sequence[str]) -> Tensor:
-        """Zero, with a gradient for the classifier of each label set that has no clip in this batch.
+        """Zero, with a gradient for the classifiers of label sets without a clip in this batch.
 
         Distributed training waits for the gradients of all parameters.
         """

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map
 
 import ausm_d2
-from ausm_d2.kernels import kept
+from ausm_d2.kernels import cached_tensors
 from ausm_d2.kernels.choice import use_kernels
 
 CUDA = torch.device("cuda", 0)
@@ -164,4 +164,4 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedGpu]:
         finally:
             torch.__future__.set_overwrite_module_params_on_conversion(overwrite)
             torch.clear_autocast_cache()
-            kept.forget()  # positions and the like: nobody must find those of a device that is none
+            cached_tensors.clear()  # cached positions must not stay on the pretended device

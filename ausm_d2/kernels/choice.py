@@ -1,16 +1,15 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Which kernel runs an operation: one chooser, one environment variable, one warning policy.
+"""Selects the kernel that runs an operation.
 
-An :class:`Operation` has a reference in plain PyTorch, which is always there, and kernels in the order in which
-``auto`` tries them. A kernel is taken where it can run (its package or compiler is there), where it fits the inputs,
-and where it agreed with the reference on a small input the first time it was used (``first_use.py``).
+An :class:`Operation` has a reference in plain PyTorch, which runs everywhere, and a list of kernels in the order in
+which ``auto`` tries them. ``auto`` selects the first kernel that is available (its package or compiler is installed),
+supports the inputs, and agreed with the reference on a small input at its first use (``first_use.py``).
 
-Who decides, the first that speaks: :func:`use_kernels` (tests, benchmarks); the environment variable ``AUSM_KERNELS``;
-the model (``MODEL.AUSM.KERNELS``, kept by its layers); else ``auto``.
+Precedence: :func:`use_kernels` (tests, benchmarks), then the environment variable ``AUSM_KERNELS``, then the model
+(``MODEL.AUSM.KERNELS``, stored in its layers).
 
-Warnings: each of these is said once in a process. ``auto`` runs the reference because a kernel for this device cannot
-run here; a kernel disagreed with the reference or raised. A kernel that was asked for by name and cannot run, or
-disagrees, is an error instead.
+Warnings, each issued once per process: ``auto`` runs the reference because a kernel for this device is unavailable; a
+kernel raised or disagreed with the reference. For a kernel selected by name both are errors instead.
 """
 
 from __future__ import annotations
@@ -40,32 +39,32 @@ class Call(Protocol):
     def device(self) -> torch.device: ...
 
     def learns(self) -> bool:
-        """Whether autograd will ask for gradients."""
+        """Whether gradients are needed."""
 
     def form(self) -> Hashable:
-        """What decides how a kernel is compiled and which of its branches run: dtypes, what is left out, ..."""
+        """Whatever determines how a kernel is compiled and which branches run: dtypes, omitted arguments, ..."""
 
     def probe(self, random: Probe) -> Self:
-        """A small call of the same form; ``random(like, *shape)`` makes its tensors."""
+        """A small call of the same form, with tensors from ``random(like, *shape)``."""
 
 
 C = TypeVar("C", bound=Call)
 
 
 class Kernel(ABC, Generic[C]):
-    """One form of an operation other than its reference."""
+    """An implementation of an operation other than its reference."""
 
     name: str
     """One of NAMES."""
     devices: tuple[str, ...]
-    """Types of devices it runs on."""
+    """Device types it runs on."""
 
     def unavailable(self) -> str | None:
-        """Why it cannot run in this process (what is not installed), in one line; None if it can."""
+        """Why it cannot run in this process, such as a missing package, in one line; None if it can."""
         return None
 
     def fits(self, call: C) -> bool:
-        """Whether it computes calls like this one. Never changes between calls of one form and size."""
+        """Whether it supports this call. Constant for calls of one form and size."""
         return True
 
     @abstractmethod
@@ -76,8 +75,8 @@ class Kernel(ABC, Generic[C]):
 class Operation(Generic[C]):
     """
     Attributes:
-        name: in messages.
-        reference: the operation in plain PyTorch.
+        name: shown in messages.
+        reference: the implementation in plain PyTorch.
         kernels: in the order in which ``auto`` tries them.
     """
 
@@ -88,19 +87,19 @@ class Operation(Generic[C]):
         OPERATIONS.append(self)
 
     def __call__(self, call: C, kernels: str = "auto") -> tuple[Tensor, ...]:
-        """The results.
+        """Run the operation with the selected kernel.
 
         Args:
             call: the arguments.
             kernels: the model's choice, one of NAMES.
 
         Raises:
-            UserError: the choice is unknown, or its kernel cannot run here or disagrees with the reference.
+            UserError: if the choice is unknown, or its kernel is unavailable or disagrees with the reference.
         """
         return self.choose(call, kernels)(call)
 
     def choose(self, call: C, kernels: str = "auto") -> Callable[[C], tuple[Tensor, ...]]:
-        """What :meth:`__call__` runs."""
+        """The function that :meth:`__call__` runs."""
         name, where = decided(kernels)
         if name == "reference":
             return self.reference
@@ -137,7 +136,7 @@ class Operation(Generic[C]):
         return self.reference
 
     def _problem(self, kernel: Kernel[C], call: C) -> str | None:
-        """What is wrong with a kernel, found at the first call of each form; None if it agrees with the reference."""
+        """Compare a kernel with the reference at the first call of each form; the difference, or None."""
         form = (self.name, kernel.name, call.device, call.form(), call.learns())
         if form in _agreed:
             return None
@@ -145,7 +144,7 @@ class Operation(Generic[C]):
         if found is not None or is_fake(call):
             return found
         if is_capturing(call.device):
-            return "was first used while a CUDA graph was captured, where it cannot be compared with the reference"
+            return "was first used during CUDA graph capture, when it cannot be compared with the reference"
         problem = difference(kernel.run, self.reference, call)
         if problem is None:
             _agreed.add(form)
@@ -164,17 +163,17 @@ _override: str | None = None
 
 
 class KernelLayer(nn.Module):
-    """A layer that runs operations with kernels."""
+    """Base class of layers that call operations with kernels."""
 
     kernels: str = "auto"
-    """The model's choice, for the operations that the layer calls; see :func:`set_kernels`."""
+    """The model's choice for the operations of this layer; see :func:`set_kernels`."""
 
 
 def set_kernels(model: nn.Module, name: str) -> None:
-    """Make ``name`` the choice of all layers of a model.
+    """Set the choice of all layers of a model.
 
     Raises:
-        UserError: it is unknown, or what it needs is not installed here.
+        UserError: if the name is unknown, or the kernels are unavailable.
     """
     if name not in NAMES:
         raise UserError(f"{KEY}: '{name}' is not one of {', '.join(NAMES)}")
@@ -191,7 +190,7 @@ def set_kernels(model: nn.Module, name: str) -> None:
 
 @contextmanager
 def use_kernels(name: str | None) -> Iterator[None]:
-    """Override every other choice while the context lasts; None lets them decide."""
+    """A context that overrides every other choice; None removes the override."""
     global _override
     before, _override = _override, name
     try:
@@ -201,10 +200,10 @@ def use_kernels(name: str | None) -> Iterator[None]:
 
 
 def decided(model_choice: str = "auto") -> tuple[str, str]:
-    """The choice, and who made it, for messages.
+    """The effective choice and its source, for messages.
 
     Raises:
-        UserError: it is unknown.
+        UserError: if the name is unknown.
     """
     if _override is not None:
         name, where = _override, "use_kernels"
@@ -218,7 +217,7 @@ def decided(model_choice: str = "auto") -> tuple[str, str]:
 
 
 def forget_checks() -> None:
-    """Compare every kernel with its reference again when it is next used, and say again what was said."""
+    """Forget all comparisons and issued warnings: both are repeated at the next use."""
     _agreed.clear()
     _problems.clear()
     _warned.clear()
@@ -228,7 +227,7 @@ def _refuse_unavailable(operation: Operation[C], kernel: Kernel[C], call: C, whe
     device = call.device.type
     reason = kernel.unavailable()
     if reason is None and device not in kernel.devices:
-        reason = f"it has kernels for {' and '.join(kernel.devices)}, the {operation.name}'s tensors are on {device}"
+        reason = f"it has kernels for {' and '.join(kernel.devices)}, the tensors of {operation.name} are on {device}"
     if reason is not None:
         raise _cannot_run(where, kernel.name, reason)
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""C++ for the CPU: a file is compiled for this very machine on first use, the library kept in the user's cache."""
+"""C++ kernels for the CPU: compiled with -march=native at first use, cached in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 
 class CompileError(RuntimeError):
-    """No library; its text says why in one line."""
+    """The library could not be built; the message gives the reason in one line."""
 
 
 def _processor() -> str:
-    """What -march=native depends on: a cache may be shared by different machines."""
+    """The processor's features, on which -march=native depends: machines of different types may share a cache."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line for line in lines if line.startswith(("flags", "Features")))
@@ -38,20 +38,20 @@ def _cache() -> Path:
 
 
 def _text(source: Path) -> str:
-    """Of a file, after that of the files beside it that it includes."""
+    """The text of a source file, preceded by that of the local headers it includes."""
     text = source.read_text()
     return "\n".join([*(_text(source.parent / name) for name in _INCLUDE.findall(text)), text])
 
 
 def load_library(source: Path) -> ctypes.CDLL:
-    """The shared library made of ``source``, compiled unless the cache has it.
+    """Load the shared library built from ``source``, compiling it unless it is cached.
 
     The cache is ``$TORCH_EXTENSIONS_DIR/ausm_d2``, else ``$XDG_CACHE_HOME/ausm_d2``, else ``~/.cache/ausm_d2``; the
-    compiler is ``$CXX``, else c++. Processes may do this at the same time: a library appears under its name only when
-    it is complete.
+    compiler is ``$CXX``, else c++. Several processes may call this at once: the library is renamed into place when
+    complete.
 
     Raises:
-        CompileError: there is no compiler, or it fails.
+        CompileError: if there is no compiler, or it fails.
     """
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
@@ -66,7 +66,7 @@ def load_library(source: Path) -> ctypes.CDLL:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             folder = tempfile.mkdtemp(dir=path.parent)
-        except OSError:  # a home that cannot be written to: compile once per process
+        except OSError:  # cache folder not writable: compile once per process
             folder = tempfile.mkdtemp()
             path = Path(folder) / "unnamed"
         try:
@@ -88,17 +88,17 @@ def load_library(source: Path) -> ctypes.CDLL:
 
 @cache
 def library(source: Path) -> ctypes.CDLL:
-    """:func:`load_library`, once in a process.
+    """:func:`load_library`, cached per process.
 
     Raises:
-        CompileError: there is no compiler, or it fails.
+        CompileError: if there is no compiler, or it fails.
     """
     return load_library(source)
 
 
 @cache
 def why_not(source: Path) -> str | None:
-    """Why there is no library of ``source``, in one line; None if there is one."""
+    """Why the library of ``source`` cannot be built, in one line; None if it can."""
     try:
         library(source)
     except CompileError as error:

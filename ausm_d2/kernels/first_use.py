@@ -1,8 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""A kernel beside its reference, on a small input: is it right on this machine?
+"""Compares a kernel with its reference on a small input, at its first use on this machine.
 
-The reference runs on the CPU in float64. The comparison leaves everything around it as it was: its numbers come from a
-generator of its own, and autograd's mode and hooks, autocast, inference mode and dispatch modes are set aside.
+The reference runs on the CPU in float64. The comparison has no side effects: it uses its own random generator, and
+suspends autograd mode and hooks, autocast, inference mode and dispatch modes.
 """
 
 from __future__ import annotations
@@ -25,25 +25,28 @@ class Probe(Protocol):
 
 
 def is_fake(call: Any) -> bool:
-    """Whether the tensors have no values (FakeTensorMode): there is nothing to compare then."""
+    """Whether the tensors have no values (FakeTensorMode), so that nothing can be compared."""
     return any(isinstance(value, FakeTensor) for value in call)
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Whether a CUDA graph is being captured; a comparison would be captured too, or fail."""
+    """Whether a CUDA graph is being captured: a comparison would be captured too, or fail."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def difference(run: Callable[[Any], Any], reference: Callable[[Any], Any], call: Any) -> str | None:
-    """What is wrong with a kernel for calls of the form of ``call``, as the end of a sentence; None if nothing.
+    """Compare a kernel with its reference for calls of the form of ``call``.
 
-    Results are compared; gradients too where ``call`` needs them; and the inputs, which a kernel may overwrite only
-    where the reference does.
+    Compared are the results, the gradients if ``call`` needs them, and the inputs afterwards, since a kernel may
+    overwrite only what the reference overwrites.
 
     Args:
-        run: the kernel, from the call to a tuple of tensors.
-        reference: the same in plain PyTorch.
+        run: the kernel: call -> tuple of tensors.
+        reference: the implementation in plain PyTorch.
         call: a NamedTuple with the methods of :class:`ausm_d2.kernels.choice.Call`.
+
+    Returns:
+        None if they agree; else the difference, worded to follow the kernel's name in a message.
     """
     learns, device = call.learns(), call.device
     with _undisturbed(device, learns):
@@ -54,7 +57,7 @@ def difference(run: Callable[[Any], Any], reference: Callable[[Any], Any], call:
         try:
             found = _results(run, tensors, learns)
             return _first_difference(found, wanted, _tolerance(probe))
-        except Exception as error:  # a compiler, a driver, a package built for another PyTorch: anything
+        except Exception as error:  # compiler, driver, package built for another PyTorch, ...
             lines = str(error).strip().splitlines() or [""]
             return f"raised {type(error).__name__}: {lines[0][:200]}"
 
@@ -65,14 +68,14 @@ def _undisturbed(device: torch.device, learns: bool) -> Iterator[None]:
         stack.enter_context(_disable_current_modes())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(learns))
-        # Activation checkpointing counts what is saved for the backward pass, by hooks.
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is))
+        # Activation checkpointing counts saved tensors by hooks.
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_identity, _identity))
         stack.enter_context(outside_autocast(torch.empty(0, device="cpu")))
         stack.enter_context(outside_autocast(torch.empty(0, device=device)))
         yield
 
 
-def _as_it_is(tensor: Tensor) -> Tensor:
+def _identity(tensor: Tensor) -> Tensor:
     return tensor
 
 
@@ -96,13 +99,13 @@ def _tensors(call: Any) -> dict[str, Tensor]:
 
 
 def _results(run: Callable[[Any], Any], call: Any, learns: bool) -> dict[str, Tensor]:
-    """By name, on the CPU in float64: results, the inputs afterwards, and gradients."""
+    """Results, inputs afterwards and gradients by name, on the CPU in float64."""
     outputs = run(call)
     named = {f"result {i + 1}": output for i, output in enumerate(outputs)}
     inputs = _tensors(call)
     named |= {f"{name}, afterwards,": value for name, value in inputs.items()}
     if learns:
-        # Any numbers of size one, the same for both.
+        # Fixed output gradients of magnitude one, the same for kernel and reference.
         weights = [torch.linspace(-1, 1, each.numel(), dtype=torch.float64).cos().view(each.shape) for each in outputs]
         weights = [weight.to(each.device, each.dtype) for weight, each in zip(weights, outputs, strict=True)]
         gradients = torch.autograd.grad(outputs, list(inputs.values()), weights)
@@ -111,7 +114,7 @@ def _results(run: Callable[[Any], Any], call: Any, learns: bool) -> dict[str, Te
 
 
 def _tolerance(call: Any) -> float:
-    """Relative to the largest number: of a kernel with fast approximations, and of the rounding of activations."""
+    """Tolerance relative to the largest value: covers fast approximations and the rounding of activations."""
     return max(1e-3, *(4 * torch.finfo(value.dtype).eps for value in _tensors(call).values()))
 
 
@@ -121,6 +124,6 @@ def _first_difference(found: dict[str, Tensor], wanted: dict[str, Tensor], toler
             return f"differs from the reference: {name} is {tuple(found[name].shape)}, not {tuple(expected.shape)}"
         allowed = 2 * tolerance if name.startswith("the gradient") else tolerance
         error = float((found[name] - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
-        if not error <= allowed:  # nor is NaN
-            return f"differs from the reference: {name} by {error:.1e} of its largest number, {allowed:.0e} is allowed"
+        if not error <= allowed:  # also true for NaN
+            return f"differs from the reference: {name} by {error:.1e} of its largest value, {allowed:.0e} is allowed"
     return None

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The packages mamba_ssm and causal_conv1d, whose CUDA kernels the backend ``mamba_ssm`` is."""
+"""Checks for the packages mamba_ssm and causal_conv1d, which provide the CUDA kernels of the backend ``mamba_ssm``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from functools import cache
 
 @cache
 def missing(package: str, extension: str) -> str | None:
-    """Why a package's kernels cannot be used: what is not installed; None if all is there.
+    """Why the kernels of a package are unavailable; None if they are available.
 
     Args:
-        extension: the module that pip compiles for the GPU; without it there is only Python.
+        extension: its compiled CUDA module; a CPU-only installation lacks it.
     """
     if importlib.util.find_spec(package) is None:
         return f"{package} is not installed"

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Dtypes and memory layouts that the fused kernels ask for."""
+"""Dtypes and memory layouts required by the fused kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def rows(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The numbers of the last dimension next to each other, the other dimensions at any distance."""
+    """Convert to ``dtype`` with stride 1 in the last dimension; the other strides may be anything."""
     if tensor is None:
         return None
     tensor = tensor.to(dtype)
@@ -16,17 +16,17 @@ def rows(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def plain(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Contiguous."""
+    """Convert to ``dtype``, contiguous."""
     return None if tensor is None else tensor.to(dtype).contiguous()
 
 
 def overwritten(last: Tensor, worked_on: Tensor | None, given: Tensor | None, inplace: bool) -> Tensor:
-    """The state to return: in place, the caller's own tensor, which may not be the one that the kernel worked on."""
+    """The state to return. In place: the caller's tensor, after copying back the converted copy ``worked_on``."""
     if not inplace or given is None:
         return last
     return given if worked_on is given else given.copy_(last)
 
 
 def few(channels: int) -> int:
-    """A smaller number of channels that fills vectors and blocks of up to 128 as far as ``channels`` does."""
+    """A smaller number of channels with the same remainder for vectors and blocks of up to 128."""
     return channels if channels <= 256 else 128 + channels % 128

@@ -1,11 +1,10 @@
 // Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 //
-// What the C++ kernels of scan and causal convolution share: blocks of L neighbouring channels as vectors, activations as
-// rows, and the sequences shared out among threads.
+// Shared by the C++ kernels of scan and causal convolution: vector loads and stores, activations, threading.
 //
-// Threads share the sequences. Within one, a block of L neighbouring channels is taken through all frames at a time, so
-// that every operation is on whole vectors. Activations are float or bfloat16; everything in between is float. No header
-// of PyTorch is included: the caller passes addresses and strides (structs.py).
+// Sequences are divided among threads. Within a sequence, one block of L neighbouring channels at a time is processed
+// through all frames, so that every operation is on whole vectors. Activations are float or bfloat16; intermediate
+// values are float. No PyTorch header is included: the caller passes addresses and strides (structs.py).
 //
 // N: sequences; T: frames; E: inner channels; L: lanes of a vector.
 
@@ -73,7 +72,7 @@ inline Vec softplus(Vec x) {
 }
 
 #if defined(__AVX512F__)
-// 4 x 4 numbers transposed in each quarter of the vectors.
+// Transposes 4 x 4 numbers in each 128-bit quarter of the vectors.
 inline void transpose_quarters(__m512 v[4]) {
   const __m512 a = _mm512_unpacklo_ps(v[0], v[1]), b = _mm512_unpackhi_ps(v[0], v[1]);
   const __m512 c = _mm512_unpacklo_ps(v[2], v[3]), d = _mm512_unpackhi_ps(v[2], v[3]);
@@ -82,7 +81,7 @@ inline void transpose_quarters(__m512 v[4]) {
 }
 #endif
 
-// A block of L rows of `columns` numbers in memory is `columns` vectors here.
+// Converts between L rows of `columns` numbers in memory and `columns` vectors.
 template <typename T>
 inline void load_transposed(const T* p, Vec* v, int64_t columns, int count) {
   for (int64_t i = 0; i < columns; ++i) {
@@ -99,7 +98,7 @@ inline void store_transposed(T* p, const Vec* v, int64_t columns, int count) {
     for (int j = 0; j < count; ++j) from_float(p + j * columns + i, lane[j]);
   }
 }
-// Rows of four bfloat16 are whole numbers of 64 bits.
+// Four columns of bfloat16: a row is one 64-bit integer.
 inline void load_transposed(const BFloat16* p, Vec* v, int64_t columns, int count) {
   if (count < L || columns != 4) return load_transposed<BFloat16>(p, v, columns, count);
   Quad rows;
@@ -151,8 +150,8 @@ inline void store_transposed(float* p, const Vec* v, int64_t columns, int count)
 #endif
 
 #if defined(AUSM_SHUFFLES)
-// Of two vectors (lane i of b counts as L + i): where chunks of `width` lanes come from that alternate between a and b,
-// taken from the first halves of groups of lanes, or from the second ones. Groups of four do not cross 128 bits.
+// Shuffle indices into two vectors a, b (lane i of b is L + i): chunks of `width` lanes, alternating between a and b,
+// from the first or second halves of groups of lanes. Groups of four do not cross 128 bits.
 constexpr int source(int lane, int width, bool second) {
   const int group = width < 4 ? 4 : 2 * width, chunk = lane % group / width;
   return lane / group * group + (second ? group / 2 : 0) + chunk / 2 * width + lane % width + chunk % 2 * L;
@@ -162,7 +161,8 @@ inline Vec alternate(Vec a, Vec b, std::integer_sequence<int, kLanes...>) {
   return __builtin_shufflevector(a, b, source(kLanes, kWidth, kSecond)...);
 }
 
-// Lane i is the sum of the lanes of vector(first + i), for i < kCount, a power of two up to L; the other lanes repeat it.
+// Lane i is the sum of the lanes of vector(first + i), for i < kCount, a power of two up to L; the other lanes repeat
+// it.
 template <int kCount, typename Vectors>
 inline Vec lane_sums(const Vectors& vector, int first = 0) {
   if constexpr (kCount == 1) {
@@ -183,7 +183,7 @@ inline Vec lane_sums(const Vectors& vector) {
 }
 #endif
 
-// An activation: rows of E or S numbers without gaps, at any distance over frames and sequences (in numbers).
+// An activation: E or S contiguous numbers per row, with strides (in elements) over frames and sequences.
 struct Rows {
   void* data;
   int64_t sequence, frame;
@@ -191,15 +191,15 @@ struct Rows {
   T* at(int64_t n, int64_t t) const {
     return static_cast<T*>(data) + n * sequence + t * frame;
   }
-  // Neighbouring blocks of channels lie together, frames far apart: the hardware foresees little of that way.
+  // Rows of successive frames are far apart, so the hardware prefetcher does not help.
   template <typename T>
   void prefetch(int64_t n, int64_t t, int64_t e) const {
     if (data) __builtin_prefetch(at<T>(n, t) + e, 1);
   }
 };
 
-// body(part, begin, end) for equal parts of all sequences; a thread takes the next part when it is done with one. What
-// is summed over sequences is summed within a part: the result does not depend on which thread took which.
+// Calls body(part, begin, end) for equal parts of all sequences, scheduled dynamically. Sums over sequences are per
+// part, so results do not depend on the schedule.
 template <typename Arguments, typename Body>
 void parallel(const Arguments& a, Body body) {
 #pragma omp parallel for num_threads(a.threads) schedule(dynamic, 1)

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""How the C++ kernels of scan and convolution are called: addresses and strides in structs (recurrent.h)."""
+"""Structs of addresses and strides with which the C++ kernels of scan and convolution are called (recurrent.h)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Rows(ctypes.Structure):
 
 
 def fields(sizes: str, flags: str, *others: tuple[Any, str]) -> list[tuple[str, Any]]:
-    """``_fields_`` of a struct: 64-bit sizes, 32-bit flags, then the types given; names apart by spaces."""
+    """``_fields_`` of a struct: 64-bit sizes, 32-bit flags, then the given types. Names are separated by spaces."""
     groups = ((ctypes.c_int64, sizes), (ctypes.c_int32, flags), *others)
     return [(name, kind) for kind, names in groups for name in names.split()]
 
@@ -31,15 +31,15 @@ def address(tensor: Tensor | None) -> int | None:
 
 
 def share(x: Tensor) -> dict[str, int]:
-    """Threads, and parts of the sequences that they take one after the other.
+    """Number of threads, and of parts into which the sequences are divided (dynamic scheduling).
 
-    There are more parts than threads, so that a thread that waits for its core leaves parts to the others. A thread is
-    worth its start from some ten thousand numbers on.
+    More parts than threads balance the load when a thread is preempted. Below 16384 elements per thread, fewer threads
+    are faster.
     """
     threads = max(1, min(torch.get_num_threads(), len(x), x.numel() // 16384))
     return {"threads": threads, "parts": 1 if threads == 1 else min(4 * threads, len(x))}
 
 
 def floats(*shape: int) -> Tensor:
-    """An empty tensor, float32 on the CPU whatever PyTorch's defaults are."""
+    """An uninitialised float32 tensor on the CPU, independent of PyTorch's default dtype and device."""
     return torch.empty(shape, dtype=torch.float32, device="cpu")

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Where Triton's kernels run: on CUDA, and, slowly, on the CPU in Triton's interpreter (TRITON_INTERPRET=1)."""
+"""Launching Triton kernels: on CUDA, or slowly on the CPU in Triton's interpreter (TRITON_INTERPRET=1)."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ DEVICES = ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cu
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 CHANNELS = 64
-"""Of a group, in the kernels of scan and convolution."""
-_PROGRAMS_PER_PROCESSOR = 16  # enough of them in flight to hide the latency of memory
+"""Channels per group in the kernels of scan and convolution."""
+_PROGRAMS_PER_PROCESSOR = 16  # enough to hide memory latency
 
 
 @cache
 def why_not() -> str | None:
-    """Why there are no Triton kernels in this process."""
+    """Why Triton kernels cannot run in this process; None if they can."""
     return "triton is not installed" if importlib.util.find_spec("triton") is None else None
 
 
 def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, **options: Any) -> None:
-    """Run a kernel on the device of ``like``: by itself Triton takes the current one, whatever its tensors are on."""
+    """Run a kernel on the device of ``like``. By default Triton uses the current device, wherever the tensors are."""
     with torch.cuda.device_of(like):
         kernel[grid](*arguments, **options)
 
 
 def shared_grid(x: Tensor) -> tuple[int, int]:
-    """Programs that share the sequences of ``x`` (N, T, E), and groups of channels."""
+    """Grid (P, G) for ``x`` (N, T, E): P programs share the N sequences, for each of G groups of channels."""
     groups = -(-x.shape[2] // CHANNELS)
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
     return max(1, min(len(x), _PROGRAMS_PER_PROCESSOR * processors // groups)), groups
 
 
 def strides(x: Tensor | None) -> tuple[int, int]:
-    """Of (N, T, channels): over sequences and over frames."""
+    """Strides of an (N, T, channels) tensor over sequences and frames."""
     return (0, 0) if x is None else (x.stride(0), x.stride(1))

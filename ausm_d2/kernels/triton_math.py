@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What the Triton kernels of scan and causal convolution share. Imported only where Triton is."""
+"""Functions shared by the Triton kernels of scan and causal convolution. Imported only if Triton is installed."""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -16,7 +16,7 @@ def sigmoid(x):
 
 @triton.jit
 def softplus(x):
-    # log(1 + e) loses the digits of a small e; log(w) e / (w - 1) with w = 1 + e as rounded gives them back.
+    # log1p(e) without cancellation: log(w) e / (w - 1), where w is 1 + e as rounded.
     e = tl.exp(-tl.abs(x))
     w = 1.0 + e
     return tl.maximum(x, 0.0) + tl.where(w == 1.0, e, tl.log(w) * (e / tl.where(w == 1.0, 1.0, w - 1.0)))

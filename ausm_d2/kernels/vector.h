@@ -1,6 +1,6 @@
 // Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 //
-// Vectors of L float lanes, as wide as the processor has them; bfloat16 in memory. Included by the kernels of the CPU.
+// Vectors of L float lanes, as wide as the processor supports; bfloat16 in memory. Included by the CPU kernels.
 
 #pragma once
 
@@ -62,9 +62,9 @@ inline Vec exp2(Vec x) {
 #if defined(__AVX512F__)
   const Vec whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
-  x = x < -126.f ? Vec{} - 126.f : x;  // in this order, what is not a number stays that
+  x = x < -126.f ? Vec{} - 126.f : x;  // written so that NaN stays NaN
   x = x > 126.f ? Vec{} + 126.f : x;
-  constexpr float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, which the low bits then hold
+  constexpr float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
   const Vec shifted = x + magic, whole = shifted - magic;
 #endif
   const Vec r = x - whole;
@@ -80,7 +80,7 @@ inline Vec exp2(Vec x) {
 #endif
 }
 
-// Memory for one part of the work, in vectors, zero at first.
+// Scratch memory of one part, in vectors, zero-initialised.
 class Scratch {
  public:
   explicit Scratch(int64_t vectors)
@@ -88,7 +88,7 @@ class Scratch {
     if (data_) std::memset(static_cast<void*>(data_), 0, round_up(vectors));
   }
   ~Scratch() { std::free(data_); }
-  explicit operator bool() const { return data_; }  // whether there was so much
+  explicit operator bool() const { return data_; }  // whether the allocation succeeded
   Vec* take(int64_t vectors) {
     Vec* p = next_;
     next_ += vectors;

@@ -2,9 +2,9 @@
 """Attention and feed-forward blocks shared by History Compressor, History Decoder and Pixel Decoder.
 
 Shape shorthand:
-    B: batch (clips, frames or clips * frames)
+    BT: frames; no information passes between them
     Q: queries
-    K: keys
+    S: keys
     D: channels
 """
 
@@ -21,14 +21,14 @@ from ausm_d2.kernels.choice import KernelLayer
 class Attention(KernelLayer):
     """Multi-head attention.
 
-    Parameter names and shapes are those of ``nn.MultiheadAttention``, so that checkpoints of models built on it fit.
+    Parameter names and shapes are those of ``nn.MultiheadAttention``, so that its checkpoints load.
     """
 
     def __init__(self, dim: int, *, head_dim: int) -> None:
         """
         Args:
             dim: channels D of queries, keys and values.
-            head_dim: width of one head; has to divide D.
+            head_dim: channels of one head; must divide D.
 
         Raises:
             ValueError: if ``head_dim`` does not divide ``dim``.
@@ -45,9 +45,9 @@ class Attention(KernelLayer):
 
     @torch.no_grad()
     def init_as_lookup(self, *, sharpness: float = 1.0, gain: float = 1.0) -> None:
-        """Initial values with which a query attends to what resembles it, and takes over what it finds there.
+        """Initialise such that a query attends to the keys that resemble it and copies their values.
 
-        Queries and keys share an orthogonal projection, values pass unchanged (docs/deviations.md, 15).
+        Queries and keys share an orthogonal projection; values pass unchanged (docs/deviations.md, 15).
 
         Args:
             sharpness: scale of that projection.
@@ -66,13 +66,13 @@ class Attention(KernelLayer):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """
         Args:
-            query: (B, Q, D).
-            key: (B, K, D). May be the tensor ``query`` itself.
-            value: (B, K, D). May be the tensor ``key`` itself.
-            mask: bool, broadcastable to (B, heads, Q, K); True where a query may look.
+            query: (BT, Q, D).
+            key: (BT, S, D). May be the tensor ``query`` itself.
+            value: (BT, S, D). May be the tensor ``key`` itself.
+            mask: bool, broadcastable to (BT, heads, Q, S); True where a query may attend.
 
         Returns:
-            (B, Q, D).
+            (BT, Q, D).
         """
         dim = self.in_proj_weight.shape[1]
         weight, bias = self.in_proj_weight, self.in_proj_bias

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Activation checkpointing: less memory in training, for recomputing the activations in the backward pass."""
+"""Activation checkpointing: a block's activations are recomputed in the backward pass instead of stored."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def run_block(block: Callable[..., Any], *args: Any, checkpointing: bool, random
     """``block(*args)``.
 
     Args:
-        checkpointing: store only ``args`` for the backward pass; no effect without gradients.
-        random: the block draws random numbers, so the RNG state is restored for the recomputation.
+        checkpointing: store only ``args`` for the backward pass. No effect without gradients.
+        random: ``block`` draws random numbers: restore the RNG state for the recomputation.
     """
     if checkpointing and torch.is_grad_enabled():
         return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=random)

@@ -2,9 +2,9 @@
 """A small plain convolutional backbone for models that are trained from random weights on little data.
 
 Shape shorthand:
-    B: images
-    H, W: image size
-    C: WIDTH
+    BT: frames
+    H_pad, W_pad: padded image size in pixels
+    C: channels of res2 (MODEL.CONVNET.WIDTH)
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from ausm_d2.modeling.norm import GroupNorm
 
-_GROUPS = 8  # of the group norms
-_WIDTHS = {"res2": 1, "res3": 2, "res4": 4, "res5": 4}  # channels of the stages over C
+_GROUPS = 8  # groups of each group norm
+_WIDTHS = {"res2": 1, "res3": 2, "res4": 4, "res5": 4}  # channels of each stage, in multiples of C
 
 
 class ConvNet(Backbone):
-    """3 x 3 convolutions with group norm and ReLU: strides 2 and 4 at C channels, then two for each coarser stage.
+    """3 x 3 convolutions with group norm and ReLU: strides 2 and 4 with C channels, then two per coarser stage.
 
-    Group norm, because batch statistics would let the frames of a clip see each other.
+    Group norm, because batch statistics would pass information between the frames of a clip.
     """
 
     def __init__(self, *, width: int, in_channels: int = 3) -> None:
@@ -55,7 +55,7 @@ class ConvNet(Backbone):
         return max(self._out_feature_strides.values())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) -> ``{"res2": (B, C, H/4, W/4), .., "res5": (B, 4C, H/32, W/32)}``."""
+        """(BT, 3, H_pad, W_pad) -> ``{"res2": (BT, C, H_pad/4, W_pad/4), .., "res5": (BT, 4C, ..)}``."""
         outputs = {}
         for name in _WIDTHS:
             outputs[name] = x = self.get_submodule(name)(x)
@@ -64,5 +64,5 @@ class ConvNet(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_convnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ConvNet:
-    """Build the backbone that ``MODEL.CONVNET`` describes."""
+    """Build the backbone from ``MODEL.CONVNET``."""
     return ConvNet(width=cfg.MODEL.CONVNET.WIDTH, in_channels=input_shape.channels or 3)

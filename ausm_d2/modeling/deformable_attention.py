@@ -2,8 +2,8 @@
 """The layer of multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3).
 
 Shape shorthand:
-    B: images
-    S: pixels of all levels together; the queries are these pixels
+    BT: frames
+    S: pixels of all levels together; they are the queries and the keys
     L: levels
     P: sampling points per head and level
     D: channels
@@ -22,9 +22,9 @@ from ausm_d2.kernels.deformable import deformable_attention
 
 
 class MSDeformAttn(KernelLayer):
-    """Every pixel of every level gathers P bilinear samples per head from each level, around its own place.
+    """Every pixel of every level gathers P bilinear samples per head from each level, around its own position.
 
-    Parameter names and shapes are Deformable DETR's, as Mask2Former's checkpoints have them.
+    Parameter names and shapes are those of Deformable DETR and Mask2Former.
     """
 
     def __init__(self, dim: int, *, num_levels: int, num_heads: int, num_points: int) -> None:
@@ -45,7 +45,7 @@ class MSDeformAttn(KernelLayer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Point p of head h starts p + 1 pixels away in the direction of h (the directions fill the circle)."""
+        """Point p of head h starts p + 1 pixels away in the direction of h; the directions cover the circle evenly."""
         angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
         direction = direction / direction.abs().amax(dim=-1, keepdim=True)
@@ -63,12 +63,12 @@ class MSDeformAttn(KernelLayer):
     def forward(self, query: Tensor, value: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
         """
         Args:
-            query: (B, S, D) pixels of all levels, positions added.
-            value: (B, S, D) the same pixels without positions.
+            query: (BT, S, D) pixels of all levels, positions added.
+            value: (BT, S, D) the same pixels without positions.
             sizes: (height, width) of each of the L levels, in the order of the pixels.
 
         Returns:
-            (B, S, D).
+            (BT, S, D).
         """
         batch, pixels, _ = value.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points

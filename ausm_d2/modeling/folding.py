@@ -1,13 +1,13 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Frozen batch norms folded into the convolutions before them: one operation for convolution, norm and activation.
+"""Folds frozen batch norms into the convolutions before them: one operation for convolution, norm and activation.
 
-Parameters and buffers stay where they are, under their names: a checkpoint does not show what is folded.
+Parameters and buffers keep their names, so checkpoints are unaffected.
 
 Shape shorthand:
-    B: images
+    BT: frames
     C, C': channels before and after a convolution; G: its groups
     k: side of its kernel
-    H, W: size
+    h, w and h', w': feature size before and after
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 _FROZEN = (FrozenBatchNormAct2d, FrozenBatchNorm2d)
-# Activations that oneDNN applies to the result of a convolution before it writes it: name, arguments.
+# Activations that oneDNN can fuse into a convolution: name, arguments.
 _FUSED: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.Identity: ("none", []),
     nn.ReLU: ("relu", []),
@@ -32,11 +32,11 @@ _FUSED: dict[type[nn.Module], tuple[str, list[float]]] = {
 
 
 class _Uses(TorchFunctionMode):
-    """Counts the operations that take each tensor that is watched."""
+    """Counts how many operations use each watched tensor."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.watched: dict[int, tuple[Tensor, int]] = {}  # the tensor is kept, so that no other one gets its id
+        self.watched: dict[int, tuple[Tensor, int]] = {}  # keeps the tensor alive, so that its id is not reused
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -50,12 +50,14 @@ class _Uses(TorchFunctionMode):
 
 
 def find_pairs(net: nn.Module, example: Tensor) -> dict[str, str]:
-    """Convolutions whose result goes into a batch norm and nowhere else: names of the norms by those of the
-    convolutions.
+    """Find the convolutions whose output is used by a batch norm only.
 
     Args:
-        net: is run once on ``example``; on PyTorch's meta device that takes no time.
-        example: (B, 3, H, W).
+        net: run once on ``example``; fast on PyTorch's meta device.
+        example: (BT, 3, h, w).
+
+    Returns:
+        Name of the norm by name of the convolution.
     """
     uses, made, pairs, handles = _Uses(), dict[int, str](), dict[str, str](), list[Any]()
     names = {module: name for name, module in net.named_modules()}
@@ -85,38 +87,38 @@ def find_pairs(net: nn.Module, example: Tensor) -> dict[str, str]:
 
 
 def fold_frozen_norms(net: nn.Module, pairs: dict[str, str]) -> None:
-    """Have each convolution do what its norm did.
+    """Fold each norm into its convolution, in place.
 
     Args:
-        pairs: as :func:`find_pairs` found them; those whose norm is not frozen stay as they are.
+        pairs: from :func:`find_pairs`. Pairs whose norm is not frozen are left unchanged.
     """
     for conv_name, norm_name in pairs.items():
         conv, norm = net.get_submodule(conv_name), net.get_submodule(norm_name)
         if isinstance(norm, _FROZEN) and type(getattr(norm, "drop", None)) in (nn.Identity, type(None)):
             conv.__class__ = FoldedConv2dSame if isinstance(conv, Conv2dSame) else FoldedConv2d
-            conv._norm, conv._kept = (norm,), None  # type: ignore[assignment]  # a tuple: not a part of it
+            conv._norm, conv._cached = (norm,), None  # type: ignore[assignment]  # a tuple: no submodule
             norm.__class__ = _Folded
 
 
 class _Folded(nn.Module):
-    """A norm that the convolution before it has applied; it keeps its buffers and its activation."""
+    """A norm that was folded into the convolution before it. Keeps its buffers and its activation."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
 
 class FoldedConv2d(nn.Conv2d):
-    """A convolution, the frozen norm after it, and its activation.
+    """A convolution, the frozen norm after it and the activation, as one operation.
 
-    The folded weights are kept until the weights or the norm change; where gradients are recorded for the weights, they
-    are computed anew. Channels are last in memory.
+    The folded weights (channels last) are cached until the weights or the norm change. If gradients of the weights are
+    recorded, they are recomputed in every call.
     """
 
     _norm: tuple[nn.Module]
-    _kept: tuple[tuple[Any, ...], Tensor, Tensor] | None
+    _cached: tuple[tuple[Any, ...], Tensor, Tensor] | None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H', W')."""
+        """(BT, C, h, w) -> (BT, C', h', w')."""
         weight, bias = self._weights()
         x, padding = self._padded(x)
         activation = getattr(self._norm[0], "act", None) or nn.Identity()
@@ -138,13 +140,13 @@ class FoldedConv2d(nn.Conv2d):
         norm = self._norm[0]
         sources = [self.weight, self.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var]
         tensors = [cast(Tensor, each) for each in sources if each is not None]
-        if any(each.is_inference() for each in tensors):  # nobody counts how often those are written to
+        if any(each.is_inference() for each in tensors):  # inference tensors have no version counter
             return self._fold()
         key = tuple((each.data_ptr(), each._version) for each in tensors)
-        if self._kept is None or self._kept[0] != key:
+        if self._cached is None or self._cached[0] != key:
             with torch.inference_mode(False), torch.no_grad():
-                self._kept = key, *self._fold()
-        return self._kept[1:]
+                self._cached = key, *self._fold()
+        return self._cached[1:]
 
     def _fold(self) -> tuple[Tensor, Tensor]:
         norm: Any = self._norm[0]
@@ -157,14 +159,14 @@ class FoldedConv2d(nn.Conv2d):
 
 
 class FoldedConv2dSame(FoldedConv2d):
-    """The same of timm's ``Conv2dSame``, which pads as TensorFlow does."""
+    """The same for timm's ``Conv2dSame``, which pads like TensorFlow."""
 
     def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         return pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation)), (0, 0)
 
 
 def _fuses(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN can take it all in one call."""
+    """Whether oneDNN can run convolution and activation in one call."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32

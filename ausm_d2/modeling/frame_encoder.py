@@ -2,9 +2,10 @@
 """Frame encoder (paper, Sec. 3): backbone, then Mask2Former's multi-scale deformable pixel decoder.
 
 Shape shorthand:
-    B: frames; nothing passes between them
-    H, W: frame size in pixels, multiples of 32
-    D: channels
+    BT: frames; no information passes between them
+    H_pad, W_pad: padded image size in pixels; h, w: its size at stride 8; H4, W4: at stride 4
+    D: channels; C_i: channels of the backbone's level i
+    S: pixels of all levels together
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from ausm_d2.modeling.timm_backbone import build_timm_backbone as build_timm_bac
 
 
 class FrameFeatures(NamedTuple):
-    """What a frame looks like, without any history."""
+    """Features of single frames, without history."""
 
-    x: Tensor  # X_t: (B, D, H/8, W/8)
-    mask_features: Tensor  # (B, mask_dim, H/4, W/4)
-    multi_scale: list[Tensor]  # the encoder's levels, coarsest first: (B, D, H/32, W/32) .. (B, D, H/8, W/8)
+    x: Tensor  # X_t: (BT, D, h, w)
+    mask_features: Tensor  # (BT, mask_dim, H4, W4)
+    multi_scale: list[Tensor]  # the encoder's levels, coarsest first: (BT, D, h/4, w/4) .. (BT, D, h, w)
 
 
 class DeformableEncoderLayer(nn.Module):
@@ -54,7 +55,7 @@ class DeformableEncoderLayer(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, x: Tensor, position: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """(B, S, D) pixels of all levels and their (S, D) positions -> (B, S, D)."""
+        """(BT, S, D) pixels of all levels and their (S, D) positions -> (BT, S, D)."""
         x = self.norm1(x + self.self_attn(x + position, x, sizes))
         return self.norm2(x + self.linear2(F.relu(self.linear1(x), inplace=True)))
 
@@ -68,14 +69,14 @@ class DeformableEncoder(nn.Module):
         self.layers = nn.ModuleList(DeformableEncoderLayer(dim, **layer) for _ in range(num_layers))
 
     def forward(self, x: Tensor, position: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """(B, S, D) pixels of all levels and their (S, D) positions -> (B, S, D)."""
+        """(BT, S, D) pixels of all levels and their (S, D) positions -> (BT, S, D)."""
         for layer in self.layers:
             x = run_block(layer, x, position, sizes, checkpointing=self.checkpointing)
         return x
 
 
 class DeformableTransformer(nn.Module):
-    """Levels exchange what they know: flattened, told where they come from, encoded, and put back into shape."""
+    """Mixes information between levels: flatten, add position and level embeddings, encode, unflatten."""
 
     def __init__(self, dim: int, *, num_levels: int, num_layers: int, checkpointing: bool, **layer: int) -> None:
         super().__init__()
@@ -85,7 +86,7 @@ class DeformableTransformer(nn.Module):
         )
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
-        """Levels (B, D, h, w), coarsest first, of any sizes -> the same shapes."""
+        """Levels (BT, D, h, w), coarsest first, of any sizes -> the same shapes."""
         sizes = [(level.shape[2], level.shape[3]) for level in levels]
         x = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
         positions = [
@@ -94,18 +95,18 @@ class DeformableTransformer(nn.Module):
         ]
         x = self.encoder(x, torch.cat(positions), sizes)
         split = x.split([h * w for h, w in sizes], dim=1)
-        # Channels stay last in memory: those who take these levels as tokens find whole rows. Permuted, not transposed:
-        # else the strides of a single image are none that PyTorch takes for channels last.
+        # Channels last in memory, so that flattening a level to tokens needs no copy. Permuted, not transposed:
+        # otherwise PyTorch does not recognise the strides of a single image as channels last.
         return [
             level.contiguous().unflatten(1, size).permute(0, 3, 1, 2) for level, size in zip(split, sizes, strict=True)
         ]
 
 
 class TopDownSum(nn.Module):
-    """What stands in for the deformable encoder in light models: each level adds the coarser ones. No parameters."""
+    """Replaces the deformable encoder in light models: adds the coarser levels to each level. No parameters."""
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
-        """Levels (B, D, h, w), coarsest first, of any sizes -> the same shapes."""
+        """Levels (BT, D, h, w), coarsest first, of any sizes -> the same shapes."""
         sums = [levels[0]]
         for level in levels[1:]:
             sums.append(level + resize_to(sums[-1], level))
@@ -113,7 +114,7 @@ class TopDownSum(nn.Module):
 
 
 class DeformablePixelDecoder(nn.Module):
-    """Fuses backbone levels: the coarse ones by an encoder, the finest one on top as a feature pyramid does.
+    """Fuses backbone levels: an encoder mixes the coarse ones, the finest one is added as in a feature pyramid.
 
     With three coarse levels its parameter names and its function are those of Mask2Former's
     ``MSDeformAttnPixelDecoder`` (arXiv 2112.01527, Sec. 3.2.1).
@@ -133,9 +134,9 @@ class DeformablePixelDecoder(nn.Module):
     ) -> None:
         """
         Args:
-            in_channels: channels of the backbone's levels, finest (stride 4) first.
-            enc_layers: layers of deformable attention; 0 for top-down sums instead.
-            checkpointing: recompute activations of these layers in the backward pass.
+            in_channels: C_i, finest level (stride 4) first.
+            enc_layers: layers of deformable attention; 0: top-down sums.
+            checkpointing: recompute the activations of these layers in the backward pass.
         """
         super().__init__()
         finest, *coarse = in_channels
@@ -166,8 +167,8 @@ class DeformablePixelDecoder(nn.Module):
             c2_xavier_fill(conv)
 
     def forward(self, features: Sequence[Tensor]) -> FrameFeatures:
-        """Backbone levels (B, C_i, H/4, W/4), (B, C_i, H/8, W/8), .. in the order of ``in_channels``."""
-        # Channels first: a group norm of PyTorch's takes the variance less exactly where they are last.
+        """Backbone levels (BT, C_i, h_i, w_i) in the order of ``in_channels`` -> features."""
+        # Channels first: PyTorch's group norm computes the variance less accurately on channels-last input.
         finest, *coarse = (feature.contiguous() for feature in features)
         levels = self.transformer(
             [projection(level) for projection, level in zip(self.input_proj, reversed(coarse), strict=True)]
@@ -175,8 +176,8 @@ class DeformablePixelDecoder(nn.Module):
         adapted = self.adapter_1(finest)
         fused = self.layer_1(adapted + resize_to(levels[-1], adapted))
         if not torch.is_grad_enabled():
-            # From here on as G_t, which they are added to, and as resizing them is fastest. (Gradients would come back
-            # in an order that the norm does not have.)
+            # Channels last, like G_t, which is added to them, and because resizing is fastest then. Not in training:
+            # gradients would arrive in a layout that the group norm does not have.
             fused = fused.contiguous(memory_format=torch.channels_last)
         return FrameFeatures(x=levels[-1], mask_features=self.mask_features(fused), multi_scale=levels)
 
@@ -202,19 +203,19 @@ class FrameEncoder(nn.Module):
         """
         Args:
             backbone: any Detectron2 backbone.
-            in_features: its outputs to fuse, finest first; strides 4, 8 and up to two coarser ones. All but the first
-                go through the deformable encoder.
+            in_features: backbone outputs to fuse, finest first: strides 4, 8 and up to two coarser ones. All but the
+                first go through the deformable encoder.
             conv_dim: D.
             mask_dim: channels of the mask features.
-            enc_layers: layers of deformable attention; 0 for top-down sums instead (light models).
-            num_heads, num_points: attention heads of a layer, sampling points per head and level.
+            enc_layers: layers of deformable attention; 0: top-down sums (light models).
+            num_heads: attention heads per layer.
+            num_points: sampling points per head and level.
             dim_feedforward: hidden channels of the feed-forward blocks.
-            checkpointing: recompute activations of the encoder's layers in the backward pass (the backbone has a switch
-                of its own).
-            freeze_at: what is not trained: "none", "backbone" (stage 3 of the paper's recipe) or "encoder", all of it.
+            checkpointing: recompute the activations of the deformable encoder in the backward pass.
+            freeze_at: what is frozen: "none", "backbone" (stage 3 of the paper's recipe) or "encoder" (everything).
 
         Raises:
-            UserError: if the backbone has no such outputs, or not at these strides, or ``freeze_at`` is none of these.
+            UserError: if an output is missing or has another stride, or ``freeze_at`` is unknown.
         """
         super().__init__()
         if freeze_at not in ("none", "backbone", "encoder"):
@@ -262,34 +263,35 @@ class FrameEncoder(nn.Module):
         }
 
     def train(self, mode: bool = True) -> FrameEncoder:
-        """As usual; but what is frozen stays as it is at inference, without stochastic depth."""
-        super().train(mode and _learns(self))
-        self.backbone.train(mode and _learns(self.backbone))
+        """Frozen parts stay in evaluation mode, without stochastic depth."""
+        super().train(mode and _trains(self))
+        self.backbone.train(mode and _trains(self.backbone))
         return self
 
     def forward(self, images: Tensor) -> FrameFeatures:
         """
         Args:
-            images: (B, 3, H, W) normalised; H and W multiples of 32.
+            images: (BT, 3, H_pad, W_pad), normalised; multiples of 32.
 
         Returns:
-            X_t (B, D, H/8, W/8), mask features (B, mask_dim, H/4, W/4), and all levels of the encoder.
+            X_t (BT, D, h, w), mask features (BT, mask_dim, H4, W4), and all levels of the encoder.
         """
-        wanted = torch.is_grad_enabled()
-        with torch.set_grad_enabled(wanted and (images.requires_grad or _learns(self.backbone))):
+        grad = torch.is_grad_enabled()
+        with torch.set_grad_enabled(grad and (images.requires_grad or _trains(self.backbone))):
             features = self.backbone(images)
-        with torch.set_grad_enabled(wanted and (images.requires_grad or _learns(self))):
+        with torch.set_grad_enabled(grad and (images.requires_grad or _trains(self))):
             return self.pixel_decoder([features[name] for name in self.in_features])
 
 
-def _learns(module: nn.Module) -> bool:
+def _trains(module: nn.Module) -> bool:
+    """Whether any parameter requires gradients."""
     return any(p.requires_grad for p in module.parameters())
 
 
 def _build_backbone(cfg: CfgNode) -> Backbone:
-    """The backbone that ``MODEL.BACKBONE.NAME`` names; Mask2Former's name for Swin is understood.
+    """Build the backbone named by ``MODEL.BACKBONE.NAME``. Mask2Former's name for Swin is accepted.
 
-    That name is not put into the registry, where it would clash with Mask2Former's own entry.
+    That name is not registered here: it would clash with Mask2Former's own entry.
     """
     name = cfg.MODEL.BACKBONE.NAME
     shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
@@ -305,7 +307,7 @@ def _build_backbone(cfg: CfgNode) -> Backbone:
     freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
     if freeze_at > 0 and all(parameter.requires_grad for parameter in backbone.parameters()):
         raise UserError(
-            f"MODEL.BACKBONE.FREEZE_AT: {freeze_at}, but {name} freezes nothing by it; expected 0, and "
-            "MODEL.AUSM.FRAME_ENCODER.FREEZE_AT backbone to freeze all of it"
+            f"MODEL.BACKBONE.FREEZE_AT: {freeze_at}, but {name} does not support it; expected 0; to freeze "
+            "the whole backbone set MODEL.AUSM.FRAME_ENCODER.FREEZE_AT to backbone"
         )
     return backbone

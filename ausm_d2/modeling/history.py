@@ -1,14 +1,12 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""History Marker, History Compressor and History Decoder (paper, Sec. 3): how the past reaches the present frame.
+"""History Marker, History Compressor and History Decoder (paper, Sec. 3): they carry objects from frame to frame.
 
 Shape shorthand:
-    B: clips
-    T: frames of a clip
-    N: rows of A (padded with rows that are not in use)
+    B: clips; T: frames of a clip; BT: B * T frames, flattened into one axis
+    N: rows of A, padded with rows that are not in use
     D: channels
-    h, w: feature size at stride 8
-    H, W: image size
-    P: h * w pixels
+    h, w: feature size at stride 8; P: h * w pixels
+    S: keys
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ class HistoryMarker(nn.Module):
         """
         Args:
             ids: (..., N, D) ID vectors A.
-            masks: (..., N, 2h, 2w) masks M at stride 4, in [0, 1]; all zero for rows that are not in use.
+            masks: (..., N, 2h, 2w) masks M at stride 4, in [0, 1]; zero for rows that are not in use.
 
         Returns:
             (..., D, h, w) marked history S.
@@ -55,7 +53,8 @@ class HistoryMarker(nn.Module):
 
 
 def _reduce(x: Tensor, size: tuple[int, int], reduction: int) -> Tensor:
-    """Average (B, P, D) tokens of a (h, w) grid over r x r squares (squares at the border may be smaller)."""
+    """Average-pool (BT, P, D) tokens of a (h, w) grid over ``reduction`` x ``reduction`` squares, smaller at the
+    border."""
     if reduction == 1:
         return x
     grid = x.unflatten(1, size).permute(0, 3, 1, 2)
@@ -84,12 +83,12 @@ class CompressorLayer(nn.Module):
         self.self_attn = Attention(dim, head_dim=head_dim)
         self.norm_ffn = LayerNorm(dim)
         self.ffn = FeedForward(dim, dim_feedforward)
-        # Every branch starts at zero, so that the marks reach F before the layers have learned anything.
+        # Every residual branch starts at zero, so that the marks reach F from the first iteration on.
         for parameter in (self.mamba.out_proj.weight, self.self_attn.out_proj.weight, *self.ffn.linear2.parameters()):
             nn.init.zeros_(parameter)
 
     def _space_and_ffn(self, x: Tensor, position: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B * T, P, D) -> (B * T, P, D); no information between frames."""
+        """(BT, P, D) -> (BT, P, D); no information between frames."""
         normed = self.norm_space(x)
         query = normed + position
         if self.spatial_reduction == 1:
@@ -107,11 +106,11 @@ class CompressorLayer(nn.Module):
             x: (B, P, T, D) tokens.
             position: (P, D) positions.
             size: (h, w).
-            state: memory of the frames before, for B * P sequences; None: a whole clip, no memory is kept.
-            inplace: overwrite ``state`` (outside autograd only).
+            state: after the previous frame, for B * P sequences; None: the clip starts here and no state is returned.
+            inplace: overwrite ``state`` (without autograd only).
 
         Returns:
-            (B, P, T, D) tokens and the memory after the last frame.
+            (B, P, T, D) tokens and the state after the last frame.
         """
         batch, pixels, frames, dim = x.shape
         mixed, new_state = self.mamba(self.norm_time(x).flatten(0, 1), state, inplace=inplace)
@@ -122,9 +121,9 @@ class CompressorLayer(nn.Module):
 
 
 class HistoryCompressor(nn.Module):
-    """E -> F: compresses all marked history up to a frame into features of the frame's size (Sec. 3).
+    """E -> F: compresses the marked history up to each frame into features of that frame's size (Sec. 3).
 
-    A clip at once and frame by frame through the returned states are the same function.
+    One call on a clip and one call per frame, passing the states on, compute the same function.
     """
 
     @configurable
@@ -171,7 +170,7 @@ class HistoryCompressor(nn.Module):
         }
 
     def init_states(self, sequences: int, *, device: torch.device, dtype: torch.dtype) -> list[SSMState]:
-        """The memory before the first frame, of B * P sequences, by layer."""
+        """The state of every layer before the first frame, for B * P sequences."""
         return [cast(CompressorLayer, layer).mamba.init_state(sequences, device, dtype) for layer in self.layers]
 
     def forward(
@@ -180,12 +179,12 @@ class HistoryCompressor(nn.Module):
         """
         Args:
             e: (B, T, D, h, w) features E of T consecutive frames.
-            states: memory of the frames before, by layer, as :meth:`init_states` or the last call returned it.
-                None: a whole clip, no memory is kept.
-            inplace: overwrite ``states`` (outside autograd only).
+            states: one per layer, as returned by :meth:`init_states` or the previous call; None: the clip starts here
+                and no states are returned.
+            inplace: overwrite ``states`` (without autograd only).
 
         Returns:
-            (B, T, D, h, w) compressed history F, and the memory after the last frame.
+            (B, T, D, h, w) compressed history F, and the states after the last frame.
         """
         dim, height, width = e.shape[2:]
         position = sine_tokens(height, width, dim, device=e.device, dtype=e.dtype)
@@ -211,11 +210,11 @@ class DecoderLayer(nn.Module):
         dim_feedforward: int,
         self_attention: bool,
         spatial_reduction: int,
-        silent: bool,
+        zero_init: bool,
     ) -> None:
         """
         Args:
-            silent: every branch adds nothing at first.
+            zero_init: every residual branch starts at zero.
         """
         super().__init__()
         self.spatial_reduction = spatial_reduction
@@ -225,10 +224,10 @@ class DecoderLayer(nn.Module):
         self.cross_attn = Attention(dim, head_dim=head_dim)
         self.norm_ffn = LayerNorm(dim)
         self.ffn = FeedForward(dim, dim_feedforward)
-        # The decoder starts as propagation of marks between pixels that look alike (docs/deviations.md, 15).
+        # Initially the decoder copies marks between pixels that look alike (docs/deviations.md, 15).
         self.cross_attn.init_as_lookup(sharpness=1.5, gain=4.0)
         last = [self.ffn.linear2]
-        if silent:
+        if zero_init:
             last += [attn.out_proj for attn in (self.self_attn, self.cross_attn) if attn is not None]
         for parameter in (parameter for layer in last for parameter in layer.parameters()):
             nn.init.zeros_(parameter)
@@ -236,13 +235,13 @@ class DecoderLayer(nn.Module):
     def forward(self, x: Tensor, position: Tensor, size: tuple[int, int], key: Tensor, value: Tensor) -> Tensor:
         """
         Args:
-            x: (B, P, D) tokens of X_t.
+            x: (BT, P, D) tokens of X_t.
             position: (P, D).
             size: (h, w).
-            key, value: (B, K, D) tokens of F_t, with and without position, spatially reduced.
+            key, value: (BT, S, D) tokens of F_t, spatially reduced; positions are added to the keys only.
 
         Returns:
-            (B, P, D).
+            (BT, P, D).
         """
         if self.norm_self is not None and self.self_attn is not None:
             normed = self.norm_self(x)
@@ -277,7 +276,7 @@ class HistoryDecoder(nn.Module):
     ) -> None:
         """
         Args:
-            residual: G_t starts as X_t itself: all branches are silent at first, and there is no last norm.
+            residual: G_t starts as X_t itself: all residual branches start at zero, and there is no final norm.
         """
         super().__init__()
         self.checkpointing = checkpointing
@@ -289,7 +288,7 @@ class HistoryDecoder(nn.Module):
                 dim_feedforward=dim_feedforward,
                 self_attention=self_attention,
                 spatial_reduction=spatial_reduction,
-                silent=residual,
+                zero_init=residual,
             )
             for _ in range(num_layers)
         )
@@ -312,11 +311,11 @@ class HistoryDecoder(nn.Module):
     def forward(self, x: Tensor, f: Tensor) -> Tensor:
         """
         Args:
-            x: (B, D, h, w) features X_t; B counts frames, which do not see each other.
-            f: (B, D, h, w) compressed history F_t.
+            x: (BT, D, h, w) features X_t; no information passes between frames.
+            f: (BT, D, h, w) compressed history F_t.
 
         Returns:
-            (B, D, h, w) features G_t.
+            (BT, D, h, w) features G_t.
         """
         _, dim, height, width = x.shape
         size = (height, width)

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 
 class PoolExhausted(RuntimeError):
-    """More ID vectors were asked for than the pool has left."""
+    """More ID vectors were requested than are free."""
 
 
 def draw_free(in_use: Tensor, count: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """Sampler(B, count): uniform, without replacement, among the ID vectors that are not in use.
+    """Sampler(B, count): draw ID vectors that are not in use, uniformly without replacement.
 
     Args:
         in_use: bool (N_id), on the CPU.
-        count: how many to draw.
-        generator: a CPU generator; None: the default one.
+        count: number of ID vectors to draw.
+        generator: a CPU generator; None: PyTorch's default generator.
 
     Returns:
         int64 (count), indices into the pool, on the CPU.
@@ -32,17 +32,17 @@ def draw_free(in_use: Tensor, count: int, *, generator: torch.Generator | None =
     """
     free = (~in_use).nonzero()[:, 0]
     if count > len(free):
-        raise PoolExhausted(f"{count} ID vectors asked for, {len(free)} of {len(in_use)} are free")
+        raise PoolExhausted(f"{count} ID vectors requested, {len(free)} of {len(in_use)} are free")
     return free[torch.randperm(len(free), generator=generator)[:count]]
 
 
 class IDPool(nn.Module):
-    """B: N_id learned vectors; every object that is followed has one of them, which no other object has."""
+    """B: N_id learned vectors. Every tracked object has one of its own."""
 
     def __init__(self, num_id: int, dim: int) -> None:
         super().__init__()
         self.embed = nn.Embedding(num_id, dim)
-        nn.init.normal_(self.embed.weight, std=2.0)  # marks must stand out of the features they are added to
+        nn.init.normal_(self.embed.weight, std=2.0)  # marks must stand out from the features they are added to
 
     @property
     def num_id(self) -> int:
@@ -50,7 +50,7 @@ class IDPool(nn.Module):
         return self.embed.num_embeddings
 
     def sample(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """:func:`draw_free` of the whole pool: int64 (count)."""
+        """:func:`draw_free` from the whole pool: int64 (count)."""
         return draw_free(torch.zeros(self.num_id, dtype=torch.bool), count, generator=generator)
 
     def forward(self, index: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Masks between pixels and stride 4, and overlapping masks to one label per pixel.
+"""Masks: downsampling to stride 4, upsampling of logits, overlapping masks to one label per pixel.
 
 Shape shorthand:
     R: rows (masks)
-    H, W: image size in pixels; H_in, W_in: the network's input size, before padding
-    H4, W4: mask size, stride 4 of the padded input
+    H, W: frame size in pixels; H_in, W_in: the network's input size, before padding; H_pad, W_pad: after padding
+    H4, W4: mask size at stride 4: H_pad/4, W_pad/4
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from torch import Tensor
 
 
 def masks_at_stride4(masks: Tensor) -> Tensor:
-    """Bool (..., H, W) -> float {0, 1} (..., H/4, W/4): a cell is set if half its area is (docs/deviations.md, 3).
+    """Bool (..., H_pad, W_pad) -> float {0, 1} (..., H4, W4): a cell is 1 if at least half of it is covered
+    (docs/deviations.md, 3).
 
-    If no cell reaches half, the cells with the largest covered area are set: a small object does not disappear.
+    If no cell is, the cells with the largest covered area are 1, so that a small object does not disappear.
     """
     lead = masks.shape[:-2]
     pooled = F.avg_pool2d(masks.flatten(0, -3)[:, None].float(), 4)
@@ -26,10 +27,10 @@ def masks_at_stride4(masks: Tensor) -> Tensor:
 
 
 def upsample_logits(logits: Tensor, input_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Bilinear upsampling of mask logits, without the padding.
+    """Upsample mask logits bilinearly and crop the padding.
 
     Args:
-        logits: (R, H4, W4), of an input of ``input_size`` pixels that was padded at the bottom and right.
+        logits: (R, H4, W4), for an input of ``input_size`` pixels, padded at the bottom and right.
         input_size: (H_in, W_in).
         size: (H, W).
 
@@ -41,8 +42,8 @@ def upsample_logits(logits: Tensor, input_size: tuple[int, int], size: tuple[int
     padded = [side * 4 for side in logits.shape[-2:]]
     if tuple(padded) == input_size:
         return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
-    # The padding is upsampled too and then cut off. PyTorch rounds output sizes down: without the factor of 1 + 1e-7 a
-    # side whose size is an exact multiple could lose its last pixel.
+    # The padding is upsampled too, then cropped. PyTorch rounds output sizes down: without the factor 1 + 1e-7 a side
+    # that is an exact multiple could lose its last pixel.
     scale = [4 * out / side * (1 + 1e-7) for out, side in zip(size, input_size, strict=True)]
     out = F.interpolate(
         logits[None], scale_factor=scale, mode="bilinear", align_corners=False, recompute_scale_factor=False
@@ -51,8 +52,8 @@ def upsample_logits(logits: Tensor, input_size: tuple[int, int], size: tuple[int
 
 
 def winners(logits: Tensor) -> Tensor:
-    """The surest row has the pixel: (R, H, W) logits -> int64 (H, W), the row of the largest logit, or -1 where every
-    logit is <= 0. Of equal logits the first row wins."""
+    """(R, H, W) logits -> int64 (H, W): the row with the largest logit at each pixel, -1 where all logits are <= 0.
+    Ties go to the first row."""
     if not len(logits):
         return torch.full(logits.shape[1:], -1, device=logits.device)
     largest, row = logits.max(dim=0)
@@ -60,5 +61,5 @@ def winners(logits: Tensor) -> Tensor:
 
 
 def without_overlaps(logits: Tensor) -> Tensor:
-    """(R, H, W) logits -> bool (R, H, W): every pixel in at most one mask, see :func:`winners`."""
+    """(R, H, W) logits -> bool (R, H, W): each pixel is in at most one mask, see :func:`winners`."""
     return winners(logits) == torch.arange(len(logits), device=logits.device)[:, None, None]

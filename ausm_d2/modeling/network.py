@@ -1,14 +1,14 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """The network of Alg. 1 and Alg. 2 (arXiv 2508.19242): tensors in, tensors out.
 
-It knows no data set, no loss and no file. Training (``ausm_d2/training/forms.py``) and the stream
-(``ausm_d2/streaming/stream.py``) call the same two methods, :meth:`AUSMNetwork.encode` and :meth:`AUSMNetwork.predict`.
+Training (``ausm_d2/training/forms.py``) and the stream (``ausm_d2/streaming/stream.py``) call the same two methods,
+:meth:`AUSMNetwork.encode` and :meth:`AUSMNetwork.predict`. There is no loss and no file access here.
 
 Shape shorthand:
-    B: clips; T: frames of a clip; BT: both, flattened into one axis
-    N: rows of A; Q: N + N_det
-    D: channels
-    H, W: padded image size in pixels; h, w: at stride 8; H4, W4: at stride 4
+    B: clips; T: frames of a clip; BT: B * T frames, flattened into one axis
+    N: rows of A, padded with rows that are not in use; N_det: detection queries V; Q: N + N_det
+    D: channels; K: classes of a label set
+    H_pad, W_pad: padded image size in pixels; h, w: its size at stride 8; H4, W4: at stride 4; h_l, w_l: at level l
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ SIZE_DIVISIBILITY = 32  # the coarsest stride of the frame encoder
 
 @dataclass
 class Memory:
-    """What the network remembers of the frames before, besides X_{t-1}, A_{t-1} and M_{t-1}.
+    """The recurrent state of the network. X_{t-1}, A_{t-1} and M_{t-1} are not part of it.
 
-    Made by :meth:`AUSMNetwork.initial_memory`. A variant of the network may add tensors of its own in a subclass.
+    Created by :meth:`AUSMNetwork.initial_memory`. A variant of the network may add tensors in a subclass.
     """
 
-    ssm: list[SSMState]  # by layer of the History Compressor, for B * h * w sequences
+    ssm: list[SSMState]  # one per layer of the History Compressor, for B * h * w sequences
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name."""
@@ -60,7 +60,7 @@ class AUSMNetwork(nn.Module):
     pixel_mean: Tensor  # (3, 1, 1)
     pixel_std: Tensor  # (3, 1, 1)
     added_modules: tuple[str, ...] = ()
-    """Name prefixes of the parameters that a variant (a subclass) adds: weights without them can be trained on."""
+    """Name prefixes of the parameters that a subclass adds; they may be missing from the weights it starts from."""
 
     @configurable
     def __init__(
@@ -89,19 +89,19 @@ class AUSMNetwork(nn.Module):
             memory_strides: strides G_t is pooled to for the Pixel Decoder.
             prompt_index: "frame" or "zero" (docs/deviations.md, 2).
             start: "lookup" or "residual" (docs/deviations.md, 15).
-            pixel_mean, pixel_std: of RGB in 0..255.
-            kernels: which kernels its layers use, one of ``kernels.choice.NAMES``.
+            pixel_mean, pixel_std: per RGB channel, for values in 0..255.
+            kernels: kernels of all layers, one of ``kernels.choice.NAMES``.
 
         Raises:
-            UserError: if the kernels asked for cannot run here, or if the residual start asks for memory of a stride
-                that the frame encoder does not have.
+            UserError: if these kernels cannot run here, or if ``memory_strides`` has a stride that the frame encoder
+                lacks and ``start`` is residual.
         """
         super().__init__()
         coarsest = 8 << (len(frame_encoder.in_features) - 2)
         if start == "residual" and max(memory_strides) > coarsest:
             raise UserError(
-                f"MODEL.AUSM.PIXEL_DECODER.MEMORY_STRIDES: {list(memory_strides)}, but the frame encoder has nothing "
-                f"coarser than stride {coarsest}, and MODEL.AUSM.START is residual"
+                f"MODEL.AUSM.PIXEL_DECODER.MEMORY_STRIDES: {list(memory_strides)}, expected at most {coarsest}, "
+                "the coarsest stride of the frame encoder, because MODEL.AUSM.START is residual"
             )
         self.frame_encoder = frame_encoder
         self.marker = HistoryMarker()
@@ -110,7 +110,7 @@ class AUSMNetwork(nn.Module):
         self.pixel_decoder = pixel_decoder
         self.id_pool = IDPool(num_id, hidden_dim)
         self.x_start = nn.Parameter(torch.randn(hidden_dim) * 0.02)  # X_0, tiled over space
-        # How much of G_t - X_t enters the mask features; without the residual start all of G_t does.
+        # Gate of G_t - X_t in the mask features. Without the residual start G_t is added ungated.
         self.mask_gate = nn.Parameter(torch.zeros(hidden_dim)) if start == "residual" else None
         self.label_sets = label_sets
         self.memory_strides = tuple(memory_strides)
@@ -155,31 +155,35 @@ class AUSMNetwork(nn.Module):
 
     @staticmethod
     def padded_size(height: int, width: int) -> tuple[int, int]:
-        """(H, W) that an image of ``height`` x ``width`` pixels is padded to."""
+        """(H_pad, W_pad) for an image of ``height`` x ``width`` pixels."""
         height, width = (side + -side % SIZE_DIVISIBILITY for side in (height, width))
         if (height, width) == (SIZE_DIVISIBILITY, SIZE_DIVISIBILITY):
             width *= 2  # group norm needs more than one cell at the coarsest stride
         return height, width
 
     def normalise(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Images (..., 3, H', W') in 0..255 -> normalised, zero-padded at the bottom and right: (..., 3, H, W).
+        """Images (..., 3, H_in, W_in) in 0..255 -> normalised, zero-padded at the bottom and right.
+
 
         Args:
-            size: pad to :meth:`padded_size` of this, where it is larger than the images.
+            size: smallest (height, width) before :meth:`padded_size` is applied; None: the size of the images.
+
+        Returns:
+            (..., 3, H_pad, W_pad).
         """
         images = (images.to(self.device).float() - self.pixel_mean) / self.pixel_std
         height, width = images.shape[-2:]
-        least = size or (height, width)
-        bottom, right = self.padded_size(max(height, least[0]), max(width, least[1]))
+        minimum = size or (height, width)
+        bottom, right = self.padded_size(max(height, minimum[0]), max(width, minimum[1]))
         return F.pad(images, (0, right - width, 0, bottom - height))
 
     def initial_memory(self, size: tuple[int, int], *, clips: int = 1, dtype: torch.dtype | None = None) -> Memory:
         """The memory before the first frame.
 
         Args:
-            size: (H, W).
+            size: (H_pad, W_pad).
             clips: B.
-            dtype: of the activations; None: autocast's where it is on, otherwise that of the weights.
+            dtype: of the activations; None: the autocast dtype if autocast is on, else that of the weights.
         """
         device = self.device
         if dtype is None:
@@ -188,18 +192,18 @@ class AUSMNetwork(nn.Module):
         return Memory(self.compressor.init_states(sequences, device=device, dtype=dtype))
 
     def encode(self, images: Tensor) -> FrameFeatures:
-        """Frame encoder: (BT, 3, H, W) -> X_t and mask features; no information between frames."""
+        """Frame encoder: (BT, 3, H_pad, W_pad) -> X_t and mask features; no information between frames."""
         return self.frame_encoder(images)
 
     def mark(
         self, x_prev: Tensor, ids: Tensor, in_use: Tensor, history: Tensor, memory: Memory | None, *, inplace: bool
     ) -> tuple[Tensor, Tensor, Memory | None]:
-        """How the objects of frame t - 1 reach frame t: E_t = X_{t-1} + HistoryMarker(A_{t-1}, M_{t-1}).
+        """Mark the objects of frame t - 1: E_t = X_{t-1} + HistoryMarker(A_{t-1}, M_{t-1}).
 
-        The arguments are those of :meth:`predict`; a variant of the network overrides this method.
+        Arguments as for :meth:`predict`. A variant of the network overrides this method.
 
         Returns:
-            (B, T, D, h, w) E_t, (B, T, N, D) content of the rows in the Pixel Decoder, and the memory.
+            (B, T, D, h, w) E_t, (B, T, N, D) query content of the rows in the Pixel Decoder, and the memory.
         """
         e = x_prev + self.marker(ids[:, None], history).to(x_prev.dtype)
         return e, ids[:, None].expand(-1, x_prev.shape[1], -1, -1), memory
@@ -207,14 +211,14 @@ class AUSMNetwork(nn.Module):
     def decoder_features(
         self, x: Tensor, g: Tensor, mask_features: Tensor, levels: Sequence[Tensor]
     ) -> tuple[list[Tensor], Tensor]:
-        """What the Pixel Decoder looks at: its memory by level, and the mask features.
+        """Inputs of the Pixel Decoder: its memory levels and the mask features.
 
-        With the residual start the change G_t - X_t is added to what Mask2Former would look at, and is 0 before any
-        training; else both are made of G_t.
+        With the residual start, G_t - X_t (0 before training) is added to Mask2Former's levels and mask features.
+        Otherwise the levels are pooled from G_t, and G_t is added to the mask features.
 
         Args:
             x, g: (BT, D, h, w) X_t and G_t.
-            mask_features: (BT, D, H4, W4) of the frame encoder.
+            mask_features: (BT, D, H4, W4), from the frame encoder.
             levels: all levels of the frame encoder, coarsest first: (BT, D, h_l, w_l), the last of stride 8.
         """
         if self.mask_gate is None:
@@ -252,8 +256,8 @@ class AUSMNetwork(nn.Module):
             in_use: bool (B, T, N): row i is in A_{t-1}.
             history: (B, T, N, H4, W4) masks M_{t-1}, zero for rows that are not in use.
             label_sets: name of the label set of each of the B clips.
-            memory: of the frames before; None: the clip starts here and no memory is kept.
-            inplace: overwrite ``memory`` (inference only: autograd needs the old values).
+            memory: state after the previous frame; None: the clip starts here and no memory is returned.
+            inplace: overwrite ``memory`` (without autograd only, which needs the old values).
             intermediate: also return the predictions of the Pixel Decoder's earlier layers.
 
         Returns:
@@ -284,11 +288,11 @@ class AUSMNetwork(nn.Module):
         memory: Memory | None = None,
         inplace: bool = False,
     ) -> tuple[Tensor, Tensor, Memory | None]:
-        """The first half of :meth:`predict`, from frame to frame: the history up to T frames.
+        """The recurrent half of :meth:`predict`: History Marker and History Compressor. Arguments as there.
 
         Returns:
-            (B, T, D, h, w) F_t, (B, T, N, D) content of the rows in the Pixel Decoder, and the memory after the last
-            frame.
+            (B, T, D, h, w) F_t, (B, T, N, D) query content of the rows in the Pixel Decoder, and the memory after the
+            last frame.
         """
         e, rows, memory = self.mark(x_prev, ids, in_use, history, memory, inplace=inplace)
         f, ssm = self.compressor(e, memory.ssm if memory else None, inplace=inplace)
@@ -306,7 +310,8 @@ class AUSMNetwork(nn.Module):
         label_sets: Sequence[str],
         intermediate: bool = True,
     ) -> list[Predictions]:
-        """The second half of :meth:`predict`, each frame by itself: what the history says of T frames.
+        """The per-frame half of :meth:`predict`: History Decoder and Pixel Decoder. ``f`` and ``rows`` as from
+        :meth:`compress`, the other arguments as there.
 
         Returns:
             Predictions by layer, over BT frames.

@@ -1,8 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""PyTorch's norms, which stay in half precision where their weights are kept in it (precision.py).
+"""PyTorch's norms, which return half precision if their weights are stored in half precision (precision.py).
 
-Autocast on CUDA has them read a float32 copy and write float32, and all that is added to it is float32 too, until the
-next linear layer copies it again.
+Under autocast on CUDA, PyTorch's own norms convert their input to float32 and return float32; every residual sum after
+them is then float32 too, until the next linear layer converts it back.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _HALF = (torch.bfloat16, torch.float16)
 
 
 class LayerNorm(nn.LayerNorm):
-    """Over the last dimension. The kernels compute in float32 whatever they read and write."""
+    """Over the last dimension. The kernels compute in float32 for every input and output dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -28,11 +28,11 @@ class LayerNorm(nn.LayerNorm):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Over groups of channels and all pixels. It goes through float32: CUDA's kernel rounds mean and variance before
-    it uses them, in some versions (pytorch/pytorch#183946)."""
+    """Over groups of channels and all pixels. Computed on a float32 copy: in some versions of PyTorch the CUDA kernel
+    rounds mean and variance to half precision before using them (pytorch/pytorch#183946)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, ...) -> (B, C, ...)."""
+        """(BT, D, ...) -> (BT, D, ...)."""
         dtype = self.weight.dtype
         if dtype not in _HALF:
             return super().forward(x)

@@ -1,18 +1,17 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """The Pixel Decoder (paper, Sec. 3): Mask2Former's masked-attention decoder over concat(A_{t-1}, V) and G_t.
 
-Its parameters have the names and shapes of Mask2Former's ``sem_seg_head.predictor``, but for the
-classifiers, of which there is one per label set.
+Parameter names and shapes are those of Mask2Former's ``sem_seg_head.predictor``, except the classifiers: one per label
+set.
 
 Shape shorthand:
-    B: frames (clips * frames in training), independent of each other
+    BT: frames; no information passes between them
     N: rows of A, padded with rows that are not in use
-    V: detection queries, N_det of them
-    Q: N + N_det
+    N_det: detection queries V; Q: N + N_det
     D: channels
-    H4, W4: mask size, stride 4
-    K: classes of the largest label set in the batch
-    h_l, w_l: feature size of memory level l
+    h, w: feature size at stride 8; h_l, w_l: of memory level l; H4, W4: mask size at stride 4
+    K: classes of the largest label set among the frames
+    S: pixels of a memory level
 """
 
 from __future__ import annotations
@@ -34,19 +33,19 @@ from ausm_d2.modeling.transfer import upload
 
 
 class Predictions(NamedTuple):
-    """Predictions of one decoder layer for every query. The first N rows are y_trk, the others y_det."""
+    """Predictions of one decoder layer. The first N rows are y_trk, the rest y_det."""
 
-    class_logits: Tensor  # (B, Q, K + 1); background last; -inf at classes that a row's label set does not have
-    mask_logits: Tensor  # (B, Q, H4, W4)
+    class_logits: Tensor  # (BT, Q, K + 1); background last; -inf for classes outside the frame's label set
+    mask_logits: Tensor  # (BT, Q, H4, W4)
 
 
 class CrossAttentionLayer(nn.Module):
-    """Post-norm attention of the queries to the pixels of one memory level."""
+    """Post-norm attention from the queries to the pixels of one memory level."""
 
     def __init__(self, dim: int, head_dim: int) -> None:
         super().__init__()
         self.multihead_attn = Attention(dim, head_dim=head_dim)
-        self.multihead_attn.init_as_lookup()  # a row of A starts by looking for its own mark
+        self.multihead_attn.init_as_lookup()  # a row of A initially attends to its own mark
         self.norm = LayerNorm(dim)
 
     def forward(self, x: Tensor, query_position: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -91,8 +90,15 @@ class MaskEmbed(nn.Module):
 
 
 def memory_levels(g: Tensor, strides: Sequence[int]) -> list[Tensor]:
-    """Average (B, D, h, w) features of stride 8 down to each of ``strides``."""
+    """Average (BT, D, h, w) features of stride 8 down to each of ``strides``."""
     return [g if stride == 8 else F.avg_pool2d(g, stride // 8, ceil_mode=True) for stride in strides]
+
+
+def _attention_mask(mask_logits: Tensor) -> Tensor:
+    """(BT, Q, h_l, w_l) logits -> bool (BT, Q, S): inside the predicted mask; an empty mask attends everywhere."""
+    inside = (mask_logits > 0).flatten(2)
+    inside |= ~inside.any(dim=-1, keepdim=True)
+    return inside
 
 
 class PixelDecoder(nn.Module):
@@ -119,8 +125,8 @@ class PixelDecoder(nn.Module):
             dim_feedforward: hidden channels of the feed-forward.
             num_levels: memory levels, cycled through by the layers.
             num_det: N_det, rows of V.
-            label_sets: number of classes by label set.
-            checkpointing: recompute activations in the backward pass.
+            label_sets: number of classes by name of the label set.
+            checkpointing: recompute the activations of the layers in the backward pass.
         """
         super().__init__()
         self.checkpointing = checkpointing
@@ -135,7 +141,7 @@ class PixelDecoder(nn.Module):
         self.decoder_norm = LayerNorm(dim)
         self.query_feat = nn.Embedding(num_det, dim)  # V, content
         self.query_embed = nn.Embedding(num_det, dim)  # V, position
-        self.track_embed = nn.Embedding(1, dim)  # A, the one position all its rows share
+        self.track_embed = nn.Embedding(1, dim)  # A, one position shared by all rows
         self.level_embed = nn.Embedding(num_levels, dim)
         self.mask_embed = MaskEmbed(dim, dim)
         self.class_embed = nn.ModuleDict({name: nn.Linear(dim, classes + 1) for name, classes in label_sets.items()})
@@ -155,7 +161,7 @@ class PixelDecoder(nn.Module):
         }
 
     def classify(self, x: Tensor, label_sets: Sequence[str]) -> Tensor:
-        """(B, Q, D) normalised queries and the label set of every frame -> (B, Q, K + 1) class logits."""
+        """(BT, Q, D) normalised queries and the label set of every frame -> (BT, Q, K + 1) class logits."""
         names = sorted(set(label_sets))
         if len(names) == 1:
             return self.class_embed[names[0]](x)
@@ -173,18 +179,18 @@ class PixelDecoder(nn.Module):
         normed = self.decoder_norm(x)
         return Predictions(self.classify(normed, label_sets), self._mask_logits(normed, mask_features))
 
-    def _tokens(self, memory: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Values and keys of every level, (B, h_l * w_l, D); keys have their sine positions added."""
+    def _mask_logits(self, normed: Tensor, mask_features: Tensor) -> Tensor:
+        return torch.einsum("bqd,bdhw->bqhw", self.mask_embed(normed), mask_features)
+
+    def _memory_tokens(self, memory: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values (BT, S, D) of each memory level; only the keys have positions."""
         values, keys = [], []
         for level, features in enumerate(memory):
             tokens = features.flatten(2).transpose(1, 2) + self.level_embed.weight[level].to(features.dtype)
             _, dim, height, width = features.shape
             values.append(tokens)
             keys.append(tokens + sine_tokens(height, width, dim, device=features.device, dtype=features.dtype))
-        return values, keys
-
-    def _mask_logits(self, normed: Tensor, mask_features: Tensor) -> Tensor:
-        return torch.einsum("bqd,bdhw->bqhw", self.mask_embed(normed), mask_features)
+        return keys, values
 
     def forward(
         self,
@@ -198,24 +204,24 @@ class PixelDecoder(nn.Module):
     ) -> list[Predictions]:
         """
         Args:
-            memory: features by level, each (B, D, h_l, w_l).
-            mask_features: (B, D, H4, W4).
-            ids: (B, N, D) ID vectors A_{t-1}; N may be 0.
-            in_use: bool (B, N); rows that are False are padding and influence nothing.
-            label_sets: name of the label set of each of the B frames.
-            intermediate: False: only the last layer's predictions (inference).
+            memory: features by level, each (BT, D, h_l, w_l).
+            mask_features: (BT, D, H4, W4).
+            ids: (BT, N, D) ID vectors A_{t-1}; N may be 0.
+            in_use: bool (BT, N); False: padding, which affects no other row.
+            label_sets: name of the label set of each of the BT frames.
+            intermediate: also return the predictions before the first layer and after the earlier layers (training).
 
         Returns:
-            Predictions before the first layer and after every one (the last of the list is the result), or only it.
+            Predictions by layer; the last entry is the result.
         """
         batch, num_trk = in_use.shape
         x = torch.cat([ids, self.query_feat.weight.expand(batch, -1, -1)], dim=1)
         position = torch.cat([self.track_embed.weight.expand(num_trk, -1), self.query_embed.weight])
         alive = torch.cat([in_use, in_use.new_ones(batch, self.query_feat.num_embeddings)], dim=1)[:, None, None]
 
-        values, keys = self._tokens(memory)
+        keys, values = self._memory_tokens(memory)
         out = [self._predict(x, mask_features, label_sets)] if intermediate else []
-        # Resizing commutes with the product: where no loss needs the large logits, small ones are computed directly.
+        # Logits are linear in the mask features: for attention masks alone, resize the features instead of the logits.
         resized = [] if intermediate else [resize_to(mask_features, features) for features in memory]
         for i, (cross, attend, ffn) in enumerate(
             zip(
@@ -231,8 +237,7 @@ class PixelDecoder(nn.Module):
                     logits = resize_to(out[-1].mask_logits.float(), memory[level])
                 else:
                     logits = self._mask_logits(self.decoder_norm(x), resized[level])
-                inside = (logits > 0).flatten(2)
-                inside |= ~inside.any(dim=-1, keepdim=True)  # a query with an empty mask attends everywhere
+                inside = _attention_mask(logits)
 
             def block(
                 x: Tensor,

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Weights in the precision that autocast would convert them to, for a model that is only used."""
+"""Stores the weights of a model in autocast's dtype, for inference."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ausm_d2.modeling.ssm import Mamba
 
 @torch.no_grad()
 def keep_weights_in(model: nn.Module, dtype: torch.dtype, *, norms: bool) -> Callable[[], None]:
-    """Convert in place, once, what autocast would convert in every frame: the weights of linear layers, attention and
-    spatial convolutions. Under autocast the model computes the same as before; without autocast it no longer runs.
+    """Convert in place, once, the weights that autocast would convert in every frame: those of linear layers, attention
+    and spatial convolutions. Under autocast the results stay the same; without autocast the model no longer runs.
 
     Args:
-        norms: also convert (and so round) the weights of norms and embeddings. All features are then of ``dtype`` on
-            CUDA too, where autocast otherwise keeps them in float32 between a norm and the next linear layer.
+        norms: also convert (and thereby round) the weights of norms and embeddings. On CUDA all features then have
+            ``dtype``; otherwise autocast leaves them in float32 between a norm and the next linear layer.
 
     Returns:
-        A function that puts the original weights back.
+        A function that restores the original weights.
     """
     original: dict[torch.Tensor, torch.Tensor] = {}
     in_float32 = {module.dt_proj.bias for module in model.modules() if isinstance(module, Mamba)}

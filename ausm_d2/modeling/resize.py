@@ -2,9 +2,9 @@
 """Resizing of features.
 
 Shape shorthand:
-    B: images
-    C: channels
-    h, w: size before; H, W: size after
+    BT: frames
+    D: channels
+    h, w and h', w': feature size before and after
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ausm_d2.kernels.autocast import outside_autocast
 
 
 def resize_to(x: Tensor, like: Tensor) -> Tensor:
-    """Bilinear: (B, C, h, w) -> (B, C, H, W), the size of ``like``, in the dtype of ``x``: autocast on CUDA would
-    convert to float32."""
+    """Resize (BT, D, h, w) bilinearly to the size of ``like``, (BT, D, h', w'). The dtype stays that of ``x``: autocast
+    on CUDA would convert to float32."""
     with outside_autocast(x):
         return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)

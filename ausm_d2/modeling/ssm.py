@@ -1,10 +1,14 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The Mamba layer of the History Compressor: a selective state space over time, at every pixel by itself.
+"""The Mamba layer of the History Compressor: a selective state space model over time, independently at every
+pixel.
 
-Shape shorthand: N: sequences (pixels); T: frames; D: model width; E: inner width (expand * D); S: state size;
-K: width of the convolution; R: rank of the step size.
+Shape shorthand:
+    BP: sequences, one for each of P pixels of each of B clips
+    T: frames
+    D: model width; E: inner width, ``expand * D``
+    d_state, d_conv, dt_rank: as in mamba_ssm: state size, width of the convolution, rank of the step size
 
-A whole clip at once and the same frames one by one, through the state, are the same function.
+One call on a clip and one call per frame, passing the state on, compute the same function.
 """
 
 from __future__ import annotations
@@ -22,27 +26,27 @@ from ausm_d2.kernels.scan import selective_scan
 
 
 class SSMState(NamedTuple):
-    """What a Mamba layer remembers of the frames before; the layout is that of mamba_ssm's inference caches."""
+    """The recurrent state of a Mamba layer, laid out like mamba_ssm's inference cache."""
 
     conv: Tensor
-    """(N, E, K): the last K inputs of the convolution, the latest last; in the dtype of the activations."""
+    """(BP, E, d_conv): the last inputs of the convolution, latest last; in the dtype of the activations."""
     ssm: Tensor
-    """(N, E, S): the state of the recurrence, float32."""
+    """(BP, E, d_state): the state of the recurrence, float32."""
 
 
 class Mamba(KernelLayer):
     """Mamba ("Mamba: Linear-Time Sequence Modeling with Selective State Spaces", Sec. 3.4), for many short sequences.
 
-    Names, shapes and initial values of the parameters are those of ``mamba_ssm.Mamba``, so its weights fit as they are.
+    Names, shapes and initial values of the parameters are those of ``mamba_ssm.Mamba``: its weights load unchanged.
 
     Args:
         d_model: D.
-        d_state: S.
-        d_conv: K.
+        d_state: state size.
+        d_conv: width of the convolution.
         expand: E / D.
-        dt_rank: R; "auto" is D / 16, rounded up.
-        dt_min, dt_max: initial step sizes lie between these, uniform in the logarithm.
-        dt_init_floor: no initial step size is below this.
+        dt_rank: rank of the step size; "auto": D / 16, rounded up.
+        dt_min, dt_max: range of the initial step sizes, log-uniform.
+        dt_init_floor: lower bound of the initial step sizes.
     """
 
     def __init__(
@@ -76,15 +80,15 @@ class Mamba(KernelLayer):
         with torch.no_grad():
             self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)  # last: the same seed gives mamba_ssm's values
-        # Optimisers that know mamba_ssm's mark leave these parameters without weight decay. The bias is the step sizes
-        # before softplus: decay would draw them to softplus(0) = 0.69, seven times ``dt_max``.
+        # mamba_ssm's flag for parameters without weight decay. The bias is the step size before softplus: decay would
+        # pull it to softplus(0) = 0.69, seven times ``dt_max``.
         for parameter in (self.A_log, self.D, self.dt_proj.bias):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
 
     def init_state(
         self, n: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> SSMState:
-        """The state before the first frame, all zeros, of ``n`` sequences; ``dtype`` is that of the activations."""
+        """The state before the first frame, zeros, for ``n`` sequences; ``dtype`` is that of the activations."""
         weight = self.in_proj.weight
         device = weight.device if device is None else device
         return SSMState(
@@ -93,15 +97,15 @@ class Mamba(KernelLayer):
         )
 
     def forward(self, x: Tensor, state: SSMState | None = None, *, inplace: bool = False) -> tuple[Tensor, SSMState]:
-        """The next T frames of every sequence; differentiable through the state.
+        """Process the next T frames of every sequence. Differentiable through the state.
 
         Args:
-            x: (N, T, D).
-            state: what is remembered of the frames before; None at the start, the same as :meth:`init_state`.
-            inplace: overwrite ``state`` instead of giving a new one (inference, outside autograd only).
+            x: (BP, T, D).
+            state: after the previous frame; None: start of the sequences, as :meth:`init_state`.
+            inplace: overwrite ``state`` instead of returning a new one (without autograd only).
 
         Returns:
-            (N, T, D), and the state after the last frame.
+            (BP, T, D), and the state after the last frame.
         """
         conv_state, ssm_state = (None, None) if state is None else state
         u, z = self.in_proj(x).chunk(2, dim=-1)
@@ -125,6 +129,6 @@ class Mamba(KernelLayer):
         return self.out_proj(y), SSMState(conv_state, ssm_state)
 
     def step(self, x: Tensor, state: SSMState, *, inplace: bool) -> tuple[Tensor, SSMState]:
-        """:meth:`forward` for one frame: (N, D) -> (N, D) and the state after it."""
+        """:meth:`forward` for one frame: (BP, D) -> (BP, D) and the state after it."""
         y, state = self(x[:, None], state, inplace=inplace)
         return y[:, 0], state

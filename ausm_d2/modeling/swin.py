@@ -2,11 +2,11 @@
 """Swin Transformer as a registered Detectron2 backbone: Detectron2's own modules under Mask2Former's config keys.
 
 Shape shorthand:
-    B: images
-    H, W: image size
+    BT: frames
+    H_pad, W_pad: padded image size in pixels
     h, w: size of a stage's grid; P: h * w
-    C: channels of a stage
-    M: tokens of a window; N: windows of the padded grid
+    C: channels of the stage
+    G: windows of the padded grid; L: tokens of a window
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from detectron2.modeling.backbone.swin import SwinTransformer
 from torch import Tensor, nn
 
 from ausm_d2.errors import UserError
-from ausm_d2.kernels.kept import kept
+from ausm_d2.kernels.cached_tensors import cache_tensors
 from ausm_d2.modeling.checkpointing import run_block
 from ausm_d2.modeling.norm import LayerNorm
 
@@ -31,20 +31,20 @@ _STAGES = ("res2", "res3", "res4", "res5")
 
 
 class Windows(NamedTuple):
-    """Where the tokens of a grid are in its (shifted) windows."""
+    """Index tables between the tokens of a grid and its (shifted) windows."""
 
-    tokens: Tensor  # int64 (N * M): the token at every place; P where there is only padding
-    places: Tensor  # int64 (P): the place of every token
-    apart: Tensor | None  # bool (N, M, M): pairs that the shift alone has brought together; None without a shift
+    tokens: Tensor  # int64 (G * L): the token at each window position; P: padding
+    places: Tensor  # int64 (P): the window position of each token
+    apart: Tensor | None  # bool (G, L, L): pairs that are not neighbours in the unshifted grid; None without a shift
     padded: bool
 
 
-@kept(maxsize=64)
+@cache_tensors(maxsize=64)
 def _windows(size: tuple[int, int], window: int, shift: int, device: torch.device) -> Windows:
-    """The windows of a (h, w) grid that is padded at its ends to whole windows and rolled by ``-shift``."""
+    """Windows of an (h, w) grid, padded at the bottom and right to whole windows and rolled by ``-shift``."""
 
     def cut(grid: Tensor) -> Tensor:
-        """(rows, columns) -> (N, M)."""
+        """(rows, columns) -> (G, L)."""
         rows, columns = (side // window for side in grid.shape)
         return grid.view(rows, window, columns, window).transpose(1, 2).reshape(-1, window**2)
 
@@ -56,7 +56,7 @@ def _windows(size: tuple[int, int], window: int, shift: int, device: torch.devic
         places = tokens.argsort()[: height * width]
         apart = None
         if shift:
-            # Three bands a side: whole windows, and what a window at the end has of the end and of the start.
+            # Three bands per side, as in Swin's attention mask: whole windows, then both parts of the one that wraps.
             bands = [torch.arange(side) for side in grid.shape]
             bands = [(band >= len(band) - window).long() + (band >= len(band) - shift) for band in bands]
             regions = cut(3 * bands[0][:, None] + bands[1])
@@ -65,17 +65,17 @@ def _windows(size: tuple[int, int], window: int, shift: int, device: torch.devic
 
 
 def _attend_in_windows(block: nn.Module, x: Tensor, size: tuple[int, int]) -> Tensor:
-    """The attention of a block of Detectron2's: the same function of the same parameters.
+    """Window attention with the parameters of Detectron2's block; the same function, with less work.
 
-    What only pads the grid takes no part in the linear layers: zeros become the bias there.
+    Padding tokens skip the linear layers: zeros map to the bias there.
 
     Args:
         block: a SwinTransformerBlock.
-        x: (B, P, C) normalised tokens.
+        x: (BT, P, C) normalised tokens.
         size: (h, w).
 
     Returns:
-        (B, P, C).
+        (BT, P, C).
     """
     attn: Any = block.attn
     batch, _, channels = x.shape
@@ -85,11 +85,11 @@ def _attend_in_windows(block: nn.Module, x: Tensor, size: tuple[int, int]) -> Te
         padding = qkv.new_zeros(3 * channels) if attn.qkv.bias is None else attn.qkv.bias.to(qkv.dtype)
         qkv = torch.cat([qkv, padding.expand(batch, 1, -1)], dim=1)
     area = attn.window_size[0] * attn.window_size[1]
-    # (3, B * N, heads, M, C / heads)
+    # (BT * G, L, 3, heads, C / heads)
     qkv = qkv.index_select(1, windows.tokens).view(-1, area, 3, attn.num_heads, channels // attn.num_heads)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     bias = attn.relative_position_bias_table[attn.relative_position_index.flatten()]
-    bias = bias.view(1, area, area, -1).permute(0, 3, 1, 2).to(q.dtype)  # (1, heads, M, M)
+    bias = bias.view(1, area, area, -1).permute(0, 3, 1, 2).to(q.dtype)  # (1, heads, L, L)
     if windows.apart is not None:
         bias = torch.where(windows.apart[:, None], bias - 100.0, bias).repeat(batch, 1, 1, 1)
     dropout = attn.attn_drop.p if block.training else 0.0
@@ -99,13 +99,13 @@ def _attend_in_windows(block: nn.Module, x: Tensor, size: tuple[int, int]) -> Te
 
 
 def _swin_block(block: Any, x: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, P, C) -> (B, P, C)."""
+    """(BT, P, C) -> (BT, P, C)."""
     x = x + block.drop_path(_attend_in_windows(block, block.norm1(x), size))
     return x + block.drop_path(block.mlp(block.norm2(x)))
 
 
 class Swin(SwinTransformer):
-    """Detectron2's Swin with its stages named as the ResNets name theirs: ``res2`` .. ``res5``, strides 4 .. 32.
+    """Detectron2's Swin with the stage names of its ResNets: ``res2`` .. ``res5``, strides 4 .. 32.
 
     Parameter names are those of the official checkpoints.
     """
@@ -113,11 +113,11 @@ class Swin(SwinTransformer):
     def __init__(self, *, out_features: tuple[str, ...] = _STAGES, patch_size: int = 4, **kwargs: Any) -> None:
         """
         Args:
-            out_features: the stages to return, out of ``res2`` .. ``res5``. Only these have a final norm.
+            out_features: stages to return, of ``res2`` .. ``res5``. Only these have a final norm.
             patch_size: stride of ``res2``, pixels.
-            kwargs: those of ``detectron2.modeling.backbone.swin.SwinTransformer``.
+            kwargs: as for ``detectron2.modeling.backbone.swin.SwinTransformer``.
         """
-        with warnings.catch_warnings():  # of its use of torch.meshgrid and timm.models.layers, which no user can change
+        with warnings.catch_warnings():  # deprecation warnings of torch.meshgrid and timm.models.layers
             warnings.simplefilter("ignore")
             super().__init__(
                 patch_size=patch_size,
@@ -131,7 +131,7 @@ class Swin(SwinTransformer):
         self._size_divisibility = patch_size * 8
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) -> ``{"res2": (B, C, H/4, W/4), .., "res5": (B, 8C, H/32, W/32)}``."""
+        """(BT, 3, H_pad, W_pad) -> ``{"res2": (BT, C, H_pad/4, W_pad/4), .., "res5": (BT, 8C, ..)}``, C of res2."""
         x = self.patch_embed(x)
         size = (x.shape[-2], x.shape[-1])
         if self.ape:
@@ -151,7 +151,7 @@ class Swin(SwinTransformer):
 
 @BACKBONE_REGISTRY.register()
 def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Swin:
-    """Build the Swin that ``MODEL.SWIN`` describes.
+    """Build the backbone from ``MODEL.SWIN``.
 
     Raises:
         UserError: if the keys contradict each other.

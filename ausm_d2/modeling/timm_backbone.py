@@ -1,9 +1,10 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Any pyramid of timm's model zoo as a registered Detectron2 backbone.
+"""Any feature pyramid of timm's model zoo as a registered Detectron2 backbone.
 
 Shape shorthand:
-    B: images
-    H, W: image size
+    BT: frames
+    H_pad, W_pad: padded image size in pixels
+    C_2 .. C_5: channels of the outputs
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ class TimmBackbone(Backbone):
         """
         Args:
             name: a model of timm, with random weights.
-            out_features: the outputs to return, finest first.
+            out_features: outputs to return, finest first.
             in_channels: channels of the images.
-            freeze_norm: batch norms keep the statistics and scales they were loaded with. Otherwise the frames of a
-                batch see each other through them in training.
-            freeze_at: the weights up to the output ``res<freeze_at>`` are not trained; 0: all are (Detectron2's
+            freeze_norm: freeze statistics and scales of the batch norms. Otherwise batch statistics pass information
+                between the frames of a batch in training.
+            freeze_at: freeze the weights up to output ``res<freeze_at>``; 0: train all (Detectron2's
                 MODEL.BACKBONE.FREEZE_AT).
 
         Raises:
@@ -54,10 +55,10 @@ class TimmBackbone(Backbone):
         if unknown:
             raise UserError(f"out_features: unknown {unknown}, expected some of {list(_STRIDES)}")
         try:
-            with torch.device("meta"):  # only to learn which of its outputs has which stride
+            with torch.device("meta"):  # only to find the strides of its outputs
                 probe: Any = timm.create_model(name, features_only=True)
                 strides = probe.feature_info.reduction()
-        except (RuntimeError, AttributeError) as error:  # unknown; or known, but without features
+        except (RuntimeError, AttributeError) as error:  # unknown model, or one without features_only
             raise UserError(f"MODEL.TIMM.NAME: timm has no '{name}' that returns features: {error}") from error
         missing = [f"{key} (stride {_STRIDES[key]})" for key in out_features if _STRIDES[key] not in strides]
         if missing:
@@ -76,7 +77,7 @@ class TimmBackbone(Backbone):
                     f"MODEL.BACKBONE.FREEZE_AT: {freeze_at}, expected 0 or the number in one of {out_features}"
                 )
             _freeze(net, out_features.index(f"res{freeze_at}"))
-        # Convolutions on a CPU are faster so (EfficientNet-Lite0, forward and backward: 1.3 s instead of 1.9 s).
+        # Convolutions on a CPU are faster in this layout (EfficientNet-Lite0, forward and backward: 1.3 s, else 1.9 s).
         self.net = net.to(memory_format=torch.channels_last)
         self._channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
         self._out_features = list(out_features)
@@ -88,11 +89,11 @@ class TimmBackbone(Backbone):
         return max(self._out_feature_strides.values())
 
     def train(self, mode: bool = True) -> TimmBackbone:
-        """As usual; but one of which nothing is trained stays as it is at inference, without stochastic depth."""
+        """A fully frozen backbone stays in evaluation mode, without stochastic depth."""
         return super().train(mode and any(p.requires_grad for p in self.parameters()))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) -> ``{"res2": (B, C_2, H/4, W/4), .., "res5": (B, C_5, H/32, W/32)}``."""
+        """(BT, 3, H_pad, W_pad) -> ``{"res2": (BT, C_2, H_pad/4, W_pad/4), .., "res5": (BT, C_5, ..)}``."""
         outputs = self.net(x.contiguous(memory_format=torch.channels_last))
         if self._channels_last:
             outputs = [output.permute(0, 3, 1, 2).contiguous() for output in outputs]
@@ -100,7 +101,7 @@ class TimmBackbone(Backbone):
 
 
 def _freeze(net: Any, index: int) -> None:
-    """Take the parameters up to output ``index`` of a pyramid out of the training."""
+    """Freeze the parameters up to output ``index`` of a feature pyramid."""
     module = f"{net.feature_info.module_name()[index]}.".replace("_", ".")  # some models have stages_0 for stages.0
     names = [name.replace("_", ".") for name, _ in net.named_parameters()]
     end = max(i for i, name in enumerate(names) if name.startswith(module))
@@ -110,7 +111,7 @@ def _freeze(net: Any, index: int) -> None:
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    """Build the backbone that ``MODEL.TIMM`` describes. Its weights come from ``MODEL.WEIGHTS``, as everything's."""
+    """Build the backbone from ``MODEL.TIMM``; ``MODEL.WEIGHTS`` holds its weights, as those of the whole model."""
     return TimmBackbone(
         cfg.MODEL.TIMM.NAME,
         in_channels=input_shape.channels or 3,

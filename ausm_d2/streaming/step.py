@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ausm_d2.kernels.kept import holding
+from ausm_d2.kernels.cached_tensors import hold_cached_tensors
 from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.modeling.transfer import upload
 from ausm_d2.streaming.slots import FREE
@@ -122,7 +122,7 @@ class _Graph:
         autocast = torch.autocast("cuda", dtype, enabled, cache_enabled=False)
         # PyTorch's default capture stream is shared and belongs to the device that captured first.
         capture = torch.cuda.graph(self._graph, stream=torch.cuda.Stream(device))
-        with holding() as self._held, torch.cuda.device(device), autocast, capture:
+        with hold_cached_tensors() as self._held, torch.cuda.device(device), autocast, capture:
             self._output = step.run(self._image, self._ids, state)
 
     def replay(self, image: Tensor, ids: Tensor) -> StepOutput:

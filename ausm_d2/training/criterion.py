@@ -1,15 +1,15 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """The loss: L_trk by fixed pairing, L_det by Hungarian matching, summed over all frames at once (paper, Sec. 5).
 
-Both are Mask2Former's: cross-entropy, point-sampled BCE and dice, after every decoder layer.
+Both use Mask2Former's losses after every decoder layer: cross-entropy, point-sampled BCE and dice.
 
 Shape shorthand:
-    B: frames (clips * frames)
+    BT: frames of all clips, flattened into one axis
     N: instances; row i of A belongs to instance i
-    V: detection queries
-    K: classes
-    H, W: image size; H4, W4: at stride 4
-    R: (frame, row) pairs that have a target mask
+    N_det: detection queries V; Q: N + N_det
+    K: classes of the largest label set among the frames
+    H_pad, W_pad: padded image size in pixels; H4, W4: at stride 4
+    R: (frame, row) pairs that have a target
     P: sampled points
 """
 
@@ -38,17 +38,17 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def points_around(masks: Tensor, count: int) -> Tensor:
-    """Points drawn evenly from twice the box of each mask, so that a small object is never missed.
+    """Draw points uniformly from the enlarged box of each mask, so that small objects are always sampled.
 
-    A box is given two cells of stride 4 at least to either side, and ends at the frame; that of an empty mask is the
-    whole frame.
+    Each side of the box moves out by half its extent, at least 8 pixels, and is clipped at the frame. The box of an
+    empty mask is the whole frame.
 
     Args:
-        masks: bool (R, H, W).
+        masks: bool (R, H_pad, W_pad).
         count: P.
 
     Returns:
-        (R, P, 2), x and y in [0, 1] of the frame.
+        (R, P, 2), x and y in [0, 1], relative to the frame.
     """
     size = torch.tensor([masks.shape[2], masks.shape[1]], device=masks.device)
     low, high = [], []
@@ -63,15 +63,15 @@ def points_around(masks: Tensor, count: int) -> Tensor:
 
 
 def _weighted_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropies of (R, K + 1) logits under (R) weights, and that of the weights."""
+    """(R, K + 1) logits, (R) classes and (R) weights -> weighted sum of the cross-entropies, and sum of the weights."""
     loss = F.cross_entropy(logits.float(), target, reduction="none")
-    # Rows of weight 0 leave the sum altogether: their target may be a class their label set does not have.
+    # Mask rows of weight 0 instead of multiplying: the class may be outside their label set, where the loss is inf.
     return torch.where(weight > 0, loss * weight, 0.0).sum(), weight.sum()
 
 
 def _partly_labelled(targets: FrameTargets) -> tuple[Tensor, Tensor] | None:
-    """(F) frames that are labelled, but not exhaustively, and the masks (F, N, H4 * W4) of their tracked objects (zero
-    in other rows); None without such frames."""
+    """Indices of the labelled frames whose labels are not exhaustive, and the masks (frames, N, H4 * W4) of their
+    tracked objects, zero in other rows. None if there are no such frames."""
     frames = (targets.labelled & ~targets.exhaustive).nonzero()[:, 0]
     if not len(frames):
         return None
@@ -100,15 +100,15 @@ class SetCriterion:
     ) -> None:
         """
         Args:
-            matcher: pairs V with instances.
+            matcher: assigns instances to rows of V.
             class_weight, mask_weight, dice_weight: weights of the three losses.
             no_object_weight: weight of the background class for rows of V (rows of A: 1).
             num_points: P, points per mask.
             oversample_ratio, importance_sample_ratio: PointRend's sampling of uncertain points.
-            box_point_ratio: share of the P points that lie around the object (docs/deviations.md, 9); 0: Mask2Former.
-            deep_supervision: False: only the last layer.
-            duplicate_iou: where labels are not exhaustive, an unmatched detection is background only if it overlaps a
-                tracked object by more than this (docs/deviations.md, 6).
+            box_point_ratio: fraction of the P points drawn around the object (docs/deviations.md, 9); 0: Mask2Former.
+            deep_supervision: supervise every decoder layer, not only the last.
+            duplicate_iou: if labels are not exhaustive, an unmatched detection counts as background only if its IoU
+                with a tracked object exceeds this (docs/deviations.md, 6).
         """
         self.matcher = matcher
         self.class_weight = class_weight
@@ -143,20 +143,20 @@ class SetCriterion:
     def __call__(self, layers: Sequence[Predictions], targets: FrameTargets) -> dict[str, Tensor]:
         """
         Args:
-            layers: predictions of every decoder layer for B frames, Q = N + V rows each; the last is the result.
-            targets: what they should be.
+            layers: predictions of every decoder layer for BT frames with Q rows; the last is the result.
+            targets: ground truth of the BT frames.
 
         Returns:
-            Weighted losses by name; those of intermediate layers end in their number.
+            Weighted losses by name; names of intermediate layers end in ``_<layer>``.
         """
         return self.grouped([(layers, targets)])
 
     def grouped(self, groups: Sequence[tuple[Sequence[Predictions], FrameTargets]]) -> dict[str, Tensor]:
-        """The losses of several groups of frames, each of a size of its own, as of one.
+        """The losses over several groups of frames; each group has its own image size.
 
-        Sums run over all frames of all groups. They are divided by what all processes have together, by process: mask
-        losses by the masks of the whole clips, tracked and detected; cross-entropies by the weights of their rows. So
-        averaged gradients are those of one process with the whole batch.
+        Losses are summed over all frames of all groups. Mask losses are divided by the number of target masks,
+        cross-entropies by the sum of the row weights, each averaged over processes. The gradients, averaged over
+        processes, thus equal those of one process with the whole batch.
 
         Args:
             groups: (layers, targets) as for :meth:`__call__`.
@@ -178,19 +178,19 @@ class SetCriterion:
         return losses
 
     def _sums(self, layers: Sequence[Predictions], targets: FrameTargets) -> Tensor:
-        """(layers, 2, 4): of L_trk and L_det the sums of cross-entropy, of its weights, of BCE and of dice."""
-        # All device syncs but that of the costs come first, before the device has work of the loss.
+        """(layers, 2, 4): for L_trk and L_det the sums of cross-entropy, of its weights, of BCE and of dice."""
+        # All device syncs except that of the matching costs come first, before the loss has queued work.
         tracked = targets.track.nonzero(as_tuple=True)
         partial = _partly_labelled(targets)
         points = PointTargets(targets.masks, targets.detect, num_points=self.num_points)
-        # Sums over thousands of points do not fit into half precision.
+        # Sums over thousands of points overflow in half precision.
         with torch.autocast(targets.masks.device.type, enabled=False):
             used = layers if self.deep_supervision else layers[-1:]
             num_trk = targets.track.shape[1]
             det = [Predictions(layer.class_logits[:, num_trk:], layer.mask_logits[:, num_trk:]) for layer in used]
             costs = torch.stack([self.matcher.cost(*layer, targets.classes, points) for layer in det])
             assignment = Assignment(costs, targets.detect)
-            # While the costs travel and the frames are solved, the device has the tracking rows.
+            # The tracking losses run on the device while the costs are copied and the assignment is solved on the CPU.
             tracking = [self._tracking(layer, targets, tracked) for layer in used]
             detection = [
                 self._detection(layer, targets, pairs, partial)
@@ -199,10 +199,10 @@ class SetCriterion:
         return torch.stack([torch.stack(tracking), torch.stack(detection)], dim=1)
 
     def _tracking(self, layer: Predictions, targets: FrameTargets, tracked: tuple[Tensor, ...]) -> Tensor:
-        """(4) sums of L_trk: row i of A is instance i; background and the empty mask where it is hidden.
+        """(4) sums of L_trk. Row i of A belongs to instance i; while hidden its target is background and an empty mask.
 
         Args:
-            tracked: (R) frames and (R) rows that are supervised.
+            tracked: (R) frames and (R) rows with a target.
         """
         background, num_trk = layer.class_logits.shape[-1] - 1, targets.track.shape[1]
         wanted = torch.where(targets.visible, targets.classes, background)
@@ -218,12 +218,12 @@ class SetCriterion:
         pairs: tuple[Tensor, Tensor, Tensor],
         partial: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        """(4) sums of L_det: rows of V are the instances they are paired with, or background.
+        """(4) sums of L_det. The target of a row of V is the instance assigned to it, or background.
 
         Args:
             layer: predictions of the rows of V only.
-            pairs: (R) frames, rows of V and instances.
-            partial: as :func:`_partly_labelled`.
+            pairs: (R) frames, (R) rows of V and (R) instances.
+            partial: from :func:`_partly_labelled`.
         """
         frame, row, instance = pairs
         background = layer.class_logits.shape[-1] - 1
@@ -237,7 +237,7 @@ class SetCriterion:
     def _background_weight(
         self, det_masks: Tensor, targets: FrameTargets, partial: tuple[Tensor, Tensor] | None
     ) -> Tensor:
-        """Weights (B, V) of detections should they stay unmatched."""
+        """(BT, N_det) weights of the background class for unmatched detections."""
         counted = (targets.labelled & targets.exhaustive)[:, None].float()
         weight = (counted * self.no_object_weight).repeat(1, det_masks.shape[1])
         if partial is not None:
@@ -250,7 +250,7 @@ class SetCriterion:
         return weight
 
     def _mask_losses(self, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, H4, W4) logits and bool (R, H, W) targets -> sums over R of BCE and dice at uncertain points."""
+        """(R, H4, W4) logits and bool (R, H_pad, W_pad) targets -> sums over R of BCE and dice at sampled points."""
         if not len(logits):
             nothing = logits.float().sum()
             return nothing, nothing

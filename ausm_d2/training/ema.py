@@ -1,5 +1,6 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The exponential moving average of the weights: what is evaluated and shipped, because single checkpoints swing."""
+"""The exponential moving average of the weights. It is evaluated and shipped, because scores of single checkpoints
+fluctuate."""
 
 from __future__ import annotations
 
@@ -12,17 +13,17 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """The average of what is trained of a model: ``average <- d * average + (1 - d) * weight`` after every step.
+    """Moving average of the trainable parameters: ``average <- d * average + (1 - d) * weight`` after every step.
 
-    Early in training the average follows faster, ``d = min(decay, (1 + n) / (10 + n))`` at step n, so that it is not
-    held back by the weights it began with. What is not trained (frozen parameters, buffers) is the model's own.
+    ``d = min(decay, (1 + n) / (10 + n))`` at step n, so that the initial weights are forgotten quickly. Frozen
+    parameters and buffers are not averaged.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         """
         Args:
-            model: an AUSM, not wrapped.
-            decay: d, below 1; 0.999 remembers about 1,000 steps.
+            model: not wrapped in DistributedDataParallel.
+            decay: upper bound of d, below 1; 0.999 averages over about 1,000 steps.
         """
         self._model = model
         self.decay = decay
@@ -34,37 +35,37 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are after a step."""
+        """Update the average after an optimiser step."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         weights = dict(self._trained())
         torch._foreach_lerp_([self._average[name] for name in weights], list(weights.values()), 1 - decay)
 
     def restart(self) -> None:
-        """Begin anew with the model's weights (after they were loaded)."""
+        """Reset the average to the model's weights, e.g. after loading them."""
         self.steps = 0
         self._average = {name: p.detach().clone() for name, p in self._trained()}
 
     @contextmanager
     @torch.no_grad()
     def applied(self) -> Iterator[None]:
-        """While this lasts, the model has the averaged weights."""
+        """A context in which the model has the averaged weights."""
         weights = dict(self._trained())
-        kept = {name: p.detach().clone() for name, p in weights.items()}
+        saved = {name: p.detach().clone() for name, p in weights.items()}
         for name, p in weights.items():
             p.copy_(self._average[name])
         try:
             yield
         finally:
             for name, p in weights.items():
-                p.copy_(kept[name])
+                p.copy_(saved[name])
 
     def state_dict(self) -> dict[str, Tensor | int]:
         """The averaged parameters by name, and ``steps``."""
         return {**self._average, "steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Tensor | int]) -> None:
-        """Continue an average; what the state does not have begins with the model's weights."""
+        """Restore an average. Parameters missing from ``state`` (or with another shape) start from the model's weights."""
         self.restart()
         self.steps = int(state.get("steps", 0))
         for name, value in self._average.items():

@@ -1,14 +1,15 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The network over training clips: all frames at once, frame by frame, or frame by frame on its own masks.
+"""The network over training clips: parallel (all frames at once), iterative (frame by frame) and roll-out (frame by
+frame, with the network's own masks as history).
 
-The first two are one function computed in two ways (equal to 1e-4 in float32, gradients too); the third differs from
-the second only in where M_{t-1} comes from. The stream (inference) is the frame loop without gradients.
+Parallel and iterative compute the same function (outputs and gradients agree to 1e-4 in float32). Roll-out differs from
+iterative only in the source of M_{t-1}.
 
 Shape shorthand:
-    B: clips; T: frames of a clip; BT: both, flattened into one axis
+    B: clips; T: frames of a clip; BT: B * T frames, flattened into one axis
     N: rows of A
     D: channels
-    H, W: padded image size in pixels; h, w: at stride 8
+    H_pad, W_pad: padded image size in pixels; h, w: at stride 8; H4, W4: at stride 4
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ausm_d2.training.teacher_forcing import TeacherForcing
 
 
 class ClipOutput(NamedTuple):
-    """What the network says of B clips of T frames."""
+    """Output of the network for B clips of T frames."""
 
     layers: list[Predictions]  # by layer of the Pixel Decoder, over BT frames
     x: Tensor  # (B, T, D, h, w) X_t
@@ -47,11 +48,12 @@ def parallel(
     """Alg. 2: all frames of the clips at once.
 
     Args:
-        images: (B, T, 3, H, W) normalised.
+        images: (B, T, 3, H_pad, W_pad), normalised.
         ids: (B, N, D) ID vectors.
         forcing: history and targets of every frame.
         label_sets: name of the label set of each clip.
-        own_passes: how often the history is first replaced by the network's own masks (docs/deviations.md, 10).
+        own_passes: passes without gradients that first replace the history by the network's own masks
+            (docs/deviations.md, 10).
     """
     features = network.encode(images.flatten(0, 1))
     x = features.x.unflatten(0, images.shape[:2])
@@ -79,12 +81,12 @@ def iterative(
     *,
     history_after: Callable[[int, Predictions], Tensor] | None = None,
 ) -> ClipOutput:
-    """The same function frame by frame, with gradients through the memory (Fig. 4's baseline; docs/deviations.md, 13).
+    """:func:`parallel` frame by frame, with gradients through the memory (Fig. 4's baseline; docs/deviations.md, 13).
 
     Args:
-        images, ids, forcing, label_sets: as :func:`parallel`.
-        history_after: from frame t (counted from 0) and the last layer's predictions of it to the masks M of that
-            frame, (B, N, H4, W4); None: those of ``forcing``.
+        images, ids, forcing, label_sets: as for :func:`parallel`.
+        history_after: maps frame index t (from 0) and the last layer's predictions for it to the history of the next
+            frame, (B, N, H4, W4); None: the history of ``forcing``.
     """
     batch, frames = images.shape[:2]
     features = network.encode(images[:, 0])
@@ -131,13 +133,13 @@ def rollout(
     prompted: Tensor,
     criterion: SetCriterion,
 ) -> ClipOutput:
-    """:func:`iterative`, on the network's own, detached masks instead of the ground truth (docs/deviations.md, 10).
+    """:func:`iterative` with the network's own detached masks as history (docs/deviations.md, 10).
 
     Args:
-        images, ids, forcing, label_sets: as :func:`parallel`.
-        targets: the ground truth.
-        prompted: bool (B): clips whose objects are given.
-        criterion: pairs detections with instances.
+        images, ids, forcing, label_sets: as for :func:`parallel`.
+        targets: ground truth.
+        prompted: bool (B): prompted clips.
+        criterion: its matcher assigns instances to detections.
     """
     history_after = partial(own_history, forcing=forcing, targets=targets, prompted=prompted, criterion=criterion)
     return iterative(network, images, ids, forcing, label_sets, history_after=history_after)

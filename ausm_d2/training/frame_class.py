@@ -1,14 +1,13 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""A loss on X_t itself: which class does each place show? For frame encoders trained from random weights.
+"""An auxiliary semantic segmentation loss on X_t, for frame encoders trained from random weights.
 
-Not in the paper, whose frame encoder comes trained on COCO (docs/deviations.md, 18). Used in training only.
+Not in the paper, whose frame encoder is pre-trained on COCO (docs/deviations.md, 18). Used in training only.
 
 Shape shorthand:
-    B: frames (clips * frames)
+    BT: frames of all clips, flattened into one axis
     N: instances
     D: channels
-    K: classes of a label set
-    h, w: at stride 8; H, W: image size; H4, W4: at stride 4
+    h, w: feature size at stride 8; H4, W4: mask size at stride 4
 """
 
 from __future__ import annotations
@@ -24,11 +23,12 @@ from ausm_d2.modeling.masks import masks_at_stride4
 from ausm_d2.modeling.transfer import upload
 from ausm_d2.training.targets import FrameTargets
 
-_BACKGROUND = 0.3  # weight of the background against all objects of a frame
+_BACKGROUND = 0.3  # weight of the background, relative to 1 for the objects
 
 
 class FrameClassifier(nn.Module):
-    """A linear classifier of the places of X_t per label set, and its cross-entropy; all objects weigh the same."""
+    """One linear per-pixel classifier of X_t per label set, and its cross-entropy. All objects have the same weight,
+    whatever their area."""
 
     @configurable
     def __init__(self, dim: int, *, label_sets: dict[str, int], weight: float) -> None:
@@ -36,7 +36,7 @@ class FrameClassifier(nn.Module):
         Args:
             dim: D.
             label_sets: number of classes by label set.
-            weight: of the loss.
+            weight: weight of the loss.
         """
         super().__init__()
         self.weight = weight
@@ -50,12 +50,12 @@ class FrameClassifier(nn.Module):
     def forward(self, x: Tensor, targets: FrameTargets, label_sets: Sequence[str]) -> dict[str, Tensor]:
         """
         Args:
-            x: (B, D, h, w) X_t.
-            targets: of the B frames.
+            x: (BT, D, h, w) X_t.
+            targets: of the BT frames.
             label_sets: label set of each frame.
 
         Returns:
-            The weighted loss by its name.
+            ``{"loss_frame_ce": weighted loss}``.
         """
         masks = masks_at_stride4(targets.masks) * targets.labelled[:, None, None, None]
         total, objects = x.new_zeros(()), masks.flatten(2).any(-1).sum().clamp(min=1)
@@ -63,7 +63,7 @@ class FrameClassifier(nn.Module):
             # Indices, not a mask: indexing by a mask is a device sync.
             rows = upload(torch.tensor([i for i, each in enumerate(label_sets) if each == name]), x.device)
             logits = F.interpolate(self.class_embed[name](x[rows]), masks.shape[-2:], mode="bilinear")
-            loss = -logits.float().log_softmax(dim=1)  # of every class at every place
+            loss = -logits.float().log_softmax(dim=1)  # (frames, K + 1, H4, W4), of every class at every pixel
             cover = masks[rows]
             classes = targets.classes[rows]
             of_class = loss.gather(1, classes[..., None, None].expand_as(cover))

@@ -1,12 +1,13 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Hungarian matching of the rows of V with the instances still to be detected (paper, Sec. 5), frame by frame.
+"""Hungarian matching of the rows of V with the instances still to be detected, per frame (paper, Sec. 5).
 
 Shape shorthand:
-    B: frames (clips * frames)
-    V: detection queries
+    BT: frames of all clips, flattened into one axis
+    N_det: detection queries V
     N: instances, padded
-    P: sampled points
-    H4, W4: mask size at stride 4
+    K: classes of the largest label set among the frames
+    P: sampled points; R: pairs
+    H_pad, W_pad: padded image size in pixels; H4, W4: mask size at stride 4
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from ausm_d2.modeling.transfer import Download, upload
 
 
 class PointTargets:
-    """Target masks of the instances to be detected, sampled once at points that all decoder layers share."""
+    """Target masks of the instances to be detected, sampled at points that all decoder layers share."""
 
     def __init__(self, masks: Tensor, detect: Tensor, *, num_points: int) -> None:
         """
         Args:
-            masks: bool (B, N, H, W).
-            detect: bool (B, N): instances that take part.
+            masks: bool (BT, N, H_pad, W_pad).
+            detect: bool (BT, N): instances to be detected.
             num_points: P.
         """
         self.detect = detect
@@ -40,7 +41,7 @@ class PointTargets:
 
 
 class HungarianMatcher:
-    """The cost of Mask2Former: ``class_weight * -p(class) + mask_weight * BCE + dice_weight * dice``."""
+    """Matching by Mask2Former's cost ``class_weight * -p(class) + mask_weight * BCE + dice_weight * dice``."""
 
     def __init__(self, *, class_weight: float, mask_weight: float, dice_weight: float) -> None:
         self.class_weight = class_weight
@@ -51,23 +52,22 @@ class HungarianMatcher:
     def cost(self, class_logits: Tensor, mask_logits: Tensor, classes: Tensor, targets: PointTargets) -> Tensor:
         """
         Args:
-            class_logits: (B, V, K + 1).
-            mask_logits: (B, V, H4, W4).
-            classes: int64 (B, N).
-            targets: of the same B frames and N instances.
+            class_logits: (BT, N_det, K + 1).
+            mask_logits: (BT, N_det, H4, W4).
+            classes: int64 (BT, N).
+            targets: of the same BT frames and N instances.
 
         Returns:
-            float32 (B, V, N).
+            float32 (BT, N_det, N).
         """
-        with torch.autocast(
-            mask_logits.device.type, enabled=False
-        ):  # sums over all points do not fit into half precision
+        # Sums over all points overflow in half precision.
+        with torch.autocast(mask_logits.device.type, enabled=False):
             probability = class_logits.float().softmax(-1)
             cost_class = -probability.gather(2, classes[:, None].expand(-1, probability.shape[1], -1))
-            logits = point_sample(mask_logits.float(), targets.points, align_corners=False)  # (B, V, P)
-            wanted = targets.values  # (B, N, P)
-            # BCE(x, 0) = softplus(x), BCE(x, 1) = softplus(x) - x: one product gives all pairs. And softplus(x) is
-            # (x + |x|) / 2 - log(sigmoid(|x|)), three times as fast on a CPU and here, in sums over points, as good.
+            logits = point_sample(mask_logits.float(), targets.points, align_corners=False)  # (BT, N_det, P)
+            wanted = targets.values  # (BT, N, P)
+            # BCE(x, 0) = softplus(x) and BCE(x, 1) = softplus(x) - x, so one matrix product covers all pairs.
+            # softplus(x) = (x + |x|) / 2 - log(sigmoid(|x|)) is three times as fast on a CPU and accurate enough here.
             magnitude = logits.abs()
             softplus = (logits.sum(-1) + magnitude.sum(-1)) / 2 - magnitude.sigmoid_().log_().sum(-1)
             cost_mask = (softplus[..., None] - logits @ wanted.transpose(1, 2)) / logits.shape[-1]
@@ -81,35 +81,36 @@ class HungarianMatcher:
     def __call__(
         self, class_logits: Tensor, mask_logits: Tensor, classes: Tensor, targets: PointTargets
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Arguments as :meth:`cost`.
+        """Arguments as for :meth:`cost`.
 
         Returns:
-            int64 (M) frames, (M) rows of V and (M) instances that belong together.
+            int64 (R) frames, (R) rows of V and (R) instances of the matched pairs.
         """
         cost = self.cost(class_logits, mask_logits, classes, targets)
         return Assignment(cost[None], targets.detect).solve()[0]
 
 
 class Assignment:
-    """Pairs of least total cost, in every frame of every layer.
+    """Pairs of least total cost in every frame of every layer.
 
-    The costs are copied to the CPU asynchronously: the device can compute other things until :meth:`solve` is called.
+    The constructor starts an asynchronous copy of all costs to the CPU; more work can be queued on the device before
+    :meth:`solve`.
     """
 
     def __init__(self, costs: Tensor, detect: Tensor) -> None:
         """
         Args:
-            costs: (layers, B, V, N).
-            detect: bool (B, N): instances that take part.
+            costs: (layers, BT, N_det, N).
+            detect: bool (BT, N): instances to be detected.
         """
         self._device = costs.device
-        # A diverged model has no finite costs; the solver needs one, and the loss itself shows the divergence.
+        # The solver needs finite costs. If the model diverged, the loss shows it.
         self._download = Download(costs.nan_to_num(1e6, 1e6, -1e6), detect)
 
     def solve(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """
         Returns:
-            By layer, int64 (M) frames, (M) rows of V and (M) instances that belong together.
+            By layer: int64 (R) frames, (R) rows of V and (R) instances of the matched pairs.
         """
         costs, wanted = (each.numpy() for each in self._download.wait())
         layers = []
@@ -120,5 +121,5 @@ class Assignment:
                 row, column = linear_sum_assignment(cost[b][:, columns])
                 pairs.append(np.stack([np.full(len(row), b), row, columns[column]]))
             layers.append(np.concatenate(pairs, axis=1))
-        # Every layer has the same number of pairs, so one copy takes all.
+        # Every layer has the same number of pairs: one upload for all.
         return [(each[0], each[1], each[2]) for each in upload(torch.from_numpy(np.stack(layers)), self._device)]

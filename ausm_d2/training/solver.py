@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""AdamW as the Mask2Former family sets it up: backbone at a fraction of the rate, no decay on norms and embeddings."""
+"""AdamW as in Mask2Former: reduced learning rate for the backbone, no weight decay on norms and embeddings."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ausm_d2.errors import UserError
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW over the parameters that train, clipping the gradient of the full model before every step.
+    """AdamW over the trainable parameters. Clips the gradient norm of the full model before every step.
 
     Args:
         cfg: SOLVER.{BASE_LR, WEIGHT_DECAY, WEIGHT_DECAY_NORM, BACKBONE_MULTIPLIER, CLIP_GRADIENTS}.
-        model: with its backbone at ``frame_encoder.backbone``.
+        model: its backbone is at ``frame_encoder.backbone``.
 
     Raises:
         UserError: if SOLVER.CLIP_GRADIENTS.CLIP_TYPE is unknown.
@@ -47,7 +47,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             raise UserError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE: '{clip.CLIP_TYPE}', expected full_model")
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-        def clip_full_model(*_: Any) -> None:  # runs after AMP has taken its scale out of the gradients
+        def clip_full_model(*_: Any) -> None:  # runs after AMP has unscaled the gradients
             nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
 
         optimizer.register_step_pre_hook(clip_full_model)
@@ -55,7 +55,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _without_decay(model: nn.Module) -> set[str]:
-    """Names of embeddings, position tables and the parameters that mamba_ssm marks."""
+    """Names of embeddings, position tables and parameters flagged ``_no_weight_decay`` as in mamba_ssm."""
     names = {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()
@@ -70,7 +70,7 @@ def _without_decay(model: nn.Module) -> set[str]:
 
 
 def _merge(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Groups of equal settings become one: AdamW runs one fused loop per group."""
+    """Merge groups of equal settings: AdamW runs one fused loop per group."""
     merged: dict[tuple, dict[str, Any]] = {}
     for group in groups:
         key = tuple(sorted((name, value) for name, value in group.items() if name != "params"))

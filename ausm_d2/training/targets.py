@@ -2,10 +2,9 @@
 """The ground truth of a batch of clips, padded to common sizes.
 
 Shape shorthand:
-    B: clips
-    T: frames of a clip
-    N: instances, padded to the most any clip has
-    H, W: padded image size in pixels
+    B: clips; T: frames of a clip; BT: B * T frames, flattened into one axis
+    N: instances, padded to the largest number in any clip
+    H_pad, W_pad: padded image size in pixels
 """
 
 from __future__ import annotations
@@ -25,37 +24,37 @@ from ausm_d2.modeling.transfer import upload
 class ClipTargets:
     """y_1..y_T of B clips."""
 
-    masks: Tensor  # bool (B, T, N, H, W)
+    masks: Tensor  # bool (B, T, N, H_pad, W_pad)
     classes: Tensor  # int64 (B, N), in the clip's label set
     valid: Tensor  # bool (B, N): False for padding
-    labelled: Tensor  # bool (B, T): frames that carry labels
+    labelled: Tensor  # bool (B, T): frames with labels
     exhaustive: Tensor  # bool (B): every object of the label set is labelled
-    prompted: Tensor  # bool (B): prompted work only, as where one object among others is labelled
-    # bool (B, N, H, W): masks that are given in place of those of the first frame; where empty, and if None, those are
+    prompted: Tensor  # bool (B): train as prompted only, e.g. because only some objects are labelled
+    # bool (B, N, H_pad, W_pad): prompt masks (from boxes, points, ..) for the first frame. Empty or None: true masks.
     given: Tensor | None = None
 
     @property
     def first(self) -> Tensor:
-        """bool (B, N, H, W): what may be given in the first frame: drawn masks where there are any, else true ones."""
+        """bool (B, N, H_pad, W_pad): prompts of the first frame: the given masks, where empty the true ones."""
         if self.given is None:
             return self.masks[:, 0]
         return torch.where(self.given.flatten(2).any(dim=-1)[..., None, None], self.given, self.masks[:, 0])
 
     @cached_property
     def visible(self) -> Tensor:
-        """bool (B, T, N): the instance has a mask in that frame. Computed once: it reads all masks."""
+        """bool (B, T, N): the instance has a non-empty mask in the frame. Cached: it reads all masks."""
         return self.masks.flatten(3).any(dim=-1)
 
     @classmethod
     def from_items(cls, items: Sequence[TrainingClip], *, size: tuple[int, int], device: torch.device) -> ClipTargets:
         """
         Args:
-            items: training items as the mapper makes them; all of one T.
-            size: (H, W) of the padded images.
-            device: where the targets go.
+            items: training items from the mapper, all with T frames.
+            size: (H_pad, W_pad).
+            device: device of the targets.
         """
         frames = items[0]["image"].shape[0]
-        rows = max(1, *(len(item["classes"]) for item in items))  # one at least: empty tensors trouble many operations
+        rows = max(1, *(len(item["classes"]) for item in items))  # at least one: many operations fail on empty tensors
         masks = torch.zeros((len(items), frames, rows, *size), dtype=torch.bool, device=device)
         classes = torch.zeros((len(items), rows), dtype=torch.int64, device=device)
         valid = torch.zeros((len(items), rows), dtype=torch.bool, device=device)
@@ -83,12 +82,12 @@ class ClipTargets:
 
 @dataclass
 class FrameTargets:
-    """Targets of B frames: clips and time flattened into one axis."""
+    """Targets of BT frames."""
 
-    masks: Tensor  # bool (B, N, H, W)
-    classes: Tensor  # int64 (B, N)
-    visible: Tensor  # bool (B, N)
-    track: Tensor  # bool (B, N): row i of A is supervised
-    detect: Tensor  # bool (B, N): instance i is to be detected
-    labelled: Tensor  # bool (B)
-    exhaustive: Tensor  # bool (B)
+    masks: Tensor  # bool (BT, N, H_pad, W_pad)
+    classes: Tensor  # int64 (BT, N)
+    visible: Tensor  # bool (BT, N)
+    track: Tensor  # bool (BT, N): row i of A has a target
+    detect: Tensor  # bool (BT, N): instance i is to be detected
+    labelled: Tensor  # bool (BT)
+    exhaustive: Tensor  # bool (BT)

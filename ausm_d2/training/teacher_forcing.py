@@ -1,15 +1,14 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """Preprocess (paper, Sec. 5, Alg. 2): from ground truth to the history and the targets of every frame at once.
 
-For every instance i a switch time s_i is drawn. Up to it the instance is one to be detected, after it one to be
-tracked, and from it on its mask is in the history.
+For every instance i a switch time s_i is drawn. The instance is to be detected in frames t <= s_i and tracked in frames
+t > s_i; its masks of frames t >= s_i are in the history.
 
 Shape shorthand:
-    B: clips
-    T: frames of a clip; index t here is frame t + 1 of the paper
+    B: clips; T: frames of a clip; index t here is frame t + 1 of the paper
     N: instances (rows of A)
-    H, W: image size in pixels
     H4, W4: mask size at stride 4
+    R: B * T * N masks
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from ausm_d2.training.targets import ClipTargets, FrameTargets
 
 @dataclass
 class TeacherForcing:
-    """What Preprocess makes of a batch."""
+    """Output of Preprocess for a batch."""
 
     switch: Tensor  # int64 (B, N): s_i; -1: before the first frame; T: never
     in_use: Tensor  # bool (B, T, N): row i is in A_{t-1}
-    history: Tensor  # float (B, T, N, H4, W4): M_{t-1}, zero where a row is not in use or hidden
+    history: Tensor  # float (B, T, N, H4, W4): M_{t-1}, zero if the row is not in use or hidden
     track: Tensor  # bool (B, T, N): y_trk^i_t has a target (the empty mask where i is hidden)
     detect: Tensor  # bool (B, T, N): y_det^i_t has a target
 
@@ -39,13 +38,14 @@ class TeacherForcing:
 def draw_switch_times(
     visible: Tensor, *, prompted: Tensor, prompt_index: str, generator: torch.Generator | None = None
 ) -> Tensor:
-    """s_i: uniform over the frames where i is visible, or the first of them for a prompted clip (deviations, 2).
+    """Draw s_i uniformly from the frames where i is visible; the first of them in a prompted clip
+    (docs/deviations.md, 2).
 
     Args:
         visible: bool (B, T, N); frames without labels count as not visible.
-        prompted: bool (B): clips whose objects are given.
-        prompt_index: "frame" or "zero"; with "zero" a given object that is visible in the first frame has s_i = -1.
-        generator: of the device of ``visible``; None: the default one.
+        prompted: bool (B): prompted clips.
+        prompt_index: "frame" or "zero"; with "zero" a prompted object that is visible in the first frame has s_i = -1.
+        generator: on the device of ``visible``; None: PyTorch's default generator.
 
     Returns:
         int64 (B, N) in -1..T; T for an instance that is never visible.
@@ -69,7 +69,8 @@ def preprocess(targets: ClipTargets, switch: Tensor, *, keep_hidden: bool = True
     Args:
         targets: ground truth of the batch.
         switch: int64 (B, N), s_i in -1..T.
-        keep_hidden: False: a row is in A_{t-1} only if its object is visible in frame t - 1 (the paper's letter).
+        keep_hidden: keep rows of hidden objects in A. False, the paper's letter: a row is in A_{t-1} only if its object
+            is visible in frame t - 1.
     """
     frames = targets.masks.shape[1]
     time = torch.arange(frames, device=switch.device)[None, :, None]
@@ -77,9 +78,9 @@ def preprocess(targets: ClipTargets, switch: Tensor, *, keep_hidden: bool = True
     if not keep_hidden:
         in_use &= _frame_before(targets.visible)
     masks = masks_at_stride4(targets.masks)
-    # M_{t-1}; before the first frame M_0 is empty, unless the mask of the first frame is given as M_0.
+    # M_{t-1}. M_0 is empty, unless PROMPT_INDEX: zero puts the masks of the first frame there.
     history = _frame_before(masks)
-    history[:, :2] = masks_at_stride4(targets.first)[:, None]  # drawn masks, where such are given
+    history[:, :2] = masks_at_stride4(targets.first)[:, None]  # prompt masks, if given
     history = history * in_use[..., None, None]
     labelled = targets.labelled[:, :, None]
     return TeacherForcing(
@@ -92,12 +93,12 @@ def preprocess(targets: ClipTargets, switch: Tensor, *, keep_hidden: bool = True
 
 
 def _frame_before(values: Tensor) -> Tensor:
-    """Of every frame of (B, T, ..) what the one before has; the first one has itself, with ``PROMPT_INDEX: zero``."""
+    """Shift (B, T, ..) by one frame. The first frame keeps its own value, as ``PROMPT_INDEX: zero`` needs."""
     return torch.cat([values[:, :1], values[:, :-1]], dim=1)
 
 
 def frame_targets(targets: ClipTargets, forcing: TeacherForcing) -> FrameTargets:
-    """What the predictions of all frames of the clips are compared with."""
+    """The targets of all frames of the clips."""
     frames = targets.masks.shape[1]
     return FrameTargets(
         masks=targets.masks.flatten(0, 1),
@@ -112,17 +113,17 @@ def frame_targets(targets: ClipTargets, forcing: TeacherForcing) -> FrameTargets
 
 @dataclass
 class HistoryNoise:
-    """Makes M_{t-1} look like own past predictions (docs/deviations.md, 10). Probabilities are per row and frame."""
+    """Perturbs M_{t-1} to resemble predictions (docs/deviations.md, 10). Probabilities are per row and frame."""
 
     morphology: float  # erode or dilate by one cell
     shift: float
     max_shift: int  # cells of stride 4
-    drop: float  # the mask is missing from the history
-    swap: float  # exchanged with another row's
+    drop: float  # replace the mask by an empty one
+    swap: float  # exchange the masks of two rows
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> HistoryNoise | None:
-        """None where it is switched off."""
+        """From ``TRAIN.HISTORY_NOISE``; None if it is disabled."""
         noise = cfg.MODEL.AUSM.TRAIN.HISTORY_NOISE
         if not noise.ENABLED:
             return None

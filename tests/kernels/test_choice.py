@@ -80,7 +80,7 @@ def test_a_kernel_that_cannot_run_is_an_error_where_it_is_asked_for_by_name(monk
     with pytest.raises(UserError, match="AUSM_KERNELS: 'mamba_ssm' cannot run here"):
         operation(call())
     kernel.reason, kernel.devices = None, ("cuda",)
-    with pytest.raises(UserError, match="it has kernels for cuda, the square's tensors are on cpu"):
+    with pytest.raises(UserError, match="it has kernels for cuda, the tensors of square are on cpu"):
         operation(call())
 
 

@@ -182,7 +182,7 @@ def test_what_is_frozen_has_no_gradient_whatever_the_backbone(freeze_at: str, ba
 
 def test_a_backbone_that_does_not_freeze_by_stage_says_so() -> None:
     for backbone in ("build_swin_backbone", "build_convnet_backbone"):
-        with pytest.raises(UserError, match=rf"MODEL\.BACKBONE\.FREEZE_AT: 2, but {backbone} freezes nothing by it"):
+        with pytest.raises(UserError, match=rf"MODEL\.BACKBONE\.FREEZE_AT: 2, but {backbone} does not support it"):
             FrameEncoder(config("MODEL.BACKBONE.NAME", backbone, "MODEL.BACKBONE.FREEZE_AT", 2))
     with pytest.raises(UserError, match=r"FRAME_ENCODER\.FREEZE_AT: 'stem' is not one of none, backbone, encoder"):
         FrameEncoder(config("MODEL.AUSM.FRAME_ENCODER.FREEZE_AT", "stem"))

@@ -34,7 +34,7 @@ def test_a_generator_makes_it_repeatable() -> None:
 
 def test_more_than_are_free_is_an_error_that_counts() -> None:
     pool = IDPool(4, 4)
-    with pytest.raises(PoolExhausted, match="2 ID vectors asked for, 1 of 4 are free"):
+    with pytest.raises(PoolExhausted, match="2 ID vectors requested, 1 of 4 are free"):
         draw_free(torch.tensor([True, True, False, True]), 2)
     assert pool.sample(0).shape == (0,)
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ausm_d2.config import load_config
-from ausm_d2.kernels import kept
+from ausm_d2.kernels import cached_tensors
 from ausm_d2.kernels.conv.triton import TritonConv
 from ausm_d2.kernels.deformable import triton as deformable
 from ausm_d2.kernels.scan.triton import TritonScan
@@ -77,7 +77,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Launches]:
     finally:
         torch.set_autocast_enabled("cuda", False)
         torch.clear_autocast_cache()
-        kept.forget()
+        cached_tensors.clear()
 
 
 @torch.no_grad()

@@ -1,9 +1,11 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """Attention: PyTorch's ``scaled_dot_product_attention``, or C++ for inference on a CPU.
 
-There is no Triton form: on CUDA the reference is a fused kernel already (FlashAttention, cuDNN), as PyTorch chooses.
+There is no Triton kernel: on CUDA the reference already is a fused kernel (FlashAttention, cuDNN).
 
-Shape shorthand: B: batch; Q: queries; K: keys; D: channels of all heads.
+Shape shorthand:
+    BT: frames; no information passes between them
+    Q: queries; S: keys; D: channels of all heads
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, kerne
     """softmax(q k^T / sqrt(D / heads)) v.
 
     Args:
-        q: (B, heads, Q, D / heads).
-        k, v: (B, heads, K, D / heads).
-        mask: bool, broadcastable to (B, heads, Q, K); True where a query may look.
-        kernels: which kernel, one of ``choice.NAMES``.
+        q: (BT, heads, Q, D / heads).
+        k, v: (BT, heads, S, D / heads).
+        mask: bool, broadcastable to (BT, heads, Q, S); True where a query may attend.
+        kernels: one of ``choice.NAMES``.
 
     Returns:
-        (B, heads, Q, D / heads).
+        (BT, heads, Q, D / heads).
     """
     (out,) = ATTENTION(AttentionCall(q, k, v, mask), kernels)
     return out

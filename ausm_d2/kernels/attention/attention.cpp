@@ -1,12 +1,12 @@
 // Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 //
-// Attention on the CPU, forward, without a mask: softmax(q k^T * scale) v, a block of queries and of keys at a time, so
-// that scores never leave the cache (online softmax, FlashAttention, arXiv 2205.14135). Called from attention.py.
+// Attention on the CPU, forward, without a mask: softmax(q k^T * scale) v, for blocks of queries and keys, so that the
+// scores stay in cache (online softmax, FlashAttention, arXiv 2205.14135). Called from cpu.py.
 //
-// B: images; H: heads; Q: queries; K: keys; D: width of a head, a multiple of L; L: lanes of a vector.
+// B: frames; H: heads; Q: queries; K: keys; D: width of a head, a multiple of L; L: lanes of a vector.
 //
-// Both products are of words of 32 bits: a float, or two neighbouring bfloat16, whose products the processor adds to a
-// float at once (AVX512_BF16). Keys and values are packed once so that whole vectors of words are read.
+// Both products work on 32-bit words: one float, or two neighbouring bfloat16, which AVX512_BF16 multiplies and adds in
+// one instruction. Keys and values are packed once, so that whole vectors of words are read.
 
 #include "../vector.h"
 
@@ -15,13 +15,13 @@ namespace {
 template <typename T>
 constexpr int kPerWord = 4 / sizeof(T);
 
-constexpr int kRows = 6;                   // with kColumns vectors, their sums just fit into the registers
+constexpr int kRows = 6;                   // kRows x kColumns accumulators just fit into the registers
 constexpr int kColumns = L == 16 ? 4 : 2;
-constexpr int kTile = kColumns * L;        // keys
-constexpr int kQueries = 4 * kRows;        // that share a pass over the keys
-constexpr int64_t kKeys = 8 * kTile;       // whose scores exist at a time
+constexpr int kTile = kColumns * L;        // keys per tile
+constexpr int kQueries = 4 * kRows;        // queries per pass over the keys
+constexpr int64_t kKeys = 8 * kTile;       // keys whose scores are in cache at a time
 
-struct Place {  // distances between numbers
+struct Place {  // strides in elements
   int64_t image, head, row;
 };
 
@@ -32,7 +32,7 @@ struct Attention {
   int32_t threads;
 };
 
-// Where head `plane % H` of image `plane / H` begins.
+// Offset of head `plane % H` of frame `plane / H`.
 int64_t start(const Place& place, int64_t H, int64_t plane) {
   return plane / H * place.image + plane % H * place.head;
 }
@@ -48,8 +48,7 @@ inline Vec multiply_add(BFloat16, uint32_t a, Vec b, Vec sum) {
 }
 #endif
 
-// kRows rows of out, C vectors wide, are a b, or that is added to them. a: (kRows, words), b: (words, C * L), out; all
-// with the distance of their rows.
+// out = a b, or out += a b (kAdd). a: (kRows, words), b: (words, C * L), out: (kRows, C * L), each with its row stride.
 template <typename T, int C, bool kAdd>
 inline void multiply(const uint32_t* a, int64_t a_row, const float* b, int64_t b_row, int64_t words, float* out,
                      int64_t out_row) {
@@ -66,7 +65,8 @@ inline void multiply(const uint32_t* a, int64_t a_row, const float* b, int64_t b
     for (int c = 0; c < C; ++c) store(out + r * out_row + c * L, sums[r][c]);
 }
 
-// Keys as (tiles, words of a row, kTile), values as (words of a column, D); what is behind the last one stays.
+// Packs keys as (tiles, words of a row, kTile) and values as (words of a column, D). Padding behind the last key is not
+// written.
 template <typename T>
 void pack(const Attention& a, const T* k, const T* v, float* packed_k, float* packed_v) {
   const int64_t words = a.D / kPerWord<T>;
@@ -80,12 +80,12 @@ void pack(const Attention& a, const T* k, const T* v, float* packed_k, float* pa
   }
 }
 
-// What is known of a query after some of its keys.
+// Running softmax of one query over the keys so far.
 struct Softmax {
-  float highest = -__builtin_inff(), total = 0;  // score, times log2(e); sum of weights
+  float highest = -__builtin_inff(), total = 0;  // largest score times log2(e); sum of weights
 };
 
-// Scores (n) of further keys -> their weights, in the same place; `out` (D) is weighted as these are.
+// Turns the scores (n) of further keys into weights, in place, and rescales `out` (D) to the new maximum.
 template <typename T>
 inline void weigh(float* scores, int64_t n, float scale, Softmax& softmax, float* out, int64_t D) {
   Vec high = Vec{} + softmax.highest;
@@ -95,7 +95,7 @@ inline void weigh(float* scores, int64_t n, float scale, Softmax& softmax, float
   }
   float highest = high[0];
   for (int i = 1; i < L; ++i) highest = high[i] > highest ? high[i] : highest;
-  const float base = highest == -__builtin_inff() ? 0 : highest;  // no key so far has a weight
+  const float base = highest == -__builtin_inff() ? 0 : highest;  // all scores so far are -inf
   const float fading = exp2(Vec{} + (softmax.highest - base))[0];
   T* weights = reinterpret_cast<T*>(scores);
   Vec total = {};
@@ -115,7 +115,7 @@ inline int64_t add_values(const uint32_t* weights, int64_t row, const float* val
   return d;
 }
 
-// Up to kQueries queries of one head. q: (kQueries, D), zeros behind the last one; out: the same, zero at first.
+// Up to kQueries queries of one head. q: (kQueries, D), zero-padded; out: same shape, zero on entry.
 template <typename T>
 void attend(const Attention& a, const T* q, int64_t count, const float* k, const float* v, int64_t keys, float* scores,
             float* out) {
@@ -147,8 +147,8 @@ void attend(const Attention& a, const T* q, int64_t count, const float* k, const
 template <typename T>
 bool attention(const Attention& a, const T* q, const T* k, const T* v, T* out) {
   const int64_t planes = a.B * a.H, blocks = (a.Q + kQueries - 1) / kQueries, keys = (a.K + kTile - 1) / kTile * kTile;
-  const int64_t size = keys * (a.D / kPerWord<T>);  // of packed keys, and of packed values, of a head
-  Scratch packed(planes * 2 * size / L);  // zeros behind the last key
+  const int64_t size = keys * (a.D / kPerWord<T>);  // words of the packed keys of a head, and of its values
+  Scratch packed(planes * 2 * size / L);  // zero-initialised: padding behind the last key
   if (!packed) return false;
   float* memory = reinterpret_cast<float*>(packed.take(planes * 2 * size / L));
   const int threads = planes * blocks < a.threads ? int(planes * blocks) : a.threads;
@@ -183,8 +183,8 @@ bool attention(const Attention& a, const T* q, const T* k, const T* v, T* out) {
 }  // namespace
 
 extern "C" {
-// Whether this is the faster way here: heads of that width, in bfloat16 or else in float. Not for short vectors, nor
-// for bfloat16 where there are matrix units (AMX), which PyTorch uses.
+// Whether this is faster than PyTorch on this processor, for heads of width D in bfloat16 or float. Not with short
+// vectors, nor for bfloat16 with AMX, which PyTorch uses.
 int32_t ausm_attention_fits(int64_t D, int32_t bfloat16) {
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
   const bool knows_bfloat16 = true;
@@ -194,7 +194,7 @@ int32_t ausm_attention_fits(int64_t D, int32_t bfloat16) {
   return L >= 8 && D % L == 0 && (knows_bfloat16 || !bfloat16);
 }
 
-// False where memory for the packed keys and values cannot be had.
+// Returns false if memory for the packed keys and values cannot be allocated.
 int32_t ausm_attention(const Attention* a, const void* q, const void* k, const void* v, void* out, int32_t bfloat16) {
 #if defined(__AVX512BF16__)
   using T = BFloat16;

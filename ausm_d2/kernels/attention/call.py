@@ -1,7 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The arguments of an attention.
-
-Shape shorthand: B: batch; Q: queries; K: keys; D: channels of all heads.
+"""The arguments of an attention call.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from ausm_d2.kernels.first_use import Probe
 
 
 class AttentionCall(NamedTuple):
-    """See :func:`ausm_d2.kernels.attention.attend`."""
+    """Arguments of :func:`ausm_d2.kernels.attention.attend`."""
 
     q: Tensor
     k: Tensor
@@ -34,7 +32,7 @@ class AttentionCall(NamedTuple):
         return self.q.dtype, self.q.shape[3], self.mask is None
 
     def probe(self, random: Probe) -> Self:
-        """Without a mask, which no kernel takes."""
+        """Without a mask: no kernel supports one."""
         heads, width = 2, self.q.shape[3]
         q, k, v = (random(self.q, 1, heads, n, width) for n in (26, 70, 70))
         return self._replace(q=q, k=k, v=v, mask=None)

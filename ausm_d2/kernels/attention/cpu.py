@@ -1,8 +1,6 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Attention of inference in C++: attention.cpp. It multiplies pairs of bfloat16 where the processor can; without AMX,
-PyTorch's attention gains next to nothing by bfloat16.
-
-Shape shorthand: B: batch; Q: queries; K: keys; D: channels of all heads.
+"""Attention in C++ (attention.cpp), for inference. It uses AVX512_BF16 for bfloat16; without AMX, PyTorch's attention
+is hardly faster in bfloat16 than in float32.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from ausm_d2.kernels.choice import Kernel
 SOURCE = Path(__file__).with_name("attention.cpp")
 
 MIN_QUERIES = {torch.float32: 128, torch.bfloat16: 64}
-"""Fewer do not pay for packing the keys and values (tools/benchmark.py attention)."""
+"""With fewer queries, packing keys and values costs more than it saves (tools/benchmark.py attention)."""
 
 
 class _Attention(ctypes.Structure):
@@ -42,10 +40,10 @@ class CpuAttention(Kernel[AttentionCall]):
         return cpp.why_not(SOURCE)
 
     def fits(self, call: AttentionCall) -> bool:
-        """Where it is the faster way, outside autograd.
+        """Where it is faster than PyTorch.
 
-        Of all that PyTorch accepts it knows the usual: no mask, no broadcasting, one type that autocast leaves alone,
-        some keys.
+        Supported are calls without gradients, mask or broadcasting, with at least one key, in one dtype that autocast
+        would not change.
         """
         q, k, v, mask = call
         if mask is not None or torch.is_grad_enabled():

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The causal convolution of Mamba, over many short sequences.
+"""The causal convolution of Mamba, for many short sequences.
 
 Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; K: width of the convolution.
 """
@@ -32,16 +32,19 @@ def causal_conv(
 
     Args:
         x: (N, T, E).
-        weight: (E, K); its last column weighs the present frame.
+        weight: (E, K); the last column is the weight of the current frame.
         bias: (E,).
-        initial: (N, E, K), the last K inputs before the first frame, the latest last; None means zeros.
-        inplace: overwrite ``initial`` with the inputs of the last frames (outside autograd only).
-        kernels: which kernel, one of ``choice.NAMES``.
+        initial: (N, E, K), the K inputs before the first frame, latest last; None: zeros.
+        inplace: overwrite ``initial`` with the last K inputs (without autograd only).
+        kernels: one of ``choice.NAMES``.
 
     Returns:
-        (N, T, E) in the dtype of ``x``, and (N, E, K), the last K inputs.
+        (N, T, E) in the dtype of ``x``, and the last K inputs, (N, E, K).
+
+    Raises:
+        RuntimeError: if ``inplace`` is set while autograd records.
     """
     if inplace and torch.is_grad_enabled():
-        raise RuntimeError("a state is overwritten outside autograd only: use torch.no_grad()")
+        raise RuntimeError("inplace=True needs torch.no_grad(): autograd needs the old state")
     y, last = CONV(ConvCall(x, weight, bias, initial, inplace), kernels)
     return y, last

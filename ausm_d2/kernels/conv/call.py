@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The arguments of a causal convolution.
+"""The arguments of a causal convolution call.
 
 Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; K: width of the convolution.
 """
@@ -17,7 +17,7 @@ from ausm_d2.kernels.layout import few
 
 
 class ConvCall(NamedTuple):
-    """See :func:`ausm_d2.kernels.conv.causal_conv`."""
+    """Arguments of :func:`ausm_d2.kernels.conv.causal_conv`."""
 
     x: Tensor
     weight: Tensor
@@ -33,7 +33,7 @@ class ConvCall(NamedTuple):
         return torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in self)
 
     def form(self) -> Hashable:
-        """With as many channels and as wide as the call is, and one frame or several."""
+        """Dtypes, one frame or several, E, K and ``inplace``."""
         tensors = (None if each is None else each.dtype for each in self[:4])
         return (*tensors, self.x.shape[1] == 1, *self.weight.shape, self.inplace)
 

@@ -22,7 +22,7 @@ struct Conv {
   void* dinitial;         // may be null
 };
 
-// The inputs a block of channels sees, from K frames before the first one on: in[K + t] is that of frame t.
+// Inputs of a block of channels, starting K frames before the first: in[K + t] is the input of frame t.
 template <typename T>
 void load_inputs(const Conv& a, int64_t n, int64_t e, int count, Vec* in) {
   for (int64_t k = 0; k < a.K; ++k) in[k] = Vec{};
@@ -36,7 +36,7 @@ inline Vec convolve(const Conv& a, const Vec* weight, Vec bias, const Vec* in, i
   return bias;
 }
 
-// One further frame, with a width that the compiler knows: nothing leaves the registers.
+// One frame from a given state. The width is a compile-time constant, so everything stays in registers.
 template <typename T, int kWidth>
 void conv_step(const Conv& a) {
   parallel(a, [&a](int, int64_t begin, int64_t end) {

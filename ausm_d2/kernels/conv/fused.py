@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What the convolutions with kernels of our own share: autograd, dtypes, layouts, states that are overwritten.
+"""Base class of our own convolution kernels (C++, Triton): autograd, dtypes, layouts, in-place states.
 
 Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; K: width of the convolution.
 """
@@ -18,8 +18,11 @@ from ausm_d2.kernels.layout import overwritten, plain, rows
 
 
 class ConvInputs(NamedTuple):
-    """As in :class:`ConvCall`, with the weight as (K, E); x and initial in one dtype, x's rows without gaps, weight and
-    bias in float32, all but x contiguous. Also their gradients."""
+    """The tensors of a :class:`ConvCall` as the kernels take them, or their gradients.
+
+    The weight is transposed to (K, E). x and initial have one dtype; weight and bias are float32. x has stride 1 over
+    channels, the others are contiguous.
+    """
 
     x: Tensor
     weight: Tensor
@@ -28,18 +31,18 @@ class ConvInputs(NamedTuple):
 
 
 class FusedConv(Kernel[ConvCall]):
-    """A convolution made of a forward and a backward kernel."""
+    """A convolution with a forward and a backward kernel."""
 
     dtypes: tuple[torch.dtype, ...]
-    """Of the activations that the kernels take; others go through them as float32."""
+    """Dtypes of activations that the kernels support; others are converted to float32."""
 
     @abstractmethod
     def forward(self, inputs: ConvInputs, last: Tensor) -> Tensor:
-        """y (N, T, E); the last inputs are written to ``last`` (N, E, K), which may be ``inputs.initial``."""
+        """Return y (N, T, E) and write the last K inputs to ``last`` (N, E, K), which may be ``inputs.initial``."""
 
     @abstractmethod
     def backward(self, inputs: ConvInputs, dy: Tensor, dlast: Tensor | None, start: bool) -> ConvInputs:
-        """Gradients of the inputs, that of the initial ones only if ``start``."""
+        """Gradients of all inputs; that of ``initial`` only if ``start``."""
 
     def fits(self, call: ConvCall) -> bool:
         return call.x.dtype != torch.float64

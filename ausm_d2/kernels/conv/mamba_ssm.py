@@ -3,8 +3,8 @@
 
 Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; K: width of the convolution.
 
-A further frame without gradients: ``causal_conv1d_update``, in place. Everything else: ``causal_conv1d_fn``, on
-(N, E, T) with the channels last in memory, which is how they lie here.
+One frame from a given state, without gradients: ``causal_conv1d_update``, in place. Everything else:
+``causal_conv1d_fn`` on (N, E, T) with channels last in memory, which is their layout here already.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ausm_d2.kernels.installed import missing
 from ausm_d2.kernels.layout import overwritten, plain
 
 _WIDTHS = (2, 3, 4)
-_CHANNELS = 8  # E, and distances in memory, are multiples of it
-_MAX_NUMBERS = 2**31  # of a tensor: addresses are computed in 32 bits
+_CHANNELS = 8  # the kernel needs E and the strides to be multiples of it
+_MAX_ELEMENTS = 2**31  # per tensor: the kernel computes addresses in 32 bits
 
 
 class MambaSsmConv(Kernel[ConvCall]):
@@ -37,7 +37,7 @@ class MambaSsmConv(Kernel[ConvCall]):
         return (
             x.numel() > 0
             and x.shape[2] % _CHANNELS == 0
-            and len(x) * x.shape[2] * max(x.shape[1], width) < _MAX_NUMBERS
+            and len(x) * x.shape[2] * max(x.shape[1], width) < _MAX_ELEMENTS
         )
 
     def run(self, call: ConvCall) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,7 @@ def _clip(call: ConvCall) -> tuple[Tensor, Tensor]:
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """(N, T, E) with channels next to each other and the distances that the kernel takes."""
+    """(N, T, E) with stride 1 over channels and the other strides as the kernel needs them."""
     if x.stride(2) == 1 and x.stride(1) >= x.shape[2] and not (x.stride(0) % _CHANNELS or x.stride(1) % _CHANNELS):
         return x
     return x.clone(memory_format=torch.contiguous_format)

@@ -1,8 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """The causal convolution in Triton: triton_kernels.py.
 
-Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; K: width of the convolution; P: programs that
-share the sequences; G: groups of channels.
+Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; K: width of the convolution.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ausm_d2.kernels.triton_launch import CHANNELS, shared_grid, strides
 
 @functools.cache
 def _kernels() -> Any:
-    """Imported late: Triton is not everywhere, and takes a while."""
+    """Imported at first use: Triton may be missing, and its import is slow."""
     from ausm_d2.kernels.conv import triton_kernels
 
     return triton_kernels

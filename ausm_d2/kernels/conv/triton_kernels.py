@@ -1,14 +1,15 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The causal convolution of Mamba in Triton: many sequences, few frames each. Imported only where Triton is.
+"""The causal convolution of Mamba in Triton, for many short sequences. Imported only if Triton is installed.
 
 Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; K: width of the convolution; P: programs that
-share the sequences; G: groups of BE channels.
+share the sequences; G: groups of BE channels each.
 
-A program takes every P-th sequence, a group of channels of it, through all frames, with what depends on the channel
-only loaded once for all its sequences. Sums over sequences are kept per program and sums over channels per group, to be
-added by the caller: no atomics, so the results are the same every time.
+A program processes every P-th sequence for one group of channels, all frames in order; per-channel values are loaded
+once. Sums over sequences are written per program and sums over channels per group, and added by the caller: without
+atomics, results are deterministic.
 
-Activations are addressed as (sequence, frame) strides with rows without gaps; what has no strides here is contiguous.
+Activations have strides over sequences and frames (``x_n``, ``x_t``) and stride 1 over channels. All other tensors are
+contiguous.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -23,7 +24,7 @@ from ausm_d2.kernels.triton_math import row, sigmoid
 
 @triton.jit
 def _input(x, initial, n, t, x_n, x_t, e, in_e, E, K: tl.constexpr):
-    """(BE,): the input of frame t, those before the first one from ``initial``."""
+    """(BE,): the input of frame t; for t < 0 from ``initial``."""
     if t >= 0:
         value = row(x, n * x_n + t * x_t, e, in_e)
     else:
@@ -37,7 +38,7 @@ def _input(x, initial, n, t, x_n, x_t, e, in_e, E, K: tl.constexpr):
 def conv_forward(
     x, weight, bias, initial, y, last, x_n, x_t, N, T, E, K: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    """y and last; grid (P, G)."""
+    """Writes y and last; grid (P, G)."""
     e = tl.program_id(1) * BE + tl.arange(0, BE)
     in_e = e < E
     offset = row(bias, 0, e, in_e)
@@ -48,7 +49,7 @@ def conv_forward(
             for k in tl.static_range(K):
                 out += row(weight, k * E, e, in_e) * _input(x, initial, n, t + k - K + 1, x_n, x_t, e, in_e, E, K)
             tl.store(y + (n * T + t) * E + e, (out * sigmoid(out)).to(y.dtype.element_ty), mask=in_e)
-        # From the oldest on: where last is initial itself, an entry is read, by every thread, before it is overwritten.
+        # Oldest first: if last is initial, every thread has read an entry before it is overwritten.
         for k in tl.static_range(K):
             tl.debug_barrier()
             value = _input(x, initial, n, T + k - K, x_n, x_t, e, in_e, E, K)
@@ -60,7 +61,8 @@ def conv_backward(
     x, weight, bias, initial, dy, dlast, dx, dinitial, gradient, dweight, dbias,
     x_n, x_t, dy_n, dy_t, N, T, E, K: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    """Gradients; dweight (P, K, E), dbias (P, E), gradient (N, T, E) a scratch in float32; grid (P, G)."""
+    """Writes gradients: dx, dinitial, dweight (P, K, E), dbias (P, E). ``gradient`` (N, T, E) is scratch, float32.
+    Grid (P, G)."""
     program = tl.program_id(0)
     e = tl.program_id(1) * BE + tl.arange(0, BE)
     in_e = e < E
@@ -85,10 +87,10 @@ def conv_backward(
         for i in range(T + K):  # the input of frame i - K; the first K are those before the clip
             d = tl.zeros((BE,), tl.float32)
             for k in tl.static_range(K):
-                later = i - 1 - k  # the frame that weighs this input with weight k
+                later = i - 1 - k  # the frame that multiplies this input by weight k
                 if (later >= 0) & (later < T):
                     d += row(weight, k * E, e, in_e) * row(gradient, (n * T + later) * E, e, in_e)
-            if dlast is not None:  # noqa: SIM102  (known when compiling, the other is not)
+            if dlast is not None:  # noqa: SIM102  (a compile-time constant, unlike the inner condition)
                 if i >= T:
                     d += row(dlast, n * E * K, e * K + i - T, in_e)
             if i >= K:

@@ -2,9 +2,9 @@
 """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3).
 
 Shape shorthand:
-    B: images
-    S: pixels of all levels together; the queries are these pixels
-    H: heads; C: channels of one
+    BT: frames
+    S: pixels of all levels together; they are the queries and the keys
+    heads, C: number of heads, channels of a head
     L: levels
     P: sampling points per head and level
 """
@@ -32,23 +32,23 @@ def deformable_attention(
     *,
     kernels: str = "auto",
 ) -> Tensor:
-    """Every pixel of every level gathers P bilinear samples per head from each level, around its own place.
+    """Every pixel of every level gathers P bilinear samples per head from each level, around its own position.
 
     Args:
-        values: (B, S, H, C) of the pixels.
-        offsets: (B, S, H, L, P, 2), x and y, in pixels of the level.
-        logits: (B, S, H, L, P) of the weights.
-        sizes: height and width of each level.
-        kernels: which kernel, one of ``choice.NAMES``.
+        values: (BT, S, heads, C).
+        offsets: (BT, S, heads, L, P, 2), x and y, in pixels of the sampled level.
+        logits: (BT, S, heads, L, P), softmax over L * P gives the weights of the samples.
+        sizes: (height, width) of each level.
+        kernels: one of ``choice.NAMES``.
 
     Returns:
-        (B, S, H, C). Weights, coordinates and sums are float32, the result float32 or, by Triton's kernels, in the
-        dtype of ``values``. A sample whose place is not a number counts as padding in the kernels.
+        (BT, S, heads, C). Weights, coordinates and sums are float32; the result is float32, or with Triton the dtype of
+        ``values``. In the kernels a sample at a NaN position counts as padding.
 
     Raises:
-        ValueError: if the sizes are not those of the tensors.
+        ValueError: if ``sizes`` does not match the tensors.
     """
     if len(sizes) != logits.shape[3] or sum(height * width for height, width in sizes) != values.shape[1]:
-        raise ValueError(f"levels of {list(sizes)} for {values.shape[1]} pixels of {logits.shape[3]} levels")
+        raise ValueError(f"sizes {list(sizes)} do not match {values.shape[1]} pixels on {logits.shape[3]} levels")
     (out,) = DEFORMABLE(DeformableCall(values, offsets, logits, tuple(sizes)), kernels)
     return out

@@ -1,13 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The arguments of a deformable attention.
-
-Shape shorthand:
-    B: images
-    S: pixels of all levels together; the queries are these pixels
-    H: heads; C: channels of one
-    L: levels
-    P: sampling points per head and level
-"""
+"""The arguments of a deformable attention call."""
 
 from __future__ import annotations
 
@@ -21,7 +13,7 @@ from ausm_d2.kernels.first_use import Probe
 
 
 class DeformableCall(NamedTuple):
-    """See :func:`ausm_d2.kernels.deformable.deformable_attention`."""
+    """Arguments of :func:`ausm_d2.kernels.deformable.deformable_attention`."""
 
     values: Tensor
     offsets: Tensor
@@ -36,7 +28,7 @@ class DeformableCall(NamedTuple):
         return torch.is_grad_enabled() and any(each.requires_grad for each in self[:3])
 
     def form(self) -> Hashable:
-        """With as many levels, points and channels as the call has."""
+        """Dtypes, levels, points and channels."""
         return *(each.dtype for each in self[:3]), *self.logits.shape[3:], self.values.shape[3]
 
     def probe(self, random: Probe) -> Self:
@@ -45,7 +37,7 @@ class DeformableCall(NamedTuple):
         shape = (1, sum(height * width for height, width in sizes), 2)
         return self._replace(
             values=random(self.values, *shape, self.values.shape[3]),
-            # In eighths and a bit: a sample right on a pixel has two gradients, one to either side.
+            # Multiples of 1/8 plus 5/64: away from pixel centres, where the left and right derivatives differ.
             offsets=random(self.offsets, *shape, levels, points, 2).mul(8).round().clamp(-15, 15) / 8 + 5 / 64,
             logits=random(self.logits, *shape, levels, points),
             sizes=sizes,

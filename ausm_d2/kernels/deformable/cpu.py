@@ -1,13 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Multi-scale deformable attention of inference in C++: deformable.cpp.
-
-Shape shorthand:
-    B: images
-    S: pixels of all levels together; the queries are these pixels
-    H: heads; C: channels of one
-    L: levels
-    P: sampling points per head and level
-"""
+"""Multi-scale deformable attention in C++ (deformable.cpp), for inference."""
 
 from __future__ import annotations
 

@@ -1,12 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Multi-scale deformable attention by ``grid_sample``: any device, any dtype, autograd's own gradients.
+"""Multi-scale deformable attention by ``grid_sample``: any device, any dtype, gradients by autograd.
 
-Shape shorthand:
-    B: images
-    S: pixels of all levels together; the queries are these pixels
-    H: heads; C: channels of one
-    L: levels
-    P: sampling points per head and level
+Shape shorthand: S: pixels of all levels together.
 """
 
 from __future__ import annotations
@@ -15,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ausm_d2.kernels.cached_tensors import cache_tensors
 from ausm_d2.kernels.deformable.call import DeformableCall
-from ausm_d2.kernels.kept import kept
 
 
-@kept(maxsize=128)
+@cache_tensors(maxsize=128)
 def _reference_points(sizes: tuple[tuple[int, int], ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(1, S, 1, 1, 2) centre (x, y) of every pixel of every level, in the [-1, 1] coordinates of ``grid_sample``."""
+    """(1, S, 1, 1, 2): centre (x, y) of every pixel of every level in the [-1, 1] coordinates of ``grid_sample``."""
     with torch.inference_mode(False), torch.no_grad():
         points = []
         for height, width in sizes:
@@ -31,7 +26,7 @@ def _reference_points(sizes: tuple[tuple[int, int], ...], device: torch.device, 
         return torch.cat(points)[None, :, None, None].to(device=device, dtype=dtype)
 
 
-@kept(maxsize=128)
+@cache_tensors(maxsize=128)
 def _pixel(size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
     """(2) width and height of a pixel of a level, in the same coordinates."""
     with torch.inference_mode(False), torch.no_grad():
@@ -43,7 +38,7 @@ def attend(call: DeformableCall) -> tuple[Tensor]:
     values, offsets, logits, sizes = call
     batch, pixels, heads, channels = values.shape
     levels, points = logits.shape[3:]
-    # Sampling keeps the precision of weights and coordinates under autocast too.
+    # Weights and coordinates stay in float32 under autocast.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     offsets = offsets.to(logits.dtype)
     weights = logits.flatten(3).softmax(dim=-1)

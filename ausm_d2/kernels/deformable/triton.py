@@ -1,13 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Multi-scale deformable attention in Triton: triton_kernels.py.
-
-Shape shorthand:
-    B: images
-    S: pixels of all levels together; the queries are these pixels
-    H: heads; C: channels of one
-    L: levels
-    P: sampling points per head and level
-"""
+"""Multi-scale deformable attention in Triton: launches the kernels of triton_kernels.py, with autograd."""
 
 from __future__ import annotations
 
@@ -19,16 +11,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ausm_d2.kernels import triton_launch
+from ausm_d2.kernels.cached_tensors import cache_tensors
 from ausm_d2.kernels.choice import Kernel
 from ausm_d2.kernels.deformable.call import DeformableCall
-from ausm_d2.kernels.kept import kept
 
-_QUERIES = 16  # of a program: as many as leave their sums in registers
+_QUERIES = 16  # per program: the most whose sums fit into registers
 
 
 @functools.cache
 def _kernels() -> Any:
-    """Imported late: Triton is not everywhere, and takes a while."""
+    """Imported at first use: Triton may be missing, and its import is slow."""
     from ausm_d2.kernels.deformable import triton_kernels
 
     return triton_kernels
@@ -48,9 +40,9 @@ class TritonDeformable(Kernel[DeformableCall]):
         return (_Attend.apply(*(each.contiguous() for each in call[:3]), call.sizes),)
 
 
-@kept(maxsize=128)
+@cache_tensors(maxsize=128)
 def _grids(sizes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """centres and levels of :func:`deformable_forward`."""
+    """``centres`` and ``levels`` of :func:`deformable_forward`."""
     with torch.inference_mode(False), torch.no_grad():
         centres, levels, first = [], [], 0
         for height, width in sizes:

@@ -1,16 +1,16 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Multi-scale deformable attention in Triton, forward and backward. Imported only where Triton is.
+"""Multi-scale deformable attention in Triton, forward and backward. Imported only if Triton is installed.
 
 Shape shorthand:
-    B: images
-    S: pixels of all levels together; the queries are these pixels
-    H: heads; C: channels of one
+    B: frames
+    S: pixels of all levels together; they are the queries and the keys
+    H: heads; C: channels of a head
     L: levels
     P: sampling points per head and level
-    BQ: queries that a program takes, of one image, for one head
+    BQ: queries per program, of one frame and one head; BC: C, rounded up to a power of two
 
-Samples never lie in memory: a program gathers them, weighs them and adds them up in registers. ``grid_sample`` writes
-and reads L * P numbers for each that comes out, and keeps them for the backward pass.
+Samples are never written to memory: a program gathers, weighs and sums them in registers. ``grid_sample`` writes and
+reads L * P numbers per output number, and stores them for the backward pass.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -23,7 +23,7 @@ import triton.language as tl
 
 @triton.jit
 def _softmax(logits, first, SAMPLES: tl.constexpr, in_q):
-    """(BQ,) the highest logit of every query, and the sum of the exponentials of what all are below it."""
+    """(BQ,) the largest logit of every query, and the sum of exp(logit - largest)."""
     highest = tl.load(logits + first, mask=in_q, other=0.0).to(tl.float32)
     for i in range(1, SAMPLES):
         highest = tl.maximum(highest, tl.load(logits + first + i, mask=in_q, other=0.0).to(tl.float32))
@@ -35,8 +35,8 @@ def _softmax(logits, first, SAMPLES: tl.constexpr, in_q):
 
 @triton.jit
 def _queries(centres, S, H, C, BQ: tl.constexpr):
-    """(BQ,) rows of the program's queries among all of (B, S, H), whether there are such queries, where the values of
-    their image and head begin, and (BQ,) x and y of the queries in [0, 1]."""
+    """(BQ,) flat indices of the program's queries in (B, S, H), (BQ,) whether they exist, the offset of the values of
+    their frame and head, and (BQ,) x and y of the queries in [0, 1]."""
     q = tl.program_id(0) * BQ + tl.arange(0, BQ)
     head, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     in_q = q < S
@@ -47,10 +47,10 @@ def _queries(centres, S, H, C, BQ: tl.constexpr):
 
 @triton.jit
 def _place(offsets, sample, x_centre, y_centre, height, width, in_q):
-    """(BQ,) whether a sample has anything but padding, the corner above and left of it, and how far it is from that."""
+    """(BQ,) whether a sample touches the level, column and row of its top left corner, and its distance from there."""
     x = x_centre * width - 0.5 + tl.load(offsets + 2 * sample, mask=in_q, other=0.0).to(tl.float32)
     y = y_centre * height - 0.5 + tl.load(offsets + 2 * sample + 1, mask=in_q, other=0.0).to(tl.float32)
-    inside = in_q & (x > -1) & (y > -1) & (x < width) & (y < height)  # not, where it is not a number
+    inside = in_q & (x > -1) & (y > -1) & (x < width) & (y < height)  # False for NaN
     x, y = tl.where(inside, x, 0.0), tl.where(inside, y, 0.0)
     left, top = tl.floor(x), tl.floor(y)
     return inside, left.to(tl.int32), top.to(tl.int32), x - left, y - top
@@ -58,7 +58,7 @@ def _place(offsets, sample, x_centre, y_centre, height, width, in_q):
 
 @triton.jit
 def _corner(values, pixel, c, inside, x, y, height, width, H, C):
-    """(BQ, BC) what lies at a corner, where it lies, and where that is in the level."""
+    """(BQ, BC) the values at a corner, their offsets, and whether the corner is inside the level."""
     there = (inside & (x >= 0) & (x < width) & (y >= 0) & (y < height))[:, None] & (c < C)[None, :]
     place = (pixel + y * width + x)[:, None] * H * C + c[None, :]
     return tl.load(values + place, mask=there, other=0.0).to(tl.float32), place, there
@@ -69,8 +69,8 @@ def deformable_forward(
     values, offsets, logits, centres, levels, out, S, H, C,
     L: tl.constexpr, P: tl.constexpr, BQ: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """out (B, S, H, C); centres (S, 2), x and y of every pixel in [0, 1]; levels (L, 3): height, width, first pixel;
-    grid (S / BQ, H, B)."""
+    """Writes out (B, S, H, C). centres (S, 2): x and y of every pixel in [0, 1]; levels (L, 3): height, width, first
+    pixel. Grid (S / BQ, H, B)."""
     row, in_q, plane, x_centre, y_centre = _queries(centres, S, H, C, BQ)
     c = tl.arange(0, BC)
     highest, total = _softmax(logits, row * (L * P), L * P, in_q)
@@ -101,15 +101,15 @@ def deformable_backward(
     values, offsets, logits, centres, levels, dout, dvalues, doffsets, dlogits, S, H, C,
     L: tl.constexpr, P: tl.constexpr, BQ: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Gradients, all float32; dvalues is added to, in no order, as ``grid_sample`` does. The grid is that of
-    :func:`deformable_forward`."""
+    """Writes gradients, float32. dvalues is accumulated with atomics, in no fixed order, as in ``grid_sample``. Grid as
+    in :func:`deformable_forward`."""
     row, in_q, plane, x_centre, y_centre = _queries(centres, S, H, C, BQ)
     c = tl.arange(0, BC)
     highest, total = _softmax(logits, row * (L * P), L * P, in_q)
     g = tl.load(dout + row[:, None] * C + c[None, :], mask=in_q[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)
     values += plane
     dvalues += plane
-    mean = tl.zeros((BQ,), tl.float32)  # of what the samples are worth
+    mean = tl.zeros((BQ,), tl.float32)  # weighted mean of the gradients of the samples' weights
     for level in range(L):
         height, width = tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1)
         pixel = tl.load(levels + 3 * level + 2)

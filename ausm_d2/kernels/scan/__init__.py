@@ -1,9 +1,9 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The selective scan of Mamba, over many short sequences.
+"""The selective scan of Mamba, for many short sequences.
 
 Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; S: state size.
 
-Channels are the last dimension throughout, as the linear layers around the scan give and take them.
+Channels are the last dimension, as in the linear layers around the scan.
 """
 
 from __future__ import annotations
@@ -39,19 +39,23 @@ def selective_scan(
     """h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t;  y_t = (C_t . h_t + D u_t) silu(z_t).
 
     Args:
-        u, delta, z: (N, T, E). Without ``z`` there is no gate.
+        u, delta, z: (N, T, E). ``z`` None: no gate.
         A: (E, S), negative.
         B, C: (N, T, S).
-        D, delta_bias: (E,); left out where None. The bias is added to ``delta``, before the softplus, if any.
-        initial_state: (N, E, S); None means zeros.
-        inplace: overwrite ``initial_state`` with the last state (outside autograd only).
-        kernels: which kernel, one of ``choice.NAMES``.
+        D, delta_bias: (E,); None: no such term. The bias is added to ``delta`` before the softplus.
+        delta_softplus: apply softplus to ``delta``.
+        initial_state: (N, E, S); None: zeros.
+        inplace: overwrite ``initial_state`` with the last state (without autograd only).
+        kernels: one of ``choice.NAMES``.
 
     Returns:
         y (N, T, E) in the dtype of ``u``, and the state after the last frame, (N, E, S), float32 (float64 if ``u`` is).
+
+    Raises:
+        RuntimeError: if ``inplace`` is set while autograd records.
     """
     if inplace and torch.is_grad_enabled():
-        raise RuntimeError("a state is overwritten outside autograd only: use torch.no_grad()")
+        raise RuntimeError("inplace=True needs torch.no_grad(): autograd needs the old state")
     call = ScanCall(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, inplace)
     y, last = SCAN(call, kernels)
     return y, last

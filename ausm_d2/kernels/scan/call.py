@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The arguments of a selective scan.
+"""The arguments of a selective scan call.
 
 Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; S: state size.
 """
@@ -17,7 +17,7 @@ from ausm_d2.kernels.layout import few
 
 
 class ScanCall(NamedTuple):
-    """See :func:`ausm_d2.kernels.scan.selective_scan`."""
+    """Arguments of :func:`ausm_d2.kernels.scan.selective_scan`."""
 
     u: Tensor
     delta: Tensor
@@ -39,14 +39,14 @@ class ScanCall(NamedTuple):
         return torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in self)
 
     def form(self) -> Hashable:
-        """With as many channels and states as the call has, and one frame or several."""
+        """Dtypes, one frame or several, E, S and the flags."""
         tensors = (None if each is None else each.dtype for each in self[:9])
         return (*tensors, self.u.shape[1] == 1, *self.A.shape, self.delta_softplus, self.inplace)
 
     def probe(self, random: Probe) -> Self:
         n, t, e, s = 3, min(self.u.shape[1], 3), few(self.u.shape[2]), self.A.shape[1]
         delta, bias = random(self.delta, n, t, e), random(self.delta_bias, e)
-        if not self.delta_softplus:  # negative steps would make the state grow without bound
+        if not self.delta_softplus:  # negative step sizes make the state diverge
             delta, bias = delta.abs(), None if bias is None else bias.abs()
         return self._replace(
             u=random(self.u, n, t, e),

@@ -66,7 +66,7 @@ class CpuScan(FusedScan):
 
 
 def _exponent(inputs: ScanInputs) -> Tensor:
-    """(S, E): A for powers of two, with whole vectors of channels."""
+    """(S, E): A * log2(e), for exp2, transposed to contiguous channels."""
     return (inputs.A.T * math.log2(math.e)).contiguous()
 
 

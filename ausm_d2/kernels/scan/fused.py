@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What the scans with kernels of our own share: autograd, dtypes, layouts, states that are overwritten.
+"""Base class of our own scan kernels (C++, Triton): autograd, dtypes, layouts, in-place states.
 
 Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; S: state size.
 
@@ -20,8 +20,8 @@ from ausm_d2.kernels.scan.call import ScanCall
 
 
 class ScanInputs(NamedTuple):
-    """As in :class:`ScanCall`, with all activations in one dtype and their rows without gaps (at any distance over
-    frames and sequences), everything else in float32 and contiguous."""
+    """The arguments of a :class:`ScanCall` as the kernels take them: activations in one dtype with stride 1 over
+    channels, everything else float32 and contiguous."""
 
     u: Tensor
     delta: Tensor
@@ -36,7 +36,7 @@ class ScanInputs(NamedTuple):
 
 
 class ScanGradients(NamedTuple):
-    """Of the inputs of the same names."""
+    """Gradients of the fields of :class:`ScanInputs` with the same names."""
 
     u: Tensor
     delta: Tensor
@@ -50,18 +50,18 @@ class ScanGradients(NamedTuple):
 
 
 class FusedScan(Kernel[ScanCall]):
-    """A scan made of a forward and a backward kernel."""
+    """A scan with a forward and a backward kernel."""
 
     dtypes: tuple[torch.dtype, ...]
-    """Of the activations that the kernels take; others go through them as float32."""
+    """Dtypes of activations that the kernels support; others are converted to float32."""
 
     @abstractmethod
     def forward(self, inputs: ScanInputs, last: Tensor) -> Tensor:
-        """y (N, T, E); the last state is written to ``last`` (N, E, S), which may be ``inputs.initial``."""
+        """Return y (N, T, E) and write the last state to ``last`` (N, E, S), which may be ``inputs.initial``."""
 
     @abstractmethod
     def backward(self, inputs: ScanInputs, dy: Tensor, dlast: Tensor | None, start: bool) -> ScanGradients:
-        """Gradients, that of the initial state only if ``start``."""
+        """Gradients of all inputs; that of ``initial`` only if ``start``."""
 
     def fits(self, call: ScanCall) -> bool:
         return call.u.dtype != torch.float64

@@ -1,12 +1,12 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The scan by the CUDA kernels of the package mamba_ssm (2.x), where it has one.
+"""The scan by the CUDA kernels of the package mamba_ssm (2.x).
 
 Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; S: state size.
 
-* From the zero state: ``selective_scan_fn``, on (N, E, T). It gives the last state without a gradient; where one is
-  asked for, the reference computes it.
-* From a given state, without gradients: ``selective_state_update``, a frame at a time, in place.
-* From a given state, with gradients: mamba_ssm has no kernel; others take those calls.
+* From the zero state: ``selective_scan_fn``, on (N, E, T). Its last state has no gradient; if needed, the reference
+  computes it.
+* From a given state, without gradients: ``selective_state_update``, one frame at a time, in place.
+* From a given state, with gradients: not supported by mamba_ssm; another kernel runs.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ausm_d2.kernels.scan.call import ScanCall
 from ausm_d2.kernels.scan.reference import scan
 
 _MAX_STATES = 256
-_MAX_BLOCKS = 65535  # of a grid's second dimension: channels of the scan, sequences of the step
-_MAX_NUMBERS = 2**31  # of a tensor: both kernels compute addresses in 32 bits
+_MAX_BLOCKS = 65535  # in the second grid dimension: channels of the scan, sequences of the step
+_MAX_ELEMENTS = 2**31  # per tensor: both kernels compute addresses in 32 bits
 
 
 class MambaSsmScan(Kernel[ScanCall]):
@@ -39,7 +39,7 @@ class MambaSsmScan(Kernel[ScanCall]):
         (sequences, frames, channels), states = call.u.shape, call.A.shape[1]
         if call.u.dtype not in (torch.float32, torch.bfloat16, torch.float16) or states > _MAX_STATES:
             return False
-        if not call.u.numel() or sequences * channels * max(frames, 2 * states) >= _MAX_NUMBERS:
+        if not call.u.numel() or sequences * channels * max(frames, 2 * states) >= _MAX_ELEMENTS:
             return False
         if call.initial_state is None:
             return channels <= _MAX_BLOCKS
@@ -75,7 +75,7 @@ def _clip(call: ScanCall) -> tuple[Tensor, Tensor]:
 
 
 class _LastState(torch.autograd.Function):
-    """The last state as it is, with the gradient that mamba_ssm leaves out."""
+    """Identity on the last state, with the gradient that mamba_ssm does not compute."""
 
     @staticmethod
     def forward(ctx: Any, last: Tensor, delta_softplus: bool, *tensors: Any) -> Tensor:
@@ -101,7 +101,7 @@ def _frame_by_frame(call: ScanCall, initial: Tensor) -> tuple[Tensor, Tensor]:
     assert state is not None
     if state is initial and not call.inplace:
         state = initial.clone()
-    # It takes None for neither of these.
+    # selective_state_update does not accept None for these.
     zeros = call.A.new_zeros(len(call.A))
     D, bias = (zeros if x is None else x for x in (call.D, call.delta_bias))
     outputs = []

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The selective scan in plain PyTorch: any device, any dtype, autograd's own gradients. The oracle in tests."""
+"""The selective scan in plain PyTorch: any device, any dtype, gradients by autograd. The oracle in tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def scan(call: ScanCall) -> tuple[Tensor, Tensor]:
         delta = F.softplus(delta)
     state = u.new_zeros(len(u), *A.shape) if call.initial_state is None else call.initial_state.to(compute)
     outputs = []
-    with outside_autocast(u):  # which would multiply in half precision
+    with outside_autocast(u):  # autocast would multiply in half precision
         for t in range(u.shape[1]):
             decay = torch.exp(delta[:, t, :, None] * A)
             state = decay * state + (delta[:, t] * u[:, t])[:, :, None] * B[:, t, None, :]

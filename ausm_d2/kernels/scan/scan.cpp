@@ -4,8 +4,8 @@
 //
 // N: sequences; T: frames; E: inner channels; S: state size; L: lanes of a vector.
 //
-// Sums over channels, in dB and dC, are kept as vectors until all blocks are done. The backward pass recomputes the
-// states of one block from the initial state, so nothing of size N x T x E x S exists anywhere. States are float.
+// Sums over channels, in dB and dC, are vectors until all blocks are done. The backward pass recomputes the states of
+// one block from the initial state, so no buffer of size N x T x E x S is needed. States are float.
 
 #include "../recurrent.h"
 
@@ -24,7 +24,7 @@ struct Scan {
   float *dA, *dD, *dbias, *dinitial;  // dA (parts, S, E), dD and dbias (parts, E); dinitial may be null
 };
 
-// What a block of channels needs of its inputs at every frame.
+// Per-frame values of a block of channels.
 struct Inputs {
   Vec *dt, *dtu, *y;
 };
@@ -37,7 +37,7 @@ void load_rows(const Rows& rows, int64_t n, int64_t frames, int64_t size, float*
   }
 }
 
-// SC states of a block through all frames, with y += C h.
+// Runs SC states of a block through all frames and adds C h to y.
 template <int SC, bool kKeep>
 inline void forward_states(const Scan& a, const Vec* A, Vec* h, const float* B, const float* C, const Inputs& in,
                            Vec* decays, Vec* states) {
@@ -57,8 +57,8 @@ inline void forward_states(const Scan& a, const Vec* A, Vec* h, const float* B, 
   for (int j = 0; j < SC; ++j) h[j] = state[j];
 }
 
-// One further frame of a block of `count` channels. The states of a channel are kChunks whole vectors as they lie in memory:
-// nothing is transposed, and the sums over them are all that passes between lanes.
+// One frame from a given state, for a block of `count` channels. The S states of a channel are kChunks contiguous
+// vectors: no transposition; lanes are combined only in the sums over states.
 template <int kChunks>
 inline Vec step_states(const Scan& a, const float* A, const Vec* B, const Vec* C, Vec dt, Vec dtu, int64_t offset,
                        int count) {
@@ -163,9 +163,9 @@ void scan_forward(const Scan& a) {
   });
 }
 
-// What the backward pass gathers for a block of channels at every frame.
+// Per-frame gradients of a block of channels.
 struct Gradients {
-  Vec *g, *ddt, *ddtu;  // of the ungated output, of dt, of dt * u
+  Vec *g, *ddt, *ddtu;  // gradients of the ungated output, of dt, of dt * u
 };
 
 template <int SC>

@@ -1,17 +1,18 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The selective scan of Mamba in Triton: many sequences, few frames each. Imported only where Triton is.
+"""The selective scan of Mamba in Triton, for many short sequences. Imported only if Triton is installed.
 
 Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; S: state size; P: programs that share the
-sequences; G: groups of BE channels.
+sequences; G: groups of BE channels; BS: S, rounded up to a power of two.
 
-The (BE, BS) states of a program are in registers. The backward pass recomputes them into a scratch of T states per
-program, not per sequence.
+The (BE, BS) states of a program are in registers. The backward pass recomputes them into a scratch buffer of T states
+per program, not per sequence.
 
-A program takes every P-th sequence, a group of channels of it, through all frames, with what depends on the channel
-only loaded once for all its sequences. Sums over sequences are kept per program and sums over channels per group, to be
-added by the caller: no atomics, so the results are the same every time.
+A program processes every P-th sequence for one group of channels, all frames in order; per-channel values are loaded
+once. Sums over sequences are written per program and sums over channels per group, and added by the caller: without
+atomics, results are deterministic.
 
-Activations are addressed as (sequence, frame) strides with rows without gaps; what has no strides here is contiguous.
+Activations have strides over sequences and frames (``u_n``, ``u_t``) and stride 1 over channels. All other tensors are
+contiguous.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -33,7 +34,7 @@ def scan_forward(
     N, T, E, S,
     SOFTPLUS: tl.constexpr, BE: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    """y and last; grid (P, G)."""
+    """Writes y and last; grid (P, G)."""
     e = tl.program_id(1) * BE + tl.arange(0, BE)
     s = tl.arange(0, BS)
     in_e, in_s = e < E, s < S
@@ -74,7 +75,8 @@ def scan_backward(
     N, T, E, S,
     SOFTPLUS: tl.constexpr, BE: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients; dB, dC (G, N, T, S), dA (P, E, S), dD and dbias (P, E), scratch (P, G, T, BE, BS); grid (P, G)."""
+    """Writes gradients: dB, dC (G, N, T, S), dA (P, E, S), dD and dbias (P, E), ...; scratch (P, G, T, BE, BS).
+    Grid (P, G)."""
     program, group = tl.program_id(0), tl.program_id(1)
     e = group * BE + tl.arange(0, BE)
     s = tl.arange(0, BS)

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Tensors that depend on sizes alone, such as positions: made once and kept, for making them on CUDA means waiting."""
+"""Cache for tensors that depend only on sizes, such as sine positions: building them on CUDA costs a device sync."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ _caches: list[Any] = []
 _holders: list[list[Any]] = []
 
 
-def kept(maxsize: int) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """A decorator: the last ``maxsize`` results of a function are kept, by its arguments. Nobody may write to them."""
+def cache_tensors(maxsize: int) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """A decorator: caches the last ``maxsize`` results by their arguments. Callers share them and must not write to
+    them."""
 
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
         cached = lru_cache(maxsize)(function)
@@ -24,7 +25,7 @@ def kept(maxsize: int) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
 
         @wraps(function)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            result = cached(*args, **kwargs)  # type: ignore[arg-type]  # all of them hashable
+            result = cached(*args, **kwargs)  # type: ignore[arg-type]  # all arguments are hashable
             for holder in _holders:
                 holder.append(result)
             return result
@@ -35,8 +36,8 @@ def kept(maxsize: int) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
 
 
 @contextmanager
-def holding() -> Iterator[list[Any]]:
-    """What is asked for meanwhile, in a list: whoever has it can rely on the addresses, though others be kept later."""
+def hold_cached_tensors() -> Iterator[list[Any]]:
+    """Collects every cached tensor requested inside the context, so that its memory stays valid after eviction."""
     holder: list[Any] = []
     _holders.append(holder)
     try:
@@ -45,7 +46,7 @@ def holding() -> Iterator[list[Any]]:
         _holders.remove(holder)
 
 
-def forget() -> None:
-    """Keep nothing of what was kept."""
+def clear() -> None:
+    """Empty all caches."""
     for cached in _caches:
         cached.cache_clear()
