@@ -1,6 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The arguments of an attention call.
-"""
+"""The arguments of an attention call."""
 
 from __future__ import annotations
 
