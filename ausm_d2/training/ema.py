@@ -65,7 +65,7 @@ class WeightAverage:
         return {**self._average, "steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Tensor | int]) -> None:
-        """Restore an average. Parameters missing from ``state`` (or with another shape) start from the model's weights."""
+        """Restore an average. Parameters that ``state`` lacks, or has in another shape, start from the model."""
         self.restart()
         self.steps = int(state.get("steps", 0))
         for name, value in self._average.items():
