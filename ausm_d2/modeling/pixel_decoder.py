@@ -223,8 +223,12 @@ class PixelDecoder(nn.Module):
         out = [self._predict(x, mask_features, label_sets)] if intermediate else []
         # Logits are linear in the mask features: for attention masks alone, resize the features instead of the logits.
         resized = [] if intermediate else [resize_to(mask_features, features) for features in memory]
-        cross_attentions, self_attentions = self.transformer_cross_attention_layers, self.transformer_self_attention_layers
-        layers = zip(cross_attentions, self_attentions, self.transformer_ffn_layers, strict=True)
+        layers = zip(
+            self.transformer_cross_attention_layers,
+            self.transformer_self_attention_layers,
+            self.transformer_ffn_layers,
+            strict=True,
+        )
         for i, (cross, attend, ffn) in enumerate(layers):
             level = i % self.num_levels
             with torch.no_grad():
