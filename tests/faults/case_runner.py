@@ -28,14 +28,20 @@ def main() -> None:
     import torch
     import tqdm  # noqa: F401
     import vos_benchmark.evaluator  # noqa: F401
+    from detectron2.data import DatasetCatalog
 
     import ausm_d2.engine
     import ausm_d2.evaluation.submission.archive
     import ausm_d2.streaming.predictor
     import ausm_d2.visualization  # noqa: F401
+    from ausm_d2.data.build import get_records
 
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    # The embedded videos that the scripts take their frames from: rendered once, not by every fork.
+    records = get_records("synthvis_val")
+    DatasetCatalog.remove("synthvis_val")
+    DatasetCatalog.register("synthvis_val", lambda: records)
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         request = json.loads(line)
