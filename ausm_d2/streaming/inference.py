@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What evaluation and a predictor do to the weights before the first frame, so that both give the same scores."""
+"""Prepares the weights for inference, in the same way for evaluation and predictor, so that their scores agree."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ausm_d2.streaming.settings import VideoSettings
 
 
 def prepare_for_inference(network: AUSMNetwork, settings: VideoSettings) -> Callable[[], None]:
-    """With ``TEST.AUSM.AMP``, round to bfloat16 once what autocast would otherwise convert in every frame: the weights.
+    """With ``TEST.AUSM.AMP``, convert the weights to bfloat16 once, instead of in every frame by autocast.
 
-    On CUDA the weights of norms and embeddings are rounded too: without that, autocast keeps the features between two
-    linear layers in float32.
+    On CUDA the weights of norms and embeddings are rounded too: otherwise autocast keeps the features between a norm
+    and the next linear layer in float32.
 
     Args:
         network: in evaluation mode; its weights are replaced in place.
 
     Returns:
-        A function that puts the float32 weights back, for a network that goes on training.
+        A function that restores the float32 weights, for a network that is trained further.
     """
     if not settings.amp:
         return lambda: None

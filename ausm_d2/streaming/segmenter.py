@@ -1,11 +1,10 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""A recorded video through the stream, to the result that an evaluator takes. Frames are read one by one, masks are
-kept as RLE.
+"""Segments a recorded video with a stream and returns the result that evaluators take. Frames are read one by one,
+masks are stored as RLE.
 
 Shape shorthand:
-    H, W: size of the frames in pixels
     T: frames of the video
-    K: classes
+    K: classes of the label set
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from ausm_d2.streaming.visits import Visit, crop, visits
 
 
 def segment_video(model: AUSMNetwork, item: TestVideo, settings: VideoSettings) -> VideoResult:
-    """Stream one test item.
+    """Segment one test item.
 
     Args:
         model: in evaluation mode.
-        item: the video, and what its data set asks for.
-        settings: how it is streamed.
+        item: the video and its task.
+        settings: from the config; the item's data set may override threshold and top-k.
     """
     record = item["record"]
     settings = settings.for_item(item)
@@ -57,16 +56,15 @@ def _segment_unprompted(
 
 @dataclass
 class VideoTracks:
-    """What a stream has found in a video so far, masks as RLE of the stored size."""
+    """The tracks of a video so far, masks as RLE at frame size."""
 
     length: int  # T
-    masks: dict[int, list[Rle | None]] = field(default_factory=dict)  # T by track
-    scores: dict[int, Tensor] = field(default_factory=dict)  # (K) by track
+    masks: dict[int, list[Rle | None]] = field(default_factory=dict)  # T masks per track
+    scores: dict[int, Tensor] = field(default_factory=dict)  # (K) per track
 
     def keep(self, output: FrameOutput, stream: Stream, visit: Visit) -> None:
-        """Take over the scores and the masks of the latest step of ``stream``, if the visit counts.
-
-        If it does not, the stream forgets its scores, so that they are of the visits that count.
+        """Store scores and masks of the latest step of ``stream`` if the visit counts; else reset the stream's scores,
+        so that they are averaged over visits that count only.
         """
         if not visit.counts:
             stream.forget_scores()
@@ -79,13 +77,13 @@ class VideoTracks:
                 self.masks.setdefault(track_id, [None] * self.length)[visit.frame] = encode(mask)
 
     def copy(self) -> VideoTracks:
-        """The same tracks, to go on by themselves."""
+        """An independent copy."""
         masks = {track_id: list(of) for track_id, of in self.masks.items()}
         return VideoTracks(self.length, masks, dict(self.scores))
 
 
 def shown_rows(output: FrameOutput, topk: int | None = None) -> FrameOutput:
-    """Given objects, and the tracks whose masks are not empty, of all or of the ``topk`` surest rows (Sec. 4)."""
+    """All prompted rows, and the visible rows among the ``topk`` most confident ones (None: all; Sec. 4)."""
     best = output.probabilities.amax(dim=1).argsort(descending=True)[:topk]
     shown = output.prompted.clone()
     shown[best] |= output.visible[best]

@@ -2,7 +2,7 @@
 """How videos are streamed: the keys TEST.AUSM and INPUT.*_TEST of the config.
 
 Shape shorthand:
-    H, W: size of the frames in pixels; H_in, W_in: the network's input size, before padding
+    H, W: frame size in pixels; H_in, W_in: the network's input size, before padding
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""A model that sees every frame on its own, for the frame by frame baseline.
+"""Detection in single frames, without history, for the frame-by-frame baseline.
 
 Shape shorthand:
-    H, W: stored frame size
+    H, W: frame size in pixels
     T: frames of the video
     R: detections of a frame
     K: classes
@@ -24,14 +24,14 @@ from ausm_d2.streaming.stream import Stream
 
 
 class SingleFrames:
-    """The :class:`ausm_d2.evaluation.references.Detector` of a model: its weights, sizes and thresholds."""
+    """A model as an :class:`ausm_d2.evaluation.references.Detector`, with its input sizes and thresholds."""
 
     def __init__(self, model: AUSMNetwork, settings: VideoSettings) -> None:
         self.model = model
         self.settings = settings
 
     def detect(self, frame: np.ndarray, item: TestVideo) -> tuple[list[Rle], Tensor]:
-        """Masks (R) and class probabilities (R, K) of a frame, uint8 (H, W, 3) RGB, in a stream of this frame only."""
+        """R masks and class probabilities (R, K) for a frame, uint8 (H, W, 3) RGB: a stream of one frame."""
         settings = self.settings.for_item(item)
         with inference_context(self.model), prepared_for_inference(self.model, settings):
             stream = Stream(self.model, settings, label_set=item["label_set"], detect=True)
@@ -43,5 +43,5 @@ class SingleFrames:
     def best_tracks(
         self, item: TestVideo, masks: dict[int, list[Rle | None]], scores: dict[int, Tensor]
     ) -> list[TrackEntry]:
-        """The result entries of a test item, best first, from masks (T) and class scores (K) by track."""
+        """The result entries of a test item, best first, from T masks and (K) class scores per track."""
         return best_tracks(masks, scores, self.settings.for_item(item))

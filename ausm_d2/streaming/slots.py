@@ -1,14 +1,14 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Which object has which ID vector.
+"""Assigns slots and ID vectors to objects.
 
-A stream has as many slots as the pool has ID vectors. Row i of A, of M and of every record below is slot i. An object
-keeps its slot and its ID vector for as long as it is followed; its track id is what the user sees. All records are on
-the CPU, so that reading them never waits for the model's device.
+A stream has N_id slots, as many as the pool has ID vectors. Slot i is row i of A, of M and of every tensor below. An
+object keeps its slot and its ID vector while it is tracked; users see its track id. All tensors are on the CPU, so that
+reading them needs no device sync.
 
 Shape shorthand:
     N_id: slots
     K: classes of the stream's label set
-    Q: rows of the Pixel Decoder
+    N: leading slots that a step computes; Q: N + N_det, rows of the Pixel Decoder
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ FREE = -1  # in Slots.ids: the slot is not in use
 
 @dataclass
 class Slots:
-    """The records of all slots. No method changes anything before it raises."""
+    """The state of all slots. A method that raises has changed nothing."""
 
-    ids: Tensor  # int64 (N_id): index into the pool B of the slot's ID vector, or FREE
-    track_ids: Tensor  # int64 (N_id): meaningless for free slots
+    ids: Tensor  # int64 (N_id): index of the slot's ID vector in the pool B, or FREE
+    track_ids: Tensor  # int64 (N_id): undefined for free slots
     prompted: Tensor  # bool (N_id): given by the user
-    last_seen: Tensor  # int64 (N_id): last frame with a mask that is not empty
-    class_sums: Tensor  # float64 (N_id, K): class scores, summed over the frames since the slot was taken
-    predicted: Tensor  # int64 (N_id): number of those frames; the frame an object was given in does not count
+    last_seen: Tensor  # int64 (N_id): last frame with a non-empty mask
+    class_sums: Tensor  # float64 (N_id, K): class scores, summed over the frames of the track
+    predicted: Tensor  # int64 (N_id): number of those frames, without the frame of the prompt
     generator: torch.Generator  # of the Sampler
     next_track_id: int = 1
-    recycled: int = 0  # tracks that lost their slot to a newer one
+    recycled: int = 0  # tracks that were evicted for a newer one
     dropped: int = 0  # detections that found no slot
 
     @classmethod
@@ -63,13 +63,13 @@ class Slots:
         return self.ids != FREE
 
     def followed(self) -> list[int]:
-        """Track ids of the objects that are followed, in the order of their slots."""
+        """Track ids of all tracked objects, in slot order."""
         return self.track_ids[self.in_use].tolist()
 
     def slot_of(self, track_id: int) -> int:
         """
         Raises:
-            UserError: if no such object is followed.
+            UserError: if the object is not tracked.
         """
         slots = (self.in_use & (self.track_ids == track_id)).nonzero()[:, 0].tolist()
         if not slots:
@@ -80,7 +80,7 @@ class Slots:
         """Record the predictions of a frame for the first N slots.
 
         Args:
-            scores: float64 (N, K), of the classes.
+            scores: float64 (N, K) class scores.
             visible: bool (N).
             rule: TEST.AUSM.TRACK_SCORE.
         """
@@ -97,15 +97,15 @@ class Slots:
             self.predicted += 1
 
     def forget_scores(self) -> None:
-        """The scores of all tracks begin anew with the next frame."""
+        """Reset the scores of all tracks."""
         self.class_sums.zero_()
         self.predicted.zero_()
 
     def reserve(self, object_ids: Iterable[int], frame_index: int) -> dict[int, int]:
-        """A slot for every object that the user gives. Changes nothing; :meth:`give` takes the slots.
+        """Find a slot for every prompted object. Changes nothing; :meth:`give` occupies the slots.
 
-        An object that is followed keeps its slot. A new one gets a free slot, that of the unprompted track that has
-        been hidden longest, as of the latest frame, or else that of the least sure unprompted track in sight.
+        A tracked object keeps its slot. A new one gets a free slot, else that of the longest-hidden unprompted track,
+        else that of the least confident visible unprompted track.
 
         Args:
             object_ids: the user's ids.
@@ -115,7 +115,7 @@ class Slots:
             Slots by object id, in the order of ``object_ids``.
 
         Raises:
-            UserError: if there are too few slots.
+            UserError: if there are not enough slots.
         """
         object_ids = list(object_ids)
         known = {track_id: self.slot_of(track_id) for track_id in self.followed() if track_id in object_ids}
@@ -126,17 +126,17 @@ class Slots:
         if len(wanted) > len(room):
             raise UserError(
                 f"{len(wanted)} new objects cannot be followed: {len(room)} of {len(self.ids)} ID vectors "
-                "(MODEL.AUSM.NUM_ID) are not held by objects that were given"
+                "(MODEL.AUSM.NUM_ID) are not held by prompted objects"
             )
         new = dict(zip(wanted, room, strict=False))
         return {object_id: known.get(object_id, new.get(object_id, FREE)) for object_id in object_ids}
 
     def give(self, reserved: Mapping[int, int], frame_index: int) -> None:
-        """Objects given by the user take the slots that :meth:`reserve` returned; those followed already are corrected.
+        """Prompted objects occupy the slots from :meth:`reserve`. An object that is already tracked is corrected.
 
         Args:
             reserved: slots by object id.
-            frame_index: of the frame that shows them.
+            frame_index: of the prompt.
         """
         for object_id, slot in reserved.items():
             if self.in_use[slot] and self.track_ids[slot] == object_id:
@@ -149,13 +149,13 @@ class Slots:
     def allocate(
         self, rows: Iterable[int], scores: Tensor, *, frame_index: int, reserved: Collection[int] = ()
     ) -> dict[int, int]:
-        """Detections become tracks: A' = Sampler(B_{t-1}, |D|). What finds no slot is dropped and counted.
+        """Detections become tracks: A' = Sampler(B_{t-1}, |D|). Detections without a slot are dropped and counted.
 
         Args:
-            rows: rows of Q of the detections, the surest first.
-            scores: float64 (Q, K), of the classes in the frame.
-            frame_index: of the frame.
-            reserved: slots that are kept for objects given at this frame.
+            rows: rows of Q of the detections, most confident first.
+            scores: float64 (Q, K) class scores.
+            frame_index: of the detections.
+            reserved: slots reserved for objects prompted at this frame.
 
         Returns:
             Rows of Q by slot.
@@ -175,22 +175,22 @@ class Slots:
         return taken
 
     def remove(self, track_id: int) -> int:
-        """Stop following an object; its ID vector goes back to the pool. Returns its slot.
+        """Stop tracking an object and return its ID vector to the pool. Returns its slot.
 
         Raises:
-            UserError: if no such object is followed.
+            UserError: if the object is not tracked.
         """
         slot = self.slot_of(track_id)
         self._release(slot)
         return slot
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers by name; the tensors are shared."""
+        """Tensors and numbers by name. Tensors are not copied."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {**values, "generator": self.generator.get_state()}
 
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
-        """Overwrite all records by those of :meth:`state_dict`.
+        """Restore the values of :meth:`state_dict`.
 
         Raises:
             KeyError: if an entry is missing.
@@ -203,7 +203,7 @@ class Slots:
                 setattr(self, f.name, value.clone() if isinstance(value, Tensor) else value)
 
     def _hidden(self, frame_index: int) -> list[int]:
-        """Slots of unprompted tracks that are hidden, the longest unseen first (docs/deviations.md, 11)."""
+        """Slots of hidden unprompted tracks, longest hidden first (docs/deviations.md, 11)."""
         hidden = (self.in_use & ~self.prompted & (self.last_seen < frame_index)).nonzero()[:, 0].tolist()
         return sorted(hidden, key=lambda slot: int(self.last_seen[slot]))
 
@@ -214,12 +214,12 @@ class Slots:
         return sorted(seen, key=lambda slot: float(mean[slot]))
 
     def _available(self, frame_index: int, reserved: Collection[int]) -> int | None:
-        """A free slot, or that of the longest-unseen unprompted track, or None."""
+        """A free slot, else that of the longest-hidden unprompted track, else None."""
         free = (~self.in_use).nonzero()[:, 0].tolist()
         return next((slot for slot in free + self._hidden(frame_index) if slot not in reserved), None)
 
     def _occupy(self, slot: int, *, track_id: int, prompted: bool, frame_index: int) -> None:
-        """An object takes a slot and draws an ID vector; whoever had the slot loses it."""
+        """Assign a slot and a new ID vector to an object; evicts the track that has the slot."""
         if self.in_use[slot]:
             self._warn_once(frame_index)
             self._release(slot)
@@ -236,7 +236,7 @@ class Slots:
         self.prompted[slot] = False
 
     def _draw(self) -> int:
-        """Sampler(B_t, 1): the index of an ID vector that nobody has."""
+        """Sampler(B_t, 1): the index of a free ID vector."""
         taken = torch.zeros(len(self.ids), dtype=torch.bool)
         taken[self.ids[self.in_use]] = True
         return int(draw_free(taken, 1, generator=self.generator))

@@ -1,12 +1,12 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""All that a stream remembers from one frame to the next. Its size depends on neither the frames nor the objects seen,
-and a step overwrites its tensors in place.
+"""The state of a stream between two frames. Its size is independent of the number of frames and objects, and a step
+overwrites its tensors in place.
 
 Shape shorthand:
-    H, W: size of the frames in pixels; H_in, W_in: the network's input size, before padding
-    N_id: slots, as many as there are ID vectors (slots.py)
+    H, W: frame size in pixels; H_in, W_in: the network's input size, before padding
+    N_id: slots, as many as the pool has ID vectors (slots.py)
     D: channels
-    h, w: feature size, stride 8 of the padded input; H4, W4: mask size, stride 4
+    h, w: feature size at stride 8 of the padded input; H4, W4: mask size at stride 4
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from ausm_d2.streaming.slots import Slots
 
 @dataclass
 class StreamState:
-    """Memory of one stream. Memory, X_{t-1} and M_{t-1} are on the model's device, the slots on the CPU."""
+    """State of one stream. Memory, X_{t-1} and M_{t-1} are on the model's device, the slots on the CPU."""
 
     size: tuple[int, int]  # (H, W)
     input_size: tuple[int, int]  # (H_in, W_in)
-    memory: Memory  # of the network: the Mamba caches
-    x_prev: Tensor  # (D, h, w): X_{t-1}; X_0 is written to it before the first frame
+    memory: Memory  # of the network: the Mamba states
+    x_prev: Tensor  # (D, h, w): X_{t-1}; before the first frame X_0
     masks: Tensor  # bool (N_id, H4, W4): M_{t-1}; empty for free slots
     slots: Slots
-    frame_index: int = -1  # of the latest frame; -1 before the first one
+    frame_index: int = -1  # of the latest frame; -1: before the first
 
     @classmethod
     def initial(
@@ -47,8 +47,9 @@ class StreamState:
         """The state before the first frame.
 
         Args:
-            size, input_size: (H, W), (H_in, W_in).
-            num_classes: of the stream's label set.
+            size: (H, W).
+            input_size: (H_in, W_in).
+            num_classes: K.
             seed: of the Sampler.
         """
         height, width = network.padded_size(*input_size)
@@ -68,7 +69,7 @@ class StreamState:
         return {**self.memory.tensors(), "x_prev": self.x_prev, "masks": self.masks, **slots}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain tensors and numbers, for ``torch.save``. The next frame overwrites some of them."""
+        """Tensors and numbers for ``torch.save``. Tensors are not copied: the next step overwrites some of them."""
         return {
             "size": self.size,
             "input_size": self.input_size,
@@ -80,7 +81,7 @@ class StreamState:
         }
 
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
-        """Continue, bit for bit, where :meth:`state_dict` was taken; overwrites this state in place.
+        """Restore the values of :meth:`state_dict` in place; the stream then continues bit for bit.
 
         Raises:
             KeyError: if an entry is missing.

@@ -1,16 +1,16 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The part of a frame's work that runs on the model's device: the same operations whatever is in the frame.
+"""The part of a frame's work that runs on the model's device.
 
-It has no device sync, no shape depends on what was found, and the state is overwritten in place: a CUDA graph needs all
-three.
+As CUDA graphs require, there is no device sync, shapes do not depend on the frame's content, and the state is
+overwritten in place.
 
 Shape shorthand:
     N_id: slots (rows of A)
-    N: the first slots, all that are in use among them; N_id where the step is captured
-    Q: N + detection queries
+    N: number of leading slots that includes all slots in use; N_id in a CUDA graph
+    N_det: detection queries V; Q: N + N_det
     K: classes of the stream's label set
-    H_in, W_in: the network's input size, before padding
-    H4, W4: mask size, stride 4 of the padded input
+    H_in, W_in: the network's input size in pixels, before padding
+    H4, W4: mask size at stride 4 of the padded input
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from ausm_d2.modeling.transfer import upload
 from ausm_d2.streaming.slots import FREE
 from ausm_d2.streaming.state import StreamState
 
-_ROWS = 16  # N is a multiple of this, so that the time of a frame does not change with every object
+_ROWS = 16  # N is a multiple of this, so that the time per frame does not vary with every object
 
 
 def rows_in_use(ids: Tensor) -> int:
-    """N for the ids (N_id) of a state: the unused rows at the end influence nothing and are left out."""
+    """N for ``ids`` (N_id). Free slots do not affect the result, so trailing ones are cut off."""
     used = (ids != FREE).nonzero()
     last = int(used[-1]) + 1 if len(used) else 1
     return min(last + -last % _ROWS, len(ids))
 
 
 class StepOutput(NamedTuple):
-    """Of all rows of Q. The next step may overwrite it."""
+    """The results of a step. The next step may overwrite the tensors."""
 
-    # float32 (Q, K + 1): class probabilities; then 0 if no mask logit is above 0, else 1 or, if asked for, the mean
-    # foreground probability of the pixels whose logit is
+    # float32 (Q, K + 1): class probabilities without background; last column: 0 if the mask is empty, else 1 or, with
+    # ``confidence``, the mean foreground probability of its pixels
     report: Tensor
     mask_logits: Tensor  # (Q, H4, W4)
     rows: int  # N
@@ -53,17 +53,17 @@ class FrameStep:
         """
         Args:
             model: in evaluation mode.
-            label_set: label set of all rows.
-            cuda_graph: capture the step of each state in a CUDA graph, at its second frame (the first one compiles
-                kernels and allocates workspaces); later frames replay it. It acts on CUDA only.
-            confidence: report how sure the masks are of their pixels.
+            label_set: of all rows.
+            cuda_graph: capture the step in a CUDA graph at the second frame of a state (the first compiles kernels and
+                allocates workspaces) and replay it from then on. On CUDA only.
+            confidence: report the mean foreground probability of each mask (TEST.AUSM.TRACK_SCORE: mask).
         """
         self._model = model
         self._label_set = label_set
         self._confidence = confidence
         self._capturing = cuda_graph and model.device.type == "cuda"
-        self._seen: StreamState | None = None  # the state that the last frame belonged to
-        self._graph: _Graph | None = None  # of that state
+        self._seen: StreamState | None = None  # state of the previous call
+        self._graph: _Graph | None = None  # captured on that state
 
     @torch.no_grad()
     def __call__(self, image: Tensor, state: StreamState) -> StepOutput:
@@ -82,7 +82,7 @@ class FrameStep:
         return self.run(upload(image, self._model.device), upload(ids, self._model.device), state)
 
     def run(self, image: Tensor, ids: Tensor, state: StreamState) -> StepOutput:
-        """The step, with the image and the first N of ``state.slots.ids`` on the model's device."""
+        """The step itself. ``image`` and ``ids``, the first N of ``state.slots.ids``, are on the model's device."""
         rows = len(ids)
         features = self._model.encode(self._model.normalise(image[None]))
         in_use = ids != FREE
@@ -111,7 +111,7 @@ class FrameStep:
 
 
 class _Graph:
-    """A step on one state, captured."""
+    """A step on one state, captured in a CUDA graph."""
 
     def __init__(self, step: FrameStep, image: Tensor, state: StreamState) -> None:
         device = state.masks.device
@@ -126,7 +126,7 @@ class _Graph:
             self._output = step.run(self._image, self._ids, state)
 
     def replay(self, image: Tensor, ids: Tensor) -> StepOutput:
-        for kept, new in ((self._image, image), (self._ids, ids)):
-            kept.copy_(upload(new, kept.device))
+        for static, new in ((self._image, image), (self._ids, ids)):
+            static.copy_(upload(new, static.device))
         self._graph.replay()
         return self._output

@@ -1,12 +1,13 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The recurrence (paper, Sec. 4, Alg. 1): one frame in, the masks of that frame out, memory of constant size.
+"""The recurrence of Alg. 1 (paper, Sec. 4): one frame in, its masks out, with a state of constant size.
 
 Shape shorthand:
-    H, W: size of the frames in pixels; H_in, W_in: the network's input size, before padding
-    H4, W4: mask size, stride 4 of the padded input
-    N: the first slots, all that were in use before the frame among them; Q: N + N_det
+    H, W: frame size in pixels; H_in, W_in: the network's input size, before padding
+    H4, W4: mask size at stride 4 of the padded input
+    N: number of leading slots that includes all slots in use before the frame
+    N_det: detection queries V; Q: N + N_det
     K: classes of the stream's label set
-    R: rows of a result; P: objects given
+    R: rows of a result
 """
 
 from __future__ import annotations
@@ -28,24 +29,24 @@ from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.streaming.state import StreamState
 from ausm_d2.streaming.step import FrameStep
 
-_GIVEN_LOGIT = 20.0  # logit of a given mask: its sigmoid is 1 in float16
+_GIVEN_LOGIT = 20.0  # logit inside a prompt mask; its sigmoid is 1 in float16
 
 
 @dataclass
 class FrameOutput:
-    """The rows of A_t at the network's own resolution, in the order of their slots."""
+    """The rows of A_t in slot order, masks at stride 4."""
 
     frame_index: int
     track_ids: list[int]  # R
-    probabilities: Tensor  # float64 (R, K), CPU: class probabilities in this frame; their sum is 1 - p(background)
-    mean_probabilities: Tensor  # float64 (R, K), CPU: the track's scores, by the rule TEST.AUSM.TRACK_SCORE
+    probabilities: Tensor  # float64 (R, K), CPU: class probabilities in this frame; they sum to 1 - p(background)
+    mean_probabilities: Tensor  # float64 (R, K), CPU: track scores, by TEST.AUSM.TRACK_SCORE
     mask_logits: Tensor  # (R, H4, W4), on the model's device
-    visible: Tensor  # bool (R), CPU: some logit is above 0
-    prompted: Tensor  # bool (R), CPU: objects that were given at this or an earlier frame
-    given: set[int]  # track ids whose masks were given at this frame; their logits only echo them
+    visible: Tensor  # bool (R), CPU: the mask is not empty
+    prompted: Tensor  # bool (R), CPU: prompted at this or an earlier frame
+    given: set[int]  # track ids prompted at this frame; their logits repeat the prompts
 
     def select(self, rows: list[int]) -> FrameOutput:
-        """The same frame with only these rows."""
+        """The output of some rows."""
         return FrameOutput(
             frame_index=self.frame_index,
             track_ids=[self.track_ids[row] for row in rows],
@@ -59,7 +60,7 @@ class FrameOutput:
 
 
 class Stream:
-    """One video, frame by frame. Frames come as they are stored; masks leave at their size."""
+    """One video, frame by frame. Frames are resized to the network's input; masks are returned at frame size."""
 
     def __init__(
         self, network: AUSMNetwork, settings: VideoSettings, *, label_set: str, detect: bool, first_track_id: int = 1
@@ -67,9 +68,9 @@ class Stream:
         """
         Args:
             network: in evaluation mode.
-            settings: how frames are resized, from which probability on a detection becomes a track, ...
-            label_set: of the detections, and of the prompted rows' class.
-            detect: look for new objects (unprompted work).
+            settings: input size, thresholds, ...
+            label_set: of detections and prompted rows.
+            detect: detect new objects (unprompted).
             first_track_id: of the tracks that are found; lower ones are the user's.
 
         Raises:
@@ -88,20 +89,20 @@ class Stream:
 
     @property
     def track_ids(self) -> list[int]:
-        """Ids of the objects that are followed now, hidden ones included."""
+        """Ids of all tracked objects, including hidden ones."""
         return self._started().slots.followed()
 
     @torch.no_grad()
     def step(self, frame: np.ndarray, prompts: Mapping[int, np.ndarray] | None = None) -> FrameOutput:
-        """One turn of Alg. 1's loop. Where it raises UserError the stream is as it was before.
+        """One iteration of Alg. 1. If it raises UserError, the stream is unchanged.
 
         Args:
             frame: uint8 (H, W, 3), RGB.
-            prompts: bool (H, W) masks of objects given at this frame, by the user's object id; they enter M_t. With
-                ``PROMPT_INDEX: zero`` those of the first frame are M_0 instead, and the first frame is predicted.
+            prompts: bool (H, W) masks by object id, for objects prompted at this frame; they enter M_t. With
+                ``PROMPT_INDEX: zero`` the prompts of the first frame are M_0, and the first frame is predicted.
 
         Raises:
-            UserError: if the frame's size differs from the frames before, or a prompt cannot be used.
+            UserError: if the frame's size differs from that of earlier frames, or a prompt is invalid.
         """
         with torch.autocast(self.network.device.type, torch.bfloat16, enabled=self.settings.amp):
             size = (frame.shape[0], frame.shape[1])
@@ -114,7 +115,7 @@ class Stream:
                 )
             given = self._marks(prompts or {}, state)
             reserved = state.slots.reserve(given, state.frame_index)
-            self.state = state  # nothing is refused from here on
+            self.state = state  # nothing below raises UserError
             if state.frame_index < 0:
                 state.x_prev.copy_(self.network.x_start[:, None, None])  # X_0
                 if self.network.prompt_index == "zero":
@@ -126,31 +127,31 @@ class Stream:
             return self._advance(state, report, mask_logits, tracked, given, reserved)
 
     def add(self, prompts: Mapping[int, np.ndarray]) -> None:
-        """Objects given at the latest frame, after its step: they are tracked from the next frame on.
+        """Prompt objects at the latest frame, after its step. They are tracked from the next frame on.
 
-        An object that is followed already is corrected: its mask in the history is replaced.
+        An object that is already tracked is corrected: its mask in the history is replaced.
 
         Args:
-            prompts: bool (H, W) masks by the user's object id.
+            prompts: bool (H, W) masks by object id.
 
         Raises:
-            UserError: if a mask is not of the frame's size, or too few ID vectors are free; then nothing has changed.
+            UserError: if a mask has not the frame's size, or too few ID vectors are free; the stream is unchanged.
         """
         state = self._started()
         given = self._marks(prompts, state)
         self._give(given, state.slots.reserve(given, state.frame_index), state)
 
     def remove(self, track_id: int) -> None:
-        """Stop following an object; its ID vector goes back to the pool, its mask leaves the history.
+        """Stop tracking an object: its ID vector returns to the pool, its mask is removed from the history.
 
         Raises:
-            UserError: if no such object is followed.
+            UserError: if the object is not tracked.
         """
         state = self._started()
         state.masks[state.slots.remove(track_id)] = False
 
     def forget_scores(self) -> None:
-        """The scores of all tracks begin anew with the next frame (of a video that is shown more than once)."""
+        """Reset the scores of all tracks (when the input is repeated)."""
         self._started().slots.forget_scores()
 
     def require(self, track_id: int) -> None:
@@ -171,11 +172,11 @@ class Stream:
         slots.next_track_id = max(slots.next_track_id, new_id + 1)
 
     def logits(self, output: FrameOutput, given: Mapping[int, np.ndarray] | None = None) -> Tensor:
-        """The mask logits of all rows at the size of the frame.
+        """The mask logits of all rows at frame size.
 
         Args:
             output: of the latest step.
-            given: bool (H, W) by id: masks that are the output, exactly, and have the pixel before all others.
+            given: bool (H, W) masks by id that replace the logits of their rows, as +-infinity.
 
         Returns:
             (R, H, W).
@@ -189,7 +190,7 @@ class Stream:
         return logits
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to continue, as plain tensors and numbers. The next frame overwrites some of them.
+        """The complete state as tensors and numbers. Tensors are not copied: the next step overwrites some of them.
 
         Raises:
             UserError: before the first frame.
@@ -198,7 +199,7 @@ class Stream:
 
     @classmethod
     def from_state_dict(cls, network: AUSMNetwork, settings: VideoSettings, values: Mapping[str, Any]) -> Stream:
-        """The stream that :meth:`state_dict` was taken of; with the same weights and settings it continues bit for bit.
+        """Restore a stream from :meth:`state_dict`. With the same weights and settings it continues bit for bit.
 
         Raises:
             KeyError, ValueError: if an entry is missing or does not fit.
@@ -211,10 +212,10 @@ class Stream:
         return stream
 
     def fork(self, **changes: Any) -> Stream:
-        """An independent copy, to continue in another way from here on.
+        """An independent copy of the stream.
 
         Args:
-            changes: of the settings, such as ``fg_threshold``.
+            changes: settings to replace, such as ``fg_threshold``.
         """
         settings = replace(self.settings, **changes)
         if self.state is None:
@@ -233,10 +234,10 @@ class Stream:
         return state
 
     def _marks(self, prompts: Mapping[int, np.ndarray], state: StreamState) -> dict[int, Tensor]:
-        """Given masks as M has them: bool (H, W) -> bool (H4, W4), on the CPU, by object id.
+        """Downsample prompt masks to the resolution of M: bool (H, W) -> bool (H4, W4), on the CPU, by object id.
 
         Raises:
-            UserError: a mask of another size than the frame.
+            UserError: if a mask has not the frame's size.
         """
         height, width = (4 * side for side in state.masks.shape[-2:])
         marks = {}
@@ -252,7 +253,7 @@ class Stream:
         return marks
 
     def _give(self, given: Mapping[int, Tensor], reserved: Mapping[int, int], state: StreamState) -> None:
-        """A_t and M_t gain the given objects: masks of :meth:`_marks`, slots of :meth:`Slots.reserve`."""
+        """Add prompted objects to A_t and M_t: masks from :meth:`_marks`, slots from :meth:`Slots.reserve`."""
         if given:
             state.slots.give(reserved, state.frame_index)
             slots = torch.tensor([reserved[object_id] for object_id in given])
@@ -268,20 +269,20 @@ class Stream:
         given: Mapping[int, Tensor],
         reserved: Mapping[int, int],
     ) -> FrameOutput:
-        """A_t = concat(A_{t-1}, A'), M_t = concat(m_trk, m_D), and the given objects.
+        """A_t = concat(A_{t-1}, A'), M_t = concat(m_trk, m_D), and prompted objects.
 
         Args:
             report: float64 (Q, K + 1), CPU; see :class:`~ausm_d2.streaming.step.StepOutput`.
             mask_logits: (Q, H4, W4).
             tracked: N.
-            given, reserved: masks and slots of the objects given at this frame.
+            given, reserved: masks and slots of the objects prompted at this frame.
         """
         slots = state.slots
         probabilities, visible = report[:, :-1], report[:, -1] > 0
         self._hide_unsure(probabilities, visible[:tracked], state)
         scores = probabilities * report[:, -1:] if self.settings.track_score == "mask" else probabilities
         slots.update(scores[:tracked], visible[:tracked], state.frame_index, rule=self.settings.track_score)
-        # Row of Q that a slot's output is read from. A slot beyond the first N is taken in this frame or not at all.
+        # Row of Q with the output of each slot. A slot beyond the first N is free, unless it is occupied in this frame.
         source = torch.arange(len(slots.ids)).clamp(max=tracked)
         if self.detect:
             found = self._new(self._confident(probabilities, visible, tracked), mask_logits, state)
@@ -297,7 +298,7 @@ class Stream:
         rows = source[used]
         logits = mask_logits[upload(rows, mask_logits.device)].float()
         current, shown = probabilities[rows], visible[rows]
-        if given:  # certain to be there, of unknown class
+        if given:  # certainly foreground, class unknown
             taken_now = set(reserved.values())
             echoed = torch.tensor([slot in taken_now for slot in used.tolist()])
             current[echoed], shown[echoed] = 1 / current.shape[1], True
@@ -316,18 +317,18 @@ class Stream:
         )
 
     def _confident(self, probabilities: Tensor, visible: Tensor, tracked: int) -> list[int]:
-        """D: rows of Q, beyond the first N, that are foreground and visible; the surest first."""
+        """D: rows of V (as rows of Q) that are foreground and visible, most confident first."""
         foreground = probabilities[tracked:].sum(-1)
         found = ((foreground >= self.settings.fg_threshold) & visible[tracked:]).nonzero()[:, 0]
         found = found[foreground[found].argsort(descending=True)]
         return (found + tracked).tolist()
 
     def _hide_unsure(self, probabilities: Tensor, visible: Tensor, state: StreamState) -> None:
-        """Rows that are no longer sure, and were not given, count as hidden in this frame: their masks leave M_t.
+        """Hide unprompted rows whose foreground probability is below HIDE_BELOW: clear their masks in M_t.
 
         Args:
             probabilities: float64 (Q, K).
-            visible: bool (N); overwritten.
+            visible: bool (N), updated in place.
         """
         if self.settings.hide_below > 0:
             slots, tracked = state.slots, len(visible)
@@ -337,12 +338,12 @@ class Stream:
             state.masks[upload(unsure.nonzero()[:, 0], state.masks.device)] = False
 
     def _new(self, found: list[int], mask_logits: Tensor, state: StreamState) -> list[int]:
-        """Those of the detections, rows of Q, whose masks are not those of tracked rows."""
+        """The detections (rows of Q) whose mask IoU with every tracked row is at most BIRTH_IOU."""
         if not found or self.settings.birth_iou >= 1:
             return found
         rows = upload(torch.tensor(found), mask_logits.device)
         new, old = ((masks > 0).flatten(1).float() for masks in (mask_logits[rows], state.masks))
         both = new @ old.T
         union = (new.sum(dim=1)[:, None] + old.sum(dim=1) - both).clamp(min=1)
-        alone = (both <= self.settings.birth_iou * union).all(dim=1).tolist()  # waits for the device
+        alone = (both <= self.settings.birth_iou * union).all(dim=1).tolist()  # device sync
         return [row for row, is_new in zip(found, alone, strict=True) if is_new]

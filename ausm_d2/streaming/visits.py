@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Seeing the input more than once before it counts (paper, Table 3 and Appendix A).
+"""Order of the frames when the input is repeated (paper, Table 3 and Appendix A).
 
 Shape shorthand:
     T: frames of the video
@@ -16,30 +16,30 @@ import numpy as np
 
 from ausm_d2.errors import UserError
 
-_CROP = 0.9  # side of a traversal crop over that of the image (Appendix A)
+_CROP = 0.9  # side of a traversal crop, relative to the image (Appendix A)
 
 
 class Visit(NamedTuple):
-    """One frame shown to the model."""
+    """One step of the stream."""
 
-    frame: int
-    counts: bool  # its masks are the result of that frame
+    frame: int  # index in the video
+    counts: bool  # this output is the result of the frame
     corner: tuple[float, float] | None = None  # (y, x) of a 90 % crop, 0 or 1 each; None: the whole frame
 
 
 def visits(length: int, *, repeat: int, spatial_traversal: bool) -> Iterator[Visit]:
-    """The order in which the frames of a video are shown.
+    """The order in which the frames of a video enter the stream.
 
-    A video is played forward, backward, forward .. (I_1..I_T, I_{T-1}..I_1, I_2..I_T); an image is repeated as a still
-    video, or shown as (I, UL, UR, BR, BL, I). The last visit of every frame counts.
+    A video is played forward, backward, forward, ... (I_1..I_T, I_{T-1}..I_1, I_2..I_T). An image is repeated, or
+    traversed as (I, UL, UR, BR, BL, I). The last visit of every frame counts.
 
     Args:
         length: T.
-        repeat: times the input is repeated; 1 is plain streaming.
-        spatial_traversal: for images (T = 1), on top of ``repeat``.
+        repeat: number of times the input is played; 1: plain streaming.
+        spatial_traversal: traverse an image (T = 1) in each repetition.
 
     Raises:
-        UserError: if ``repeat`` is below 1, or a spatial traversal is asked of a video.
+        UserError: if ``repeat`` is below 1, or ``spatial_traversal`` is set for a video.
     """
     if repeat < 1:
         raise UserError(f"TEST.AUSM.REPEAT: {repeat}, expected 1 or more")
