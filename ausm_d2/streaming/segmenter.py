@@ -9,8 +9,11 @@ Shape shorthand:
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +22,7 @@ from ausm_d2.data.video import VideoRecord
 from ausm_d2.masks.rle import Rle, encode
 from ausm_d2.modeling.masks import without_overlaps
 from ausm_d2.modeling.network import AUSMNetwork
+from ausm_d2.streaming.ahead import encode_ahead
 from ausm_d2.streaming.inference import prepared_for_inference
 from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.streaming.stream import FrameOutput, Stream
@@ -46,12 +50,18 @@ def _segment_unprompted(
 ) -> VideoResult:
     stream = Stream(model, settings, label_set=label_set, detect=True)
     tracks = VideoTracks(record.length)
-    for visit in visits(record.length, repeat=settings.repeat, spatial_traversal=settings.spatial_traversal):
-        frame = record.read_frame(visit.frame)
-        if visit.corner is not None:
-            frame = crop(frame, visit.corner)
-        tracks.keep(stream.step(frame), stream, visit)
+    order = list(visits(record.length, repeat=settings.repeat, spatial_traversal=settings.spatial_traversal))
+    with closing(encode_ahead(model, settings, _shown(record, order))) as frames:
+        for visit, frame in zip(order, frames, strict=True):
+            tracks.keep(stream.step(frame), stream, visit)
     return {"video_id": record.video_id, "tracks": best_tracks(tracks.masks, tracks.scores, settings)}
+
+
+def _shown(record: VideoRecord, order: Iterable[Visit]) -> Iterator[np.ndarray]:
+    """uint8 (H, W, 3), RGB, of each visit."""
+    for visit in order:
+        frame = record.read_frame(visit.frame)
+        yield frame if visit.corner is None else crop(frame, visit.corner)
 
 
 @dataclass
@@ -123,14 +133,17 @@ def _segment_prompted(
         object_id: [None] * record.length for by_id in prompts.values() for object_id in by_id
     }
     waiting = dict(prompts)
-    for visit in visits(record.length, repeat=settings.repeat, spatial_traversal=False):
-        output = stream.step(record.read_frame(visit.frame), waiting.pop(visit.frame, {}))
-        if not visit.counts:
-            continue
-        predicted = model.prompt_index == "zero" and visit.frame == 0
-        logits = stream.logits(output, None if predicted else prompts.get(visit.frame))
-        masks = (logits > 0 if overlap else without_overlaps(logits)).cpu().numpy()
-        for object_id, mask in zip(output.track_ids, masks, strict=True):
-            if mask.any():
-                objects[object_id][visit.frame] = encode(mask)
+    order = list(visits(record.length, repeat=settings.repeat, spatial_traversal=False))
+    given = prompts.get(order[0].frame, {}).values()
+    with closing(encode_ahead(model, settings, _shown(record, order), given=given)) as frames:
+        for visit, frame in zip(order, frames, strict=True):
+            output = stream.step(frame, waiting.pop(visit.frame, {}))
+            if not visit.counts:
+                continue
+            predicted = model.prompt_index == "zero" and visit.frame == 0
+            logits = stream.logits(output, None if predicted else prompts.get(visit.frame))
+            masks = (logits > 0 if overlap else without_overlaps(logits)).cpu().numpy()
+            for object_id, mask in zip(output.track_ids, masks, strict=True):
+                if mask.any():
+                    objects[object_id][visit.frame] = encode(mask)
     return {"video_id": record.video_id, "objects": objects}

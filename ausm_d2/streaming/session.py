@@ -25,6 +25,7 @@ from ausm_d2.io import atomic_write
 from ausm_d2.modeling.masks import winners
 from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.modeling.transfer import upload
+from ausm_d2.streaming.ahead import EncodedFrame, pixels
 from ausm_d2.streaming.prompts import Drawn, Prompt, Prompts, check_object_id, draw
 from ausm_d2.streaming.refinement import overlapping, refine
 from ausm_d2.streaming.result import FrameResult
@@ -100,23 +101,23 @@ class Session:
         """The label set that ``pred_classes`` refer to; ``VideoPredictor.class_names`` has its names."""
         return self._stream.label_set
 
-    def begin(self, frame: np.ndarray, prompts: Prompts) -> FrameResult:
+    def begin(self, frame: np.ndarray | EncodedFrame, prompts: Prompts) -> FrameResult:
         """The first frame, and what is given at it; see ``VideoPredictor.start``."""
-        image = as_rgb(frame)
-        drawn = draw(prompts, image.shape[:2])
+        image = frame if isinstance(frame, EncodedFrame) else as_rgb(frame)
+        drawn = draw(prompts, pixels(image).shape[:2])
         exact = {object_id: each.mask for object_id, each in drawn.items() if each.exact}
         self._advance(image, exact)
         self._take_over(exact)
         self._give({object_id: each for object_id, each in drawn.items() if not each.exact})
         return self.result
 
-    def step(self, frame: np.ndarray) -> FrameResult:
-        """The next frame, uint8 (H, W, 3), BGR.
+    def step(self, frame: np.ndarray | EncodedFrame) -> FrameResult:
+        """The next frame, uint8 (H, W, 3), BGR, or one of ``VideoPredictor.ahead``.
 
         Raises:
             UserError: it is no frame, or of another size than the first. The session can go on with the next one.
         """
-        return self._advance(as_rgb(frame), {})
+        return self._advance(frame if isinstance(frame, EncodedFrame) else as_rgb(frame), {})
 
     def add(self, object_id: int, prompt: Prompt | Sequence[Prompt]) -> None:
         """Follow one more object from the latest frame on, or correct one that is followed; updates :attr:`result`.
@@ -266,10 +267,10 @@ class Session:
         except (OSError, RuntimeError) as error:  # PyTorch's writer raises RuntimeError when the disk is full
             raise UserError(f"{path}: cannot be written: {error}") from error
 
-    def _advance(self, image: np.ndarray, given: dict[int, np.ndarray]) -> FrameResult:
+    def _advance(self, image: np.ndarray | EncodedFrame, given: dict[int, np.ndarray]) -> FrameResult:
         """The stream's step, to :attr:`result`."""
         output = self._stream.step(image, given)
-        self._image = image
+        self._image = pixels(image)
         self._paused &= {*output.track_ids}
         self._rows = shown_rows(output, self._topk)
         self._given = {object_id: mask for object_id, mask in given.items() if object_id in output.given}

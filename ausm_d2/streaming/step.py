@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ausm_d2.kernels.cached_tensors import hold_cached_tensors
+from ausm_d2.modeling.frame_encoder import FrameFeatures
 from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.modeling.transfer import upload
 from ausm_d2.streaming.slots import FREE
@@ -66,10 +67,11 @@ class FrameStep:
         self._graph: _Graph | None = None  # captured on that state
 
     @torch.no_grad()
-    def __call__(self, image: Tensor, state: StreamState) -> StepOutput:
+    def __call__(self, image: Tensor, state: StreamState, features: FrameFeatures | None = None) -> StepOutput:
         """
         Args:
             image: uint8 (3, H_in, W_in), RGB.
+            features: of the image, where it was encoded before; a step that is captured encodes it itself.
             state: overwritten in place: the memory, X_{t-1} by X_t, and M_{t-1} by the masks of the same rows in this
                 frame.
         """
@@ -79,12 +81,17 @@ class FrameStep:
             self._graph = self._graph or _Graph(self, image, state)
             return self._graph.replay(image, state.slots.ids)
         ids = state.slots.ids if self._capturing else state.slots.ids[: rows_in_use(state.slots.ids)]
-        return self.run(upload(image, self._model.device), upload(ids, self._model.device), state)
+        if features is None:
+            return self.run(upload(image, self._model.device), upload(ids, self._model.device), state)
+        return self.recur(features, upload(ids, self._model.device), state)
 
     def run(self, image: Tensor, ids: Tensor, state: StreamState) -> StepOutput:
         """The step itself. ``image`` and ``ids``, the first N of ``state.slots.ids``, are on the model's device."""
+        return self.recur(self._model.encode(self._model.normalise(image[None])), ids, state)
+
+    def recur(self, features: FrameFeatures, ids: Tensor, state: StreamState) -> StepOutput:
+        """What of the step depends on the frames before."""
         rows = len(ids)
-        features = self._model.encode(self._model.normalise(image[None]))
         in_use = ids != FREE
         predictions, _ = self._model.predict(
             x=features.x[:, None],

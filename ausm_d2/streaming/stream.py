@@ -25,6 +25,7 @@ from ausm_d2.errors import UserError
 from ausm_d2.modeling.masks import masks_at_stride4, upsample_logits
 from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.modeling.transfer import upload
+from ausm_d2.streaming.ahead import EncodedFrame, network_input, pixels
 from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.streaming.state import StreamState
 from ausm_d2.streaming.step import FrameStep
@@ -93,11 +94,11 @@ class Stream:
         return self._started().slots.followed()
 
     @torch.no_grad()
-    def step(self, frame: np.ndarray, prompts: Mapping[int, np.ndarray] | None = None) -> FrameOutput:
+    def step(self, frame: np.ndarray | EncodedFrame, prompts: Mapping[int, np.ndarray] | None = None) -> FrameOutput:
         """One iteration of Alg. 1. If it raises UserError, the stream is unchanged.
 
         Args:
-            frame: uint8 (H, W, 3), RGB.
+            frame: uint8 (H, W, 3), RGB; or one of :func:`~ausm_d2.streaming.ahead.encode_ahead`, by this network.
             prompts: bool (H, W) masks by object id, for objects prompted at this frame; they enter M_t. With
                 ``PROMPT_INDEX: zero`` the prompts of the first frame are M_0, and the first frame is predicted.
 
@@ -105,12 +106,12 @@ class Stream:
             UserError: if the frame's size differs from that of earlier frames, or a prompt is invalid.
         """
         with torch.autocast(self.network.device.type, torch.bfloat16, enabled=self.settings.amp):
-            size = (frame.shape[0], frame.shape[1])
+            size = (pixels(frame).shape[0], pixels(frame).shape[1])
             state = self.state or self._initial(size, self.settings.input_size(size, (prompts or {}).values()))
-            image = self.settings.resize(frame, state.input_size)
+            image, features = network_input(frame, self.settings, state.input_size)
             if size != state.size:
                 raise UserError(
-                    f"a frame of {frame.shape[1]}x{frame.shape[0]} pixels follows frames of "
+                    f"a frame of {size[1]}x{size[0]} pixels follows frames of "
                     f"{state.size[1]}x{state.size[0]}: all frames of a video have one size"
                 )
             given = self._marks(prompts or {}, state)
@@ -121,7 +122,7 @@ class Stream:
                 if self.network.prompt_index == "zero":
                     self._give(given, reserved, state)
                     given, reserved = {}, {}
-            report, mask_logits, tracked = self._frame_step(image, state)
+            report, mask_logits, tracked = self._frame_step(image, state, features)
             report = report.cpu().double()  # the only device sync of a frame
             state.frame_index += 1
             return self._advance(state, report, mask_logits, tracked, given, reserved)

@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from ausm_d2.errors import UserError
+from ausm_d2.meta_arch import AUSM
 from tools import benchmark
 from tools.benchmarks import attention, measure, peers, ssm, stream, train
 
@@ -82,7 +83,7 @@ def test_the_variants_train_the_same_model_on_the_same_clip(config: str) -> None
     for name in train.VARIANTS:
         step = train._step(name, 2, args)
         model = next(cell.cell_contents for cell in step.__closure__ if isinstance(cell.cell_contents, torch.nn.Module))
-        item = next(cell.cell_contents for cell in step.__closure__ if isinstance(cell.cell_contents, dict))
+        (item,) = next(cell.cell_contents for cell in step.__closure__ if isinstance(cell.cell_contents, list))
         torch.manual_seed(0)
         losses[name] = sum(model([item]).values()).item()
         assert model.compressor.checkpointing == (name == train.CHECKPOINTED)
@@ -106,6 +107,28 @@ def test_attention(tmp_path: Path) -> None:
     for few in (["--head-dim", "7"], ["--tokens", "31"]):
         with pytest.raises(UserError, match=rf"{' '.join(few)}.*PyTorch's own"):
             measured(attention, *few)
+
+
+def test_a_step_as_it_is_trained_has_the_batch_and_the_own_passes_of_the_config(
+    config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = yaml.safe_load(Path(config).read_text())
+    text["MODEL"]["AUSM"]["TRAIN"] = {"OWN_PASSES": 2}
+    Path(config).write_text(yaml.safe_dump({**text, "SOLVER": {"IMS_PER_BATCH": 3}}))
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    seen: list[tuple[int, int]] = []
+    forward = AUSM.forward
+
+    def watched(model: AUSM, items: list[Any]) -> Any:
+        seen.append((len(items), model.own_passes))
+        return forward(model, items)
+
+    monkeypatch.setattr(AUSM, "forward", watched)
+    words = f"--config-file {config} --size 64 96 --objects 1"
+    train._step("parallel", 2, parser.parse_args([*words.split(), "--as-trained"]))()
+    train._step("parallel", 2, parser.parse_args(words.split()))()
+    assert seen == [(3, 2)] * 4 + [(1, 0)]
 
 
 @pytest.mark.parametrize("module", [attention, peers, ssm, stream, train], ids=lambda module: module.__name__)
@@ -175,6 +198,14 @@ def test_stream(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     memory = figures["memory"][1]
     assert memory["state_1000_over_2"] == 1 and memory["state_mb"] > 0 and memory["frames"] == 5
     assert_drawn(stream, figures, tmp_path / "stream.png")
+
+
+def test_frames_of_a_file_beside_live_ones(config: str) -> None:
+    words = f"--config-file {config} --size 64 96 --objects 1 --repeats 1 --frames 0 --file 3"
+    figures = measured(stream, *words.split())
+    (row,) = figures["file"]
+    assert row["model"] == "small"
+    assert min(row["live_fps"], row["ahead_1_over_live"], row["ahead_over_live"]) > 0
 
 
 def test_a_stream_too_short_to_watch_is_refused() -> None:

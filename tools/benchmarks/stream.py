@@ -8,6 +8,7 @@ Shape shorthand:
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from ausm_d2.config import load_config
 from ausm_d2.errors import UserError
 from ausm_d2.meta_arch import AUSM
+from ausm_d2.streaming.ahead import encode_ahead
 from ausm_d2.streaming.inference import prepare_for_inference
 from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.streaming.stream import FrameOutput, Stream
@@ -36,13 +38,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--objects", type=measure.positive, nargs="+", default=[1, 10])
     parser.add_argument("--repeats", type=measure.positive, default=40, help="measured frames of each, alternating")
     parser.add_argument(
+        "--file",
+        type=measure.not_negative,
+        default=0,
+        help="frames of a file that are encoded ahead in a second thread, beside the same one by one; by the clock",
+    )
+    parser.add_argument(
         "--frames", type=measure.not_negative, default=2000, help="of the long stream, over 1,000; 0: none"
     )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Two tables. frame: median and quartiles of a step, and of making full-size masks of it (ms), frames/s of both
+    """Three tables. frame: median and quartiles of a step, and of making full-size masks of it (ms), frames/s of both
     together, and the time of both over that of the first number of objects; all configs and variants alternate.
+    file: frames/s of a video that is read one by one, and over that if frames are encoded ahead, one or as many as fit
+    at once.
     memory: bytes of the state, their ratio, and the growth of the process (MB) from frame 100 on.
 
     Raises:
@@ -63,7 +73,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 step, masks = _timed(prompted(model, settings, n, size), noise(size))
                 timed |= {f"{name} {n} step": step, f"{name} {n} masks": masks}
     times = measure.interleaved(timed, args.repeats, measure.device_of(args), cpu_time=args.cpu_time)
-    frame, memory = [], []
+    frame, file, memory = [], [], []
     for name, (model, settings) in models.items():
         first = None
         for n in args.objects:
@@ -74,13 +84,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             # Round by round: what else the machine did in one fell on all alike.
             ratio = statistics.median(a / b for a, b in zip(whole, first, strict=True))
             frame.append({**row, "fps": 1 / statistics.median(whole), "over_first": ratio})
+        if args.file:
+            file.append({"model": name, **_from_file(model, settings, args)})
         if args.frames:
             watched = prompted(model, settings, args.objects[0], size)
             memory.append({"model": name, **_long(watched, args)})
-    for table in (frame, memory):
+    for table in (frame, file, memory):
         if table:
             measure.print_table(table)
-    return {"frame": frame, "memory": memory}
+    return {"frame": frame, "file": file, "memory": memory}
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:
@@ -129,6 +141,23 @@ def _timed(stream: Stream, frame: np.ndarray) -> tuple[Callable[[], Any], Callab
         latest[:] = [stream.step(frame)]
 
     return step, lambda: stream.logits(latest[0]) > 0
+
+
+def _from_file(model: AUSM, settings: VideoSettings, args: argparse.Namespace) -> dict[str, float]:
+    size = tuple(args.size)
+    frames = [np.roll(noise(size), 4 * t, axis=1) for t in range(args.file)]
+
+    def run(at_once: int | None) -> None:
+        stream = prompted(model, settings, args.objects[0], size)
+        source = frames if at_once == 0 else encode_ahead(model, settings, frames, at_once=at_once)
+        for frame in source:
+            stream.logits(stream.step(frame)) > 0  # noqa: B015  the masks
+
+    ways = {"live": 0, "ahead_1": 1, "ahead": None}
+    timed = {name: functools.partial(run, at_once) for name, at_once in ways.items()}
+    times = measure.interleaved(timed, 3, measure.device_of(args))
+    fps = {name: args.file / statistics.median(each) for name, each in times.items()}
+    return {"live_fps": fps["live"], **{f"{name}_over_live": fps[name] / fps["live"] for name in ("ahead_1", "ahead")}}
 
 
 def _long(stream: Stream, args: argparse.Namespace) -> dict[str, float]:

@@ -24,6 +24,7 @@ from tools.benchmarks import measure
 
 CHECKPOINTED = "parallel, checkpointed"
 VARIANTS = ("iterative", "parallel", CHECKPOINTED)
+_ITERATIONS = 4  # of a measurement with --as-trained: they draw different numbers of own passes
 _PAPER = "configs/paper/stage3_long_swin_t.yaml"
 
 
@@ -38,12 +39,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS[:2]))
     parser.add_argument("--memory", action="store_true", help="also measure the peak, in a process for each")
     parser.add_argument("--repeats", type=measure.positive, default=3, help="measurements of each, alternating")
+    parser.add_argument(
+        "--as-trained",
+        action="store_true",
+        help="frozen is what the config freezes, its batch size, its own passes: the mean of four iterations",
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Forward, losses and backward of one clip (batch 1, nothing frozen), by clip length and variant: median and
-    quartiles of the time (ms), the iterative step's time over it; with --memory the peak beyond weights (MB). What does
-    not fit into the GPU's memory is left out.
+    """Forward, losses and backward of one clip (batch 1, nothing frozen; but see --as-trained), by clip length and
+    variant: median and quartiles of the time (ms), the iterative step's time over it; with --memory the peak beyond
+    weights (MB). What does not fit into the GPU's memory is left out.
 
     Raises:
         UserError: a config that is missing or wrong, or more objects than it follows.
@@ -66,6 +72,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 step()
                 steps[name] = step
         times = measure.interleaved(steps, args.repeats, device, cpu_time=args.cpu_time, warm_up=False)
+        if args.as_trained:
+            times = {name: [each / _ITERATIONS for each in of] for name, of in times.items()}
         for name in steps:
             row = {"T": frames, "variant": name, **measure.spread(times[name])}
             if "iterative" in times:
@@ -100,19 +108,28 @@ def plot(figures: dict[str, Any], path: Path) -> None:
 
 def _step(name: str, frames: int, args: argparse.Namespace) -> Callable[[], None]:
     device = measure.device_of(args)
-    opts = ("MODEL.AUSM.TRAIN.CHECKPOINTING", name == CHECKPOINTED, "MODEL.AUSM.FRAME_ENCODER.FREEZE_AT", "none")
-    mode = ("MODEL.AUSM.TRAIN.MODE", name.split(",")[0])
-    model = measure.random_model(args.config_file, device, (*opts, *mode)).train()
-    item = _clip(frames, args.objects, args.size, next(iter(model.label_sets)))
+    opts = ["MODEL.AUSM.TRAIN.CHECKPOINTING", name == CHECKPOINTED, "MODEL.AUSM.TRAIN.MODE", name.split(",")[0]]
+    if not args.as_trained:
+        opts += ["MODEL.AUSM.FRAME_ENCODER.FREEZE_AT", "none", "MODEL.BACKBONE.FREEZE_AT", 0]
+        opts += ["MODEL.AUSM.TRAIN.OWN_PASSES", 0]
+    elif name == "iterative":
+        opts += ["MODEL.AUSM.TRAIN.OWN_PASSES", 0]  # they need the parallel form
+    model = measure.random_model(args.config_file, device, tuple(opts)).train()
+    batch = load_config(args.config_file).SOLVER.IMS_PER_BATCH if args.as_trained else 1
+    items = [_clip(frames, args.objects, args.size, next(iter(model.label_sets))) for _ in range(batch)]
 
-    def forward_and_backward() -> None:
-        torch.manual_seed(0)  # the same switch times and noise for all
+    def forward_and_backward(seed: int = 0) -> None:
+        torch.manual_seed(seed)  # the same switch times, noise and own passes for all
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
-            losses = model([item])
+            losses = model(items)
         sum(losses.values()).backward()  # type: ignore[union-attr]
         model.zero_grad(set_to_none=True)
 
-    return forward_and_backward
+    def iterations() -> None:
+        for seed in range(_ITERATIONS):
+            forward_and_backward(seed)
+
+    return iterations if args.as_trained else forward_and_backward
 
 
 def _peak(name: str, frames: int, args: argparse.Namespace) -> int:

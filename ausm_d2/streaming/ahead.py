@@ -1,0 +1,176 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Frames that are read and encoded in a second thread, while the stream is at those before them.
+
+No information passes between frames in the frame encoder, so it may run ahead, and take several frames at once where
+they are there already: those of a file.
+
+Shape shorthand:
+    H, W: size of the frames in pixels; H_in, W_in: the network's input size, before padding
+    k: frames that are encoded at once
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ausm_d2.modeling.frame_encoder import FrameFeatures
+from ausm_d2.modeling.network import AUSMNetwork
+from ausm_d2.modeling.transfer import upload
+from ausm_d2.streaming.settings import VideoSettings
+
+_MOST = {"cuda": 16, "cpu": 4}  # k at the most; more gain nothing
+_SHARE = 8  # k frames may take this part of the memory that is free
+_ACTIVATIONS = 16  # what the encoder needs while it runs, over what it gives: more than any of our configs needs
+
+
+class EncodedFrame(NamedTuple):
+    """A frame, and what the frame encoder makes of it."""
+
+    image: np.ndarray  # uint8 (H, W, 3), RGB
+    resized: Tensor  # uint8 (3, H_in, W_in), RGB
+    features: FrameFeatures | None  # of B = 1; None: the stream has to encode it (it is captured in a CUDA graph)
+
+
+def pixels(frame: np.ndarray | EncodedFrame) -> np.ndarray:
+    """uint8 (H, W, 3), RGB."""
+    return frame.image if isinstance(frame, EncodedFrame) else frame
+
+
+def network_input(
+    frame: np.ndarray | EncodedFrame, settings: VideoSettings, size: tuple[int, int]
+) -> tuple[Tensor, FrameFeatures | None]:
+    """uint8 (3, H_in, W_in) = ``size``, and its features where the frame was encoded at that size."""
+    if isinstance(frame, EncodedFrame) and frame.resized.shape[1:] == size:
+        return frame.resized, frame.features
+    return settings.resize(pixels(frame), size), None
+
+
+class _End(NamedTuple):
+    error: BaseException | None
+
+
+def encode_ahead(
+    network: AUSMNetwork,
+    settings: VideoSettings,
+    frames: Iterable[np.ndarray],
+    *,
+    given: Iterable[np.ndarray] = (),
+    at_once: int | None = None,
+) -> Generator[EncodedFrame, None, None]:
+    """The same frames, encoded; :meth:`Stream.step` takes them in place of plain ones.
+
+    What raises an exception, a frame that cannot be read or encoded, raises it when it is that frame's turn. When the
+    iterator is closed, the thread ends after the frames that it is at.
+
+    Args:
+        network: in evaluation mode.
+        frames: uint8 (H, W, 3), RGB; asked for 2 k ahead at the most.
+        given: bool (H, W) masks that will be given with the first frame; see :meth:`VideoSettings.input_size`.
+        at_once: k. None: as many as fit well into free memory. 1 for a camera, whose frames come one by one.
+    """
+    done = threading.Event()
+    ready: queue.Queue[EncodedFrame | _End] = queue.Queue(maxsize=at_once or _MOST.get(network.device.type, 1))
+    images = _resized(settings, frames, list(given))
+    arguments = (network, settings, images, at_once, ready, done)
+    thread = threading.Thread(target=_work, args=arguments, name="frames ahead", daemon=True)
+    thread.start()
+    try:
+        while not isinstance(item := ready.get(), _End):
+            yield item
+        if item.error is not None:
+            raise item.error
+    finally:
+        done.set()
+        while thread.is_alive():  # it may wait for a place
+            with suppress(queue.Empty):
+                ready.get_nowait()
+            thread.join(0.01)
+
+
+def _resized(
+    settings: VideoSettings, frames: Iterable[np.ndarray], given: list[np.ndarray]
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Frames, and uint8 (3, H_in, W_in) as their stream resizes them."""
+    first: tuple[int, int] | None = None
+    for frame in frames:
+        size = (frame.shape[0], frame.shape[1])
+        first = first or size
+        yield frame, settings.resize(frame, settings.input_size(size, given if size == first else ()))
+
+
+def _work(
+    network: AUSMNetwork,
+    settings: VideoSettings,
+    frames: Iterable[tuple[np.ndarray, Tensor]],
+    at_once: int | None,
+    ready: queue.Queue[EncodedFrame | _End],
+    done: threading.Event,
+) -> None:
+    """The second thread. Autocast and gradients are switched per thread."""
+    waiting: list[tuple[np.ndarray, Tensor]] = []
+    count = at_once or 1  # the first frame says how much memory one takes
+    captured = settings.cuda_graph and network.device.type == "cuda"
+
+    def hand_over() -> None:
+        nonlocal count
+        images, waiting[:] = list(waiting), []
+        if not images:
+            return
+        encoded = [None] * len(images) if captured else _encode(network, [resized for _, resized in images])
+        if at_once is None and encoded[0] is not None:
+            count = frames_at_once(encoded[0], network.device)
+        for (image, resized), features in zip(images, encoded, strict=True):
+            if not done.is_set():
+                ready.put(EncodedFrame(image, resized, features))
+
+    error: BaseException | None = None
+    try:
+        with torch.no_grad(), torch.autocast(network.device.type, torch.bfloat16, enabled=settings.amp):
+            try:
+                for image, resized in frames:
+                    if waiting and resized.shape != waiting[0][1].shape:
+                        hand_over()
+                    waiting.append((image, resized))
+                    if len(waiting) >= count:
+                        hand_over()
+                    if done.is_set():
+                        break
+            finally:  # those before a frame that cannot be read
+                hand_over()
+    except BaseException as raised:  # to whoever asks for the next frame
+        error = raised
+    ready.put(_End(error))
+
+
+def _encode(network: AUSMNetwork, images: list[Tensor]) -> list[FrameFeatures]:
+    """uint8 (3, H_in, W_in) images of one size -> features of B = 1 each."""
+    batch = torch.stack([upload(image, network.device) for image in images])
+    features = network.encode(network.normalise(batch))
+    return [
+        FrameFeatures(
+            x=features.x[i : i + 1],
+            mask_features=features.mask_features[i : i + 1],
+            multi_scale=[level[i : i + 1] for level in features.multi_scale],
+        )
+        for i in range(len(images))
+    ]
+
+
+def frames_at_once(features: FrameFeatures, device: torch.device) -> int:
+    """k for frames like the one that ``features`` are of: what fits into an eighth of the memory that is free."""
+    tensors = [features.x, features.mask_features, *features.multi_scale]
+    needed = _ACTIVATIONS * sum(each.numel() * each.element_size() for each in tensors)
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(_MOST.get(device.type, 1), free // _SHARE // needed))
