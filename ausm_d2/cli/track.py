@@ -4,6 +4,9 @@
 examples:
   ausm track clip.mp4 -o out                                find and follow everything
   ausm track clip.mp4 --mask first.png -o out               follow what is marked in the first frame
+  ausm track clip.mp4 --box 1:120,80,260,300 -o out         ... in a box
+  ausm track clip.mp4 --point 1:190,150 --point 1:20,20,0 -o out
+  ausm track clip.mp4 --prompts prompts.json --find -o out  all kinds, objects and frames; and find the rest
   ausm track frames/ -o out --save overlay masks coco       a folder of pictures; COCO JSON too
   ausm track 'shots/*.png' --fps 10 -o out                  a pattern
   ausm track 0 -o out                                       camera 0, until Ctrl-C
@@ -47,6 +50,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the results")
     given = parser.add_argument_group("what to follow (default: find everything)")
     given.add_argument("--mask", metavar="PNG", help="objects in the first frame: pixel = object id")
+    given.add_argument(
+        "--box",
+        action="append",
+        default=[],
+        type=_box,
+        metavar="ID[@FRAME]:X0,Y0,X1,Y1",
+        help="a box around an object: left, top, right, bottom, in pixels",
+    )
+    given.add_argument(
+        "--point",
+        action="append",
+        default=[],
+        type=_point,
+        metavar="ID[@FRAME]:X,Y[,LABEL]",
+        help="a click on an object (label 1) or where it is not (0)",
+    )
+    given.add_argument(
+        "--prompts", metavar="JSON", help="prompts of all kinds, objects and frames (docs/command_line.md)"
+    )
     given.add_argument("--find", action="store_true", help="beside the objects given, find all others")
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -83,6 +105,34 @@ def _rate(text: str) -> Fraction:
     if not 0 < rate <= 1000:
         raise argparse.ArgumentTypeError(f"'{text}', expected frames a second, such as 25 or 30000/1001")
     return rate
+
+
+_GIVEN = re.compile(r"(\d+)(?:@(\d+))?:(.+)")  # object, frame, numbers
+
+Given = tuple[int, int, list[float]]
+
+
+def _given(text: str, counts: tuple[int, ...], expected: str) -> Given:
+    """Frame, object id and numbers."""
+    found = _GIVEN.fullmatch(text)
+    try:
+        numbers = [float(each) for each in found[3].split(",")] if found else []
+    except ValueError:
+        numbers = []
+    if found is None or len(numbers) not in counts or not int(found[1]):
+        raise argparse.ArgumentTypeError(f"'{text}', expected {expected}")
+    return int(found[2] or 0), int(found[1]), numbers
+
+
+def _box(text: str) -> Given:
+    return _given(text, (4,), "object:left,top,right,bottom, such as 1:120,80,260,300")
+
+
+def _point(text: str) -> Given:
+    frame, object_id, numbers = _given(text, (2, 3), "object:x,y or object:x,y,label, such as 1:190,150,1")
+    if len(numbers) == 3 and numbers[2] not in (0, 1):
+        raise argparse.ArgumentTypeError(f"'{text}': label {numbers[2]:g}, expected 1 or 0")
+    return frame, object_id, numbers
 
 
 def _raw(text: str) -> RawFormat:
@@ -125,17 +175,29 @@ def config(name: str, changes: Sequence[str] = ()) -> CfgNode:
 
 
 def request(options: argparse.Namespace) -> Request:
-    """What the command line asks for."""
-    from ausm_d2.jobs.prompt_file import read_prompts
-    from ausm_d2.jobs.track import Request
+    """What the command line asks for.
 
-    prompts = {0: read_prompts(options.mask)} if options.mask else {}
+    Raises:
+        UserError: prompts that cannot be used.
+    """
+    from ausm_d2.jobs.prompt_file import PromptPlan, read_prompt_file, read_prompts
+    from ausm_d2.jobs.track import Request
+    from ausm_d2.streaming.prompts import Box, Mask, Points
+
+    plan = read_prompt_file(options.prompts) if options.prompts else PromptPlan()
+    for object_id, mask in (read_prompts(options.mask) if options.mask else {}).items():
+        plan.add(0, object_id, Mask(mask))
+    for frame, object_id, box in options.box:
+        plan.add(frame, object_id, Box(*box))
+    for frame, object_id, (x, y, *label) in options.point:
+        plan.add(frame, object_id, Points([(x, y)], [int(each) for each in label] or [1]))
     return Request(
         source=options.input,
         output=Path(options.output),
-        prompts=prompts,
-        given_by=options.mask or "",
-        find=options.find or not prompts,
+        prompts=plan.prompts,
+        names=plan.names,
+        given_by=options.mask or options.prompts or "the prompts",
+        find=options.find or plan.find or not plan.prompts,
         save=options.save,
         frames=options.frames,
         fps=options.fps,

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +24,10 @@ import av
 import numpy as np
 
 from ausm_d2.errors import UserError
-from ausm_d2.streaming.predictor import FrameResult, Session, VideoPredictor
+from ausm_d2.streaming.predictor import VideoPredictor
+from ausm_d2.streaming.prompts import Mask, Prompts
+from ausm_d2.streaming.result import FrameResult
+from ausm_d2.streaming.session import Session
 from ausm_d2.video.ahead import ReadAhead
 from ausm_d2.video.files import RawFormat
 from ausm_d2.video.frame import Frame, Source
@@ -30,7 +35,7 @@ from ausm_d2.video.inputs import open_source
 from ausm_d2.video.results import DEFAULT_OUTPUTS, Earlier, ResultFolder, check_outputs
 from ausm_d2.video.tracked import Done, TrackedFrame, VideoInfo
 
-Prompts = Mapping[int, Any]  # what ``VideoPredictor.start`` takes, by object id
+logger = logging.getLogger(__name__)
 
 _CHECKPOINT = 30.0  # seconds between two saved states
 _NEVER = 1e9  # seconds: later than any frame
@@ -118,7 +123,7 @@ def _track(
 ) -> Summary:
     earlier = folder.earlier() if request.resume else None
     source, first = _open(request, 0)
-    _check_sizes(request, first)
+    _check_prompts(request, source, first)
     predictor = make_predictor()
     settings = _settings(request, source, predictor)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -129,7 +134,7 @@ def _track(
             return Summary(earlier.frames, earlier.objects, True, folder.path, 0.0, 0)
         done = (earlier.frames or None) if earlier.settings is not None else None
     if done is None:
-        session = predictor.start(first.image, _prompts_at(request, 0))
+        session = predictor.start(first.image, _first_prompts(request), discover=request.find)
     else:
         session = predictor.load(folder.session_file(done))
         source, first = _open(request, done)
@@ -157,21 +162,25 @@ def _open(request: Request, first: int) -> tuple[Source, Any]:
     return source, frame
 
 
-def _check_sizes(request: Request, first: Frame) -> None:
+def _check_prompts(request: Request, source: Source, first: Frame) -> None:
+    """Raise a ``UserError`` for prompts that cannot belong to this video."""
+    last = max(request.prompts, default=0)
+    if source.count is not None and last >= source.count:
+        raise UserError(f"{request.given_by}: given at frame {last}, the video has frames 0 to {source.count - 1}")
     height, width = first.image.shape[:2]
-    for given in request.prompts.values():
-        for mask in given.values():
-            if isinstance(mask, np.ndarray) and mask.shape[:2] != (height, width):
-                raise UserError(
-                    f"{request.given_by}: {mask.shape[1]}x{mask.shape[0]} pixels, the first frame of the input is "
-                    f"{width}x{height}"
-                )
+    given = [prompt for by_id in request.prompts.values() for prompt in by_id.values()]
+    for prompt in [each for several in given for each in (several if isinstance(several, list) else [several])]:
+        mask = prompt.mask if isinstance(prompt, Mask) else prompt
+        if isinstance(mask, np.ndarray) and mask.shape[:2] != (height, width):
+            raise UserError(
+                f"{request.given_by}: {mask.shape[1]}x{mask.shape[0]} pixels, the first frame of the input is "
+                f"{width}x{height}"
+            )
 
 
-def _prompts_at(request: Request, frame: int) -> Prompts | None:
-    """What is given at a frame; None: nothing, and everything is looked for."""
-    given = request.prompts.get(frame)
-    return given if given or request.prompts else None
+def _first_prompts(request: Request) -> Prompts | None:
+    """What is given at the first frame; None: nothing is given at any, and everything is looked for."""
+    return request.prompts.get(0, {}) if request.prompts else None
 
 
 def _settings(request: Request, source: Source, predictor: VideoPredictor) -> dict[str, Any]:
@@ -191,8 +200,7 @@ def _settings(request: Request, source: Source, predictor: VideoPredictor) -> di
 
 
 def _digest(prompt: Any) -> str:
-    data = np.ascontiguousarray(prompt).tobytes() if isinstance(prompt, np.ndarray) else repr(prompt).encode()
-    return hashlib.sha256(data).hexdigest()
+    return hashlib.sha256(pickle.dumps(prompt, protocol=5)).hexdigest()
 
 
 def _require_same(earlier: Earlier, key: str, settings: dict[str, Any], request: Request, source: Source) -> None:
@@ -242,6 +250,9 @@ class _Work:
                         self._folder.checkpoint(self._session.save)
                         saved = time.monotonic()
             complete = not stopped() or self._source.live
+            unused = [frame for frame in self._request.prompts if frame >= done + new]
+            if complete and unused:
+                logger.warning("%s: given at frame %d, which did not come", self._request.given_by, min(unused))
         except BaseException:
             self._close(complete=False, saved=self._folder.frames == done)
             raise

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -103,7 +104,7 @@ def _box_iou(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -
     return shared / (sum(areas) - shared)
 
 
-def draw(prompts: Prompts, size: tuple[int, int], current: Mapping[int, np.ndarray] | None = None) -> dict[int, Drawn]:
+def draw(prompts: Prompts, size: Sequence[int], current: Mapping[int, np.ndarray] | None = None) -> dict[int, Drawn]:
     """Check and draw what a user gives.
 
     Args:
@@ -118,10 +119,11 @@ def draw(prompts: Prompts, size: tuple[int, int], current: Mapping[int, np.ndarr
     drawn = {}
     for object_id, given in prompts.items():
         check_object_id(object_id)
-        many = isinstance(given, list | tuple) and all(isinstance(each, _KINDS) for each in given)
-        several = list(given) if many else [given]  # type: ignore[arg-type, list-item]
+        several: list[Any] = [given]
+        if isinstance(given, list | tuple) and all(isinstance(each, _KINDS) for each in given):
+            several = list(given)
         try:
-            drawn[int(object_id)] = _draw(several, size, (current or {}).get(int(object_id)))
+            drawn[int(object_id)] = _draw(several, (size[0], size[1]), (current or {}).get(int(object_id)))
         except UserError as error:
             raise UserError(f"object {object_id}: {error}") from None
     return drawn

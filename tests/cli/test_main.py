@@ -1,6 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from ausm_d2.cli import main as module
 from ausm_d2.cli import track
 from ausm_d2.cli.main import build_parser, main
+from ausm_d2.errors import UserError
+from ausm_d2.masks.rle import decode
 from ausm_d2.video.results import DEFAULT_OUTPUTS, OUTPUTS
 from tests.tiny import write_tiny_config
 from tests.video.clips import half, write_clip
@@ -40,7 +43,7 @@ def test_every_example_of_the_help_is_a_command(capsys: pytest.CaptureFixture[st
     lines = [line.split("  #")[0] for line in text.splitlines() if line.startswith("  ausm track ")]
     assert len(lines) > 5
     for line in lines:
-        words = line.replace("'", "").split("   ")[0].split()[1:]
+        words = line.strip().replace("'", "").split("  ")[0].split()[1:]
         assert build_parser().parse_args(words).command == "track"
 
 
@@ -50,6 +53,35 @@ def test_one_video(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     found = capsys.readouterr()
     assert found.out.startswith("3 frames, ") and "%|" not in found.err  # standard error is no terminal: no bar
     assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["mot.txt", "tracks.json"]
+
+
+def test_prompts_of_the_command_line(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip, out = write_clip(tmp_path / "a.mp4", 4), tmp_path / "out"
+    (tmp_path / "p.json").write_text(
+        '{"objects": [{"id": 4, "name": "ball", "prompts": [{"frame": 1, "points": [[40, 30]]}]}]}'
+    )
+    given = [
+        "--box",
+        "7:10,10,30,30",
+        "--point",
+        "7:12,12,0",
+        "--box",
+        "9@2:5,5,20,20",
+        "--prompts",
+        tmp_path / "p.json",
+    ]
+    arguments = ["track", clip, "-o", out, "--config", config, "--save", "mot", *given]
+    assert main([str(each) for each in arguments]) == 0
+    data = json.loads((out / "tracks.json").read_text())
+    tracks = {track["id"]: track for track in data["tracks"]}
+    assert sorted(tracks) == [4, 7, 9] and data["prompted"] is True
+    assert [tracks[i]["frames"][0] for i in (7, 4, 9)] == [0, 1, 2]
+    assert tracks[4]["class"] == "ball" and tracks[7]["class"] == "object"
+    mask = decode(tracks[7]["segmentations"][0])
+    assert not mask[12, 12]
+    capsys.readouterr()
+    with pytest.raises(UserError, match="given at frame 9, the video has frames 0 to 3"):
+        main(["track", str(clip), "-o", str(out), "--config", config, "--box", "1@9:1,1,5,5"])
 
 
 def test_a_folder_of_videos_of_which_one_is_bad(
@@ -66,6 +98,10 @@ def test_a_folder_of_videos_of_which_one_is_bad(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--box", "10,20,30,40"], "expected object:left,top,right,bottom"),
+        (["--box", "0:10,20,30,40"], "expected object:left,top,right,bottom"),
+        (["--point", "1:5,5,2"], "label 2, expected 1 or 0"),
+        (["--point", "1:5"], "expected object:x,y"),
         (["--save", "gif"], "invalid choice: 'gif'"),
         (["--fps", "0"], "expected frames a second"),
         (["--raw", "640"], "expected width and height"),
