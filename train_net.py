@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Train, resume or evaluate AUSM, with Detectron2's own flags.
+"""Train, resume or evaluate AUSM, with Detectron2's flags.
 
 python train_net.py --config-file configs/synth/ausm_nano.yaml [--eval-only] [--resume] [KEY VALUE ...]
 """

@@ -5,15 +5,15 @@
 
     predictor = VideoPredictor.from_pretrained("ausm_edge")
 
-``VideoPredictor``, ``load_config`` and ``add_ausm_config`` are imported when they are first used, so that importing the
-package alone is fast and needs neither PyTorch nor Detectron2.
+``VideoPredictor``, ``load_config`` and ``add_ausm_config`` are imported lazily: importing the package itself is fast
+and needs neither PyTorch nor Detectron2.
 """
 
 import importlib
 import warnings
 from typing import Any
 
-# Detectron2 causes this warning when it is imported; users of this package can do nothing about it.
+# Raised by the import of Detectron2; users of this package cannot avoid it.
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
 
 __version__ = "0.1.0"
@@ -35,7 +35,7 @@ def __getattr__(name: str) -> Any:
         if (error.name or "").split(".")[0] != "detectron2":
             raise
         raise ModuleNotFoundError(
-            "ausm_d2 needs Detectron2, which pip cannot install with it; see https://detectron2.readthedocs.io/en/"
+            "ausm_d2 needs Detectron2, which must be installed separately; see https://detectron2.readthedocs.io/en/"
             "latest/tutorials/install.html, or tools/install_detectron2.py of the source of ausm_d2",
             name="detectron2",
         ) from error

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Memory of a process that makes and drops large arrays all the time."""
+"""Settings of glibc's allocator for processes that allocate and free large arrays."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 @cache
 def keep_freed_memory() -> None:
-    """Freed memory stays with the process from now on (with glibc; elsewhere nothing happens).
+    """Keep freed memory in the process instead of returning it to the system (glibc only).
 
-    Memory that goes back to the system costs a page fault for every 4 kB when it is asked for again: a fifth of the
-    time of a training item, more of a frame encoder's on a CPU. Commands do this first; a library does not, whose
-    caller may want the memory back.
+    Reallocating returned memory costs one page fault per 4 kB: a fifth of the time of a training item, more in a frame
+    encoder on a CPU. Called by commands, not by the library, since other programs may need the memory.
     """
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)  # bytes
-        libc.mallopt(_M_MMAP_MAX, 0)  # a mapping of its own for nothing: those always go back
+        libc.mallopt(_M_MMAP_MAX, 0)  # never use mmap: freed mappings are always returned

@@ -46,10 +46,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
-    """Every data set is known (the user's own ones are registered first), and the config has its label set.
+    """Register the user's own data sets, and check that every data set is known and the config has its label set.
 
     Raises:
-        UserError: naming the data set, its classes and the label set.
+        UserError: if not, naming data set, classes and label set.
     """
     register_from_config(cfg)
     label_sets = {str(name): int(classes) for name, classes in cfg.MODEL.AUSM.LABEL_SETS}
@@ -59,7 +59,7 @@ def check_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
             raise UserError(f"data set '{name}' is not registered; registered: {', '.join(registered_names())}")
         metadata = MetadataCatalog.get(name)
         if not metadata.get("thing_classes"):
-            get_records(name)  # a user's own data set: its classes are in its file
+            get_records(name)  # a user's own data set: reading its file sets its classes
         classes, label_set = len(metadata.thing_classes), chosen.get(name, metadata.label_set)
         if label_set not in label_sets:
             raise UserError(
@@ -74,19 +74,19 @@ def check_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
 
 
 class Trainer(DefaultTrainer):
-    """What train_net.py runs."""
+    """Detectron2's DefaultTrainer with this project's loaders, evaluators, optimiser and weight averaging."""
 
-    average: WeightAverage | None = None  # of the weights, with MODEL_EMA.ENABLED
+    average: WeightAverage | None = None  # if MODEL_EMA.ENABLED
 
     def build_hooks(self) -> list[Any]:
-        # Detectron2 has just made a checkpointer of its own, and no hook holds it yet.
+        # Replaces Detectron2's checkpointer before any hook refers to it.
         states: dict[str, Any] = {"trainer": weakref.proxy(self)}
         hooks: list[Any] = []
         if self.cfg.MODEL_EMA.ENABLED:
             model: Any = self.model
             self.average = WeightAverage(getattr(model, "module", model), self.cfg.MODEL_EMA.DECAY)
             states["ema"] = self.average
-            hooks.append(UpdateAverage(self.average))  # before whatever saves or evaluates
+            hooks.append(UpdateAverage(self.average))  # before the hooks that save or evaluate
         self.checkpointer = AUSMCheckpointer(self.model, self.cfg.OUTPUT_DIR, **states)
         for hook in super().build_hooks():
             is_evaluation = isinstance(hook, EvalHook)
@@ -94,7 +94,7 @@ class Trainer(DefaultTrainer):
         return hooks
 
     def _test_and_keep(self) -> dict[str, Any]:
-        """Evaluate while training: the averaged weights, where there is an average."""
+        """Periodic evaluation, with averaged weights if they are enabled."""
         with self.average.applied() if self.average is not None else contextlib.nullcontext():
             self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
@@ -102,8 +102,8 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
         if self.average is not None and not (resume and self.checkpointer.has_checkpoint()):
-            self.average.restart()  # with the weights that were loaded
-        # Resumed, it goes on to the clips that come next; it does not begin anew with those it has had.
+            self.average.restart()  # from the loaded weights
+        # A resumed training continues with the next clips of the same random sequence.
         self._trainer.data_loader.skip(self.start_iter)
 
     @classmethod
@@ -130,23 +130,23 @@ class Trainer(DefaultTrainer):
     def test(
         cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None
     ) -> dict[str, Any]:
-        """Evaluate on every data set of ``DATASETS.TEST``, with ``TEST.AUSM.BASELINES`` the references too.
+        """Evaluate on every data set of ``DATASETS.TEST``; with ``TEST.AUSM.BASELINES`` also the references.
 
-        The table of all results, and that of the paper where it has the data sets, are logged and written to
-        ``OUTPUT_DIR/table.md``. Data sets without public labels have no scores; their submission is written.
+        A table of all results, and the paper's table for data sets that it covers, are logged and written to
+        ``OUTPUT_DIR/table.md``. For data sets without public labels a submission is written instead of scores.
 
         Args:
-            model: an AUSM, or the DistributedDataParallel of one.
-            evaluators: one for each of ``DATASETS.TEST``; None: those of :meth:`build_evaluator`. The references are
-                always scored by the latter.
+            model: an AUSM, possibly wrapped in DistributedDataParallel.
+            evaluators: one per data set of ``DATASETS.TEST``; None: from :meth:`build_evaluator`, which is always used
+                for the references.
 
         Returns:
-            Scores by measure and name under the data set's name (as in Detectron2 without it, if it is the only key),
-            the references' under ``<data set>/<reference>``; in all processes but the first they are empty.
+            Scores by data set, measure and name; those of references under ``<data set>/<reference>``. With a single
+            key, its value, as in Detectron2. Empty in all processes except the first.
 
         Raises:
-            UserError: data sets that are unknown, do not fit the config or, without SKIP_MISSING, are not there.
-            ValueError: another number of evaluators than data sets.
+            UserError: if a data set is unknown, does not fit the config or, without SKIP_MISSING, is missing.
+            ValueError: if the number of evaluators differs from that of data sets.
         """
         if evaluators is not None and len(evaluators) != len(cfg.DATASETS.TEST):
             raise ValueError(f"{len(evaluators)} evaluators, expected one for each of {list(cfg.DATASETS.TEST)}")
@@ -166,7 +166,7 @@ class Trainer(DefaultTrainer):
             task = MetadataCatalog.get(dataset_name).task
             for key, reference in references(task, SingleFrames(ausm, ausm.video)).items():
                 logger.info("Reference on %s: %s", dataset_name, reference.name)
-                own = cfg.clone()  # as TEST.AUSM.RESUME has it, each keeps its results in a folder of its own
+                own = cfg.clone()  # a separate folder for each, for TEST.AUSM.RESUME
                 own.defrost()
                 own.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR, "references", key))
                 scores = cls._evaluate(own, dataset_name, reference)
@@ -201,7 +201,7 @@ def results_table(rows: Sequence[tuple[str, str, Scores]]) -> str:
     """A Markdown table.
 
     Args:
-        rows: data set, method and scores of each row. Measures that none of them has get no column.
+        rows: data set, method and scores of each row. Measures without any value get no column.
     """
     titles = ["Data set", "Method"]
     columns = [[dataset for dataset, _, _ in rows], [method for _, method, _ in rows]]

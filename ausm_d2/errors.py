@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Errors for people: what, where, found, expected; one line; exit code not 0."""
+"""User errors and how commands report them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ausm_d2.allocator import keep_freed_memory
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave (a file, a key, a prompt). Its text is one line, complete without a traceback."""
+    """An error in the user's input (file, key, prompt). The message is one line: what, where, found, expected."""
 
 
 def cli(main: Callable[[], int | None]) -> None:
-    """Run a command's ``main`` and leave the process: a ``UserError`` becomes one line on stderr and exit code 1."""
+    """Run a command's ``main`` and exit. A ``UserError`` is printed as one line on stderr, with exit code 1."""
     keep_freed_memory()
     try:
         code = main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except BrokenPipeError:  # the reader of our output (head, less) has left
+    except BrokenPipeError:  # stdout was closed (head, less)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

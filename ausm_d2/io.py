@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Files that are written completely or not at all; JSON and YAML files whose faults are explained."""
+"""Atomic writing of files and folders; reading of JSON and YAML with clear error messages."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from ausm_d2.errors import UserError
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it takes the place of ``path``, on failure it is removed.
+    """Yield a temporary path in the folder of ``path``. It is renamed to ``path`` on success and removed on failure.
 
-    The temporary name keeps the suffix of ``path``, so that writers which choose a format by it still do. A link is
-    followed: what it leads to is replaced, not the link.
+    The temporary name keeps the suffix of ``path``, by which some writers choose the format. If ``path`` is a symbolic
+    link, its target is replaced.
 
     Raises:
-        UserError: there can be no file of this name, or no room is left for it.
+        UserError: if the file cannot be created, or the disk is full.
     """
     target = Path(os.path.realpath(path))
     try:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, "Is a directory")
         target.parent.mkdir(parents=True, exist_ok=True)
-        # The name may be as long as the file system allows; letters are added to it.
+        # Shortened: mkstemp lengthens the name, which may already have the maximum length.
         prefix = os.fsdecode(os.fsencode(f".{target.stem}")[:100]) + "."
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=target.suffix)
     except OSError as error:
@@ -42,7 +42,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide results from a user's colleagues
+        temporary.chmod(0o666 & ~_umask())  # mkstemp creates files with mode 0600
         temporary.replace(target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
@@ -62,12 +62,12 @@ def _umask() -> int:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder; on success ``path`` has its contents, on failure nothing is left of it.
+    """Yield a temporary folder. Its contents become those of ``path`` on success; it is removed on failure.
 
-    ``path`` may be an empty folder: a link to one, a mount point or the working directory.
+    ``path`` may be an existing empty folder, including a link, a mount point or the working directory.
 
     Raises:
-        UserError: ``path`` holds something already, or nothing can be written there.
+        UserError: if ``path`` is not empty, or cannot be written.
     """
     target = Path(os.path.realpath(path))
     try:
@@ -95,10 +95,10 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def require_room(folder: str | os.PathLike[str], room: int = 2**20) -> None:
-    """See that ``room`` bytes can be written to a folder, which is made: better now than after an hour of work.
+    """Create a folder and check that ``room`` bytes can be written to it, before long work begins.
 
     Raises:
-        UserError: they cannot.
+        UserError: if they cannot.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -109,16 +109,16 @@ def require_room(folder: str | os.PathLike[str], room: int = 2**20) -> None:
 
 
 def read_json(path: str | os.PathLike[str], object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """The contents of a JSON file, which may start with a byte order mark.
+    """Read a JSON file, with or without a byte order mark.
 
     Args:
-        object_hook: gives what each object is replaced with as soon as it is read.
+        object_hook: as in ``json.loads``.
 
     Raises:
-        UserError: it is missing or no JSON.
+        UserError: if the file is missing or not valid JSON.
     """
     try:
-        with open(path, "rb") as file:  # whole: text that is read by lines takes twice as long
+        with open(path, "rb") as file:  # text mode would take twice as long
             text = file.read().decode("utf-8-sig")
         return json.loads(text, object_hook=object_hook)
     except OSError as error:
@@ -129,12 +129,12 @@ def read_json(path: str | os.PathLike[str], object_hook: Callable[[dict[str, Any
         raise UserError(f"{path}: not read: nested too deeply") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not a JSON file: {error.msg} at line {error.lineno}") from None
-    except ValueError:  # Python's limit for whole numbers
+    except ValueError:  # Python's limit for integer strings
         raise UserError(f"{path}: not read: a number of thousands of digits") from None
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader; of two equal keys in a mapping PyYAML would silently keep the last."""
+    """PyYAML's safe loader, which refuses duplicate keys; PyYAML itself silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -147,10 +147,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
-    """The contents of a YAML file: plain values only, nothing is run.
+    """Read a YAML file of plain values; no code is executed.
 
     Raises:
-        UserError: it is missing or not YAML, asks for a Python object, or has a key twice.
+        UserError: if the file is missing or not YAML, contains Python objects, or has a duplicate key.
     """
     try:
         with open(path, "rb") as file:
@@ -167,5 +167,5 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise UserError(f"{path}: not read: nested too deeply") from None
-    except ValueError as error:  # dates and numbers that there are none of
+    except ValueError as error:  # invalid dates and numbers
         raise UserError(f"{path}: not a YAML file that can be used: {error}") from None

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What ``train_net.py`` and ``ausm evaluate`` run: training, resuming and evaluation, with Detectron2's own flags."""
+"""The commands ``train_net.py`` and ``ausm evaluate``: training, resuming and evaluation with Detectron2's flags."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from ausm_d2.errors import UserError
 
 
 def checked_config(args: argparse.Namespace) -> CfgNode:
-    """The frozen config of a run that can begin; nothing has been written.
+    """Load, check and freeze the config of a run, before anything is written.
 
     Raises:
-        UserError: a config, data sets or weights that cannot be used.
+        UserError: if the config, a data set or the weights cannot be used.
     """
     _check_gpus(args)
     cfg = load_config(args.config_file, args.opts, args.overlay)
@@ -37,7 +37,7 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
         raise UserError("DATASETS.TEST: empty, expected the names of the data sets to evaluate on")
     if not args.eval_only:
         check_train_config(cfg, max(args.num_gpus, 1) * args.num_machines)
-    tests, missing = available_test_sets(cfg)  # none in a training that does not evaluate
+    tests, missing = available_test_sets(cfg)  # may be empty when training
     if args.eval_only and not tests:
         raise UserError(f"DATASETS.TEST: none of its data sets is there (TEST.SKIP_MISSING is on); {missing[0]}")
     training = [] if args.eval_only else list(cfg.DATASETS.TRAIN)
@@ -46,7 +46,7 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
     if cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY:
         raise UserError(f"MODEL.META_ARCHITECTURE: unknown '{cfg.MODEL.META_ARCHITECTURE}', expected AUSM")
     _check_output(Path(cfg.OUTPUT_DIR))
-    model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)  # what else the model asks of its config
+    model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)  # the model's own checks of the config
 
     last = AUSMCheckpointer(nn.Module(), cfg.OUTPUT_DIR)
     resumes = args.resume and last.has_checkpoint()
@@ -54,41 +54,41 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
     key = f"{cfg.OUTPUT_DIR}/last_checkpoint" if resumes else "MODEL.WEIGHTS"
     if args.eval_only and not weights:
         raise UserError(f"{key}: empty, expected the weights to evaluate")
-    here = ":" not in weights or weights.startswith(ShippedWeights.PREFIX)  # others are fetched when they are needed
+    here = ":" not in weights or weights.startswith(ShippedWeights.PREFIX)  # other URLs are fetched later
     if weights and here and not Path(PathManager.get_local_path(weights)).is_file():
         raise UserError(f"{key}: weights file '{weights}' does not exist")
     if here:
-        AUSMCheckpointer(model, complete=args.eval_only).load(weights)  # whether they fit
+        AUSMCheckpointer(model, complete=args.eval_only).load(weights)  # checks that they fit
     if args.eval_only:
         cfg.MODEL.WEIGHTS = weights
     else:
-        cfg.TEST.AUSM.RESUME = False  # of a periodic evaluation: the weights have changed since the one before
-        cfg.TEST.AUSM.BASELINES = False  # what the model is compared with, once it is trained
+        cfg.TEST.AUSM.RESUME = False  # periodic evaluation: the weights have changed since the last one
+        cfg.TEST.AUSM.BASELINES = False  # score the references after training only
     cfg.freeze()
     return cfg
 
 
 def _check_gpus(args: argparse.Namespace) -> None:
-    """Raises UserError if this machine lacks the GPUs of ``--num-gpus``: Detectron2 starts one process for each."""
+    """Raise UserError if this machine has fewer GPUs than ``--num-gpus``: Detectron2 starts one process per GPU."""
     there = torch.cuda.device_count()
     if args.num_gpus < 0 or args.num_machines < 1:
         raise UserError(
             f"--num-gpus {args.num_gpus} --num-machines {args.num_machines}: expected 0 or more GPUs on each of 1 or "
             "more machines"
         )
-    if args.num_gpus * args.num_machines > 1 and args.num_gpus > there:  # without it, one process runs on the CPU
+    if args.num_gpus * args.num_machines > 1 and args.num_gpus > there:  # a single process may run on the CPU
         raise UserError(f"--num-gpus: {args.num_gpus}, but PyTorch finds {there} on this machine")
 
 
 def _check_output(folder: Path) -> None:
-    """Raises UserError if nothing can be written to a folder, which need not exist yet."""
+    """Raise UserError if a folder, which need not exist yet, is not writable."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"OUTPUT_DIR: '{folder}' cannot be written ('{there}' is no folder that can be written to)")
+        raise UserError(f"OUTPUT_DIR: '{folder}' cannot be written ('{there}' is not a writable folder)")
 
 
 def run(args: argparse.Namespace, cfg: CfgNode) -> None:
-    """In each process."""
+    """Train or evaluate; runs in each process."""
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="ausm_d2", abbrev_name="ausm")
     if args.eval_only:
@@ -104,7 +104,12 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> None:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """The command, with its arguments; default: those of the process. ``prog``: its name in the help."""
+    """Run the command.
+
+    Args:
+        arguments: of the command line; None: ``sys.argv``.
+        prog: name of the command in its help.
+    """
     parser = default_argument_parser()
     parser.add_argument(
         "--overlay", action="append", default=[], metavar="FILE", help="YAML file whose keys replace the config's"

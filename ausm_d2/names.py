@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""File names in the order that people mean, where numbers inside names compare as numbers, and which fit together."""
+"""File names: natural order, listing of folders, matching of numbered names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePath
 
-# Suffixes of pictures that are frames.
+# Suffixes of image files that are read as frames.
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif", ".ppm", ".pgm")
 
 _DIGITS = re.compile(r"([0-9]+)")
@@ -17,9 +17,9 @@ Order = tuple[tuple[tuple[str | int, ...], ...], str]
 
 
 def natural_order(name: str | PurePath) -> Order:
-    """Sort key of a file name or path: ``frame_2.jpg`` comes before ``frame_10.jpg``, whether padded with zeros or not.
+    """Sort key of a file name or path: ``frame_2.jpg`` sorts before ``frame_10.jpg``, with or without zero padding.
 
-    Folders compare part by part, and the suffix only where the rest is equal.
+    Folders are compared part by part, suffixes only if the rest is equal.
     """
     path = PurePath(name)
     parts = (*path.parts[:-1], path.stem)
@@ -27,27 +27,27 @@ def natural_order(name: str | PurePath) -> Order:
 
 
 def _pieces(text: str) -> tuple[str | int, ...]:
-    """Text, number, text, number, ..., text: places of one kind always compare with each other."""
+    """Alternating text and numbers, beginning and ending with text, so that entries of one type are compared."""
     return tuple(int(piece) if i % 2 else piece for i, piece in enumerate(_DIGITS.split(text)))
 
 
 def sorted_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> list[str]:
     """Names of the files in ``folder`` with one of the ``suffixes`` (lower case, with the dot), in natural order.
 
-    Hidden files (``.name``, among them the ``._name`` that macOS leaves on other disks) are left out.
+    Hidden files are left out (``.name``, including macOS's ``._name``).
     """
     found = [entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(tuple(suffixes))]
     return sorted((name for name in found if not name.startswith(".")), key=natural_order)
 
 
 def subfolders(folder: str | os.PathLike[str]) -> list[str]:
-    """Names of the folders in ``folder``, links to folders included, in natural order; hidden ones are left out."""
+    """Names of the folders in ``folder``, including links, in natural order; hidden ones are left out."""
     found = (name for name in os.listdir(folder) if not name.startswith("."))
     return sorted((name for name in found if os.path.isdir(os.path.join(folder, name))), key=natural_order)
 
 
 def files_below(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """All files in ``folder`` and below, also behind links to folders; a folder that is met again is not entered."""
+    """All files below ``folder``, following links; each folder is visited once."""
     seen: set[tuple[int, int]] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
         status = os.stat(root)
@@ -61,7 +61,7 @@ def files_below(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def repeated(names: Iterable[str]) -> tuple[str, str] | None:
-    """The first two names that stand for one thing: only their suffix differs, or zeros before a number."""
+    """The first two names that differ only in suffix or zero padding; None if there are none."""
     seen: dict[tuple[str | int, ...], str] = {}
     for name in names:
         pieces = _pieces(os.path.splitext(name)[0])
@@ -72,9 +72,10 @@ def repeated(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def numbering_shift(names: Collection[str], of: Collection[str]) -> int | None:
-    """By how much the numbers of ``names`` are above those of ``of``, if all of them fit only when that is taken off.
+    """The constant difference between the numbers of ``names`` and those of ``of``.
 
-    Names are without suffix; their last number counts. ``None``: they all fit as they are, or no shift makes them fit.
+    Names are without suffix; their last number is compared. ``None``: they match without a shift, or no shift makes
+    them match.
     """
     if set(names) <= set(of) or not names or not of:
         return None
@@ -88,7 +89,7 @@ def numbering_shift(names: Collection[str], of: Collection[str]) -> int | None:
 
 
 def _last_numbers(names: Collection[str]) -> tuple[tuple[str | int, ...], set[int]] | None:
-    """What comes before the last number of all ``names``, and those numbers; None where names differ otherwise."""
+    """The common part of all ``names``, and their last numbers; None if they differ elsewhere."""
     pieces = [_pieces(name) for name in names]
     first = pieces[0]
     if len(first) < 3 or any(each[:-2] != first[:-2] or each[-1] != first[-1] for each in pieces):

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Picture files in colours: read as 8-bit RGB, upright, or refused.
+"""Reads image files as 8-bit RGB, rotated upright; refuses files that this would not represent faithfully.
 
 Shape shorthand:
     H, W: picture size in pixels, upright
@@ -15,19 +15,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ausm_d2.errors import UserError
 
-# What Pillow raises for files that are no pictures, are cut off, or claim to be gigantic.
+# Exceptions of Pillow for files that are not images, truncated, or of gigantic size.
 BROKEN_PICTURE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
-_PAGED = {"TIFF", "GIF", "PNG", "WEBP", "AVIF"}  # Pillow's names of formats whose further pictures are frames
-_REDUCED = 254  # TIFF tag: a picture of odd value is a smaller copy of another page
-_ORIENTATION = 0x0112  # EXIF tag; 5 to 8: turned by 90 degrees
+_PAGED = {"TIFF", "GIF", "PNG", "WEBP", "AVIF"}  # formats whose pages may be frames
+_REDUCED = 254  # TIFF tag NewSubfileType: bit 0 marks a reduced-resolution copy of another page
+_ORIENTATION = 0x0112  # EXIF tag; 5 to 8: rotated by 90 degrees
 
 
 def read_image(path: str) -> np.ndarray:
-    """A picture as uint8 (H, W, 3), RGB, turned upright where its EXIF says so.
+    """Read an image as uint8 (H, W, 3), RGB, rotated upright by its EXIF orientation.
 
     Raises:
-        UserError: it is missing, no picture, several, or cut off. (OpenCV alone would return what there is, with grey
-            below.)
+        UserError: if the file is missing, not an image, truncated, or holds several images. (OpenCV alone would fill
+            the missing part of a truncated image with grey.)
     """
     try:
         data = np.fromfile(path, np.uint8)
@@ -55,7 +55,7 @@ def read_image(path: str) -> np.ndarray:
 def frame_pages(picture: Image.Image) -> list[int]:
     """The pages of an open file that are frames: all of a TIFF stack, GIF, animated PNG, WebP or AVIF.
 
-    Smaller copies in a TIFF are none, nor is the substitute picture of an animated PNG.
+    Reduced-resolution copies in a TIFF and the default image of an animated PNG are not frames.
     """
     pages = list(range(getattr(picture, "n_frames", 1))) if picture.format in _PAGED else [0]
     if len(pages) > 1 and picture.format == "PNG" and picture.info.get("default_image"):
@@ -72,25 +72,25 @@ def frame_pages(picture: Image.Image) -> list[int]:
 
 
 def to_rgb(picture: Image.Image, where: str) -> np.ndarray:
-    """Pillow's picture -> uint8 (H, W, 3), RGB. Of 16-bit values the upper half is kept, as OpenCV does.
+    """A Pillow image as uint8 (H, W, 3), RGB. 16-bit values are reduced to their upper 8 bits, as in OpenCV.
 
     Raises:
-        UserError: values without a known range (32 bits, floating point), which would have to be cut off or guessed.
+        UserError: for 32-bit and floating-point pixels, whose range is unknown.
     """
     if picture.mode.startswith("I;16"):
         values = np.asarray(picture)
         return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
     if picture.mode in ("I", "F"):
         kind = "32-bit" if picture.mode == "I" else "floating-point"
-        raise UserError(f"{where}: {kind} pixels, whose range nobody knows; expected a picture of 8 or 16 bits")
+        raise UserError(f"{where}: {kind} pixels, whose range is unknown; expected 8 or 16 bits")
     return np.asarray(picture.convert("RGB"))
 
 
 def check_picture(path: str) -> tuple[int, int]:
-    """(H, W) of a picture whose header can be read and whose file is complete.
+    """Check that an image is readable and complete, and return (H, W).
 
     Raises:
-        UserError: it is missing, no picture, several, or cut off.
+        UserError: if the file is missing, not an image, truncated, or holds several images.
     """
     size = image_size(path)
     with open(path, "rb") as file:
@@ -98,17 +98,17 @@ def check_picture(path: str) -> tuple[int, int]:
         file.seek(0, io.SEEK_END)
         file.seek(max(0, file.tell() - 64))
         ends = np.frombuffer(head + file.read(), np.uint8)
-    if not _looks_complete(ends) or _is_animated_png(ends):  # or a format that does not tell
+    if not _looks_complete(ends) or _is_animated_png(ends):  # or a format without an end marker
         read_image(path)
     return size
 
 
 def image_size(path: str) -> tuple[int, int]:
-    """(H, W) of a picture as :func:`read_image` returns it; only its header is read."""
+    """(H, W) of an image as :func:`read_image` returns it; reads the header only."""
     try:
         with Image.open(path) as picture:
             width, height = picture.size
-            # Of a PNG that has none in its header, Pillow would decode the whole picture to look behind it.
+            # For a PNG without EXIF in its header, Pillow would decode the pixels to look for EXIF behind them.
             exif = picture.getexif() if picture.format != "PNG" or "exif" in picture.info else {}
             turned = exif.get(_ORIENTATION, 1) >= 5
     except BROKEN_PICTURE as error:
@@ -122,7 +122,7 @@ def _is_animated_png(data: np.ndarray) -> bool:
 
 
 def _looks_complete(data: np.ndarray) -> bool:
-    """Whether a JPEG or PNG file ends as it should. False also for complete files with something behind the end."""
+    """Whether a JPEG or PNG file ends with its end marker. False also for complete files with trailing data."""
     tail = data[-64:].tobytes().rstrip(b"\0")
     if data[:2].tobytes() == b"\xff\xd8":
         return tail.endswith(b"\xff\xd9")

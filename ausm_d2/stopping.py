@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C and SIGTERM (Slurm, ``docker stop``, ``timeout``) as a request that long work can answer in good order."""
+"""Graceful stop on Ctrl-C and SIGTERM (Slurm, ``docker stop``, ``timeout``)."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from types import FrameType
 
 
 class StopRequest:
-    """A context in which the first SIGINT or SIGTERM is only noted; the second one ends the work at once.
+    """A context in which the first SIGINT or SIGTERM sets a flag and the second raises KeyboardInterrupt.
 
-    Outside the main thread nothing is installed: nobody can send a signal to another thread.
+    Outside the main thread no handler is installed: Python handles signals in the main thread only.
     """
 
     def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> None:
         self._signals = signals
         self._seen = threading.Event()
         self._before: dict[int, signal.Handlers | object] = {}
-        self.signal: int | None = None  # that asked to stop
+        self.signal: int | None = None  # number of the signal received
 
     def __call__(self) -> bool:
-        """Whether somebody has asked to stop."""
+        """Whether a stop was requested."""
         return self._seen.is_set()
 
     def request(self) -> None:
-        """Ask to stop, as a signal does."""
+        """Request a stop, like a signal."""
         self._seen.set()
 
     def _note(self, number: int, _: FrameType | None) -> None:

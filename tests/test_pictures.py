@@ -89,7 +89,7 @@ def test_16_bit_pictures_keep_their_upper_half(tmp_path: Path, suffix: str) -> N
 @pytest.mark.parametrize(("dtype", "kind"), [(np.float32, "floating-point"), (np.int32, "32-bit")])
 def test_pictures_without_a_known_range_are_refused(tmp_path: Path, dtype: type, kind: str) -> None:
     Image.fromarray(np.full((8, 8), 300, dtype)).save(tmp_path / "a.tif")
-    with pytest.raises(UserError, match=rf"a\.tif: {kind} pixels, whose range nobody knows"):
+    with pytest.raises(UserError, match=rf"a\.tif: {kind} pixels, whose range is unknown"):
         read_image(str(tmp_path / "a.tif"))
 
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Loads weights from a path or an address, and writes checkpoints."""
+"""Loads weights from a path or URL, and writes checkpoints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ausm_d2.io import atomic_write
 
 
 class ShippedWeights(PathHandler):
-    """Addresses of the weights that come with the package: ``ausm://<file>`` is ``ausm_d2/weights/<file>``."""
+    """URLs of the weights shipped with the package: ``ausm://<file>`` is ``ausm_d2/weights/<file>``."""
 
     PREFIX = "ausm://"
 
@@ -33,11 +33,11 @@ class ShippedWeights(PathHandler):
         return open(self._get_local_path(path), mode, **kwargs)
 
 
-PathManager.register_handler(ShippedWeights(), allow_override=True)  # a module that is reloaded registers again
+PathManager.register_handler(ShippedWeights(), allow_override=True)  # a reloaded module registers again
 
 
 class AUSMCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer: reads safely, converts weights, refuses those that do not fit, writes atomically."""
+    """Detectron2's checkpointer with safe reading, conversion of foreign weights, strict checks and atomic writing."""
 
     def __init__(
         self,
@@ -51,10 +51,10 @@ class AUSMCheckpointer(DetectionCheckpointer):
         """
         Args:
             model: an AUSM.
-            save_dir: where checkpoints are written.
-            complete: the weights are to be used as they are (inference): nothing of the model may be left random.
-            save_to_disk: default: in the main process only.
-            checkpointables: objects with a state to save beside the model.
+            save_dir: output folder.
+            complete: refuse weights that leave any parameter random (for inference).
+            save_to_disk: None: in the main process only.
+            checkpointables: further objects with a ``state_dict`` to save.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.complete = complete
@@ -62,12 +62,12 @@ class AUSMCheckpointer(DetectionCheckpointer):
         self._resumes_average = False
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load weights from a path or an address; "" loads nothing.
+        """Load weights from a path or URL; "" loads nothing.
 
-        Of a training that averaged its weights (MODEL_EMA) the average is loaded, unless that average itself goes on.
+        If the checkpoint has averaged weights (MODEL_EMA), these are loaded, unless the average itself is resumed.
 
         Raises:
-            UserError: if there is no such file, it is refused or damaged, or does not fit the model.
+            UserError: if the file is missing, unsafe or damaged, or does not fit the model.
         """
         self._path = path
         states = args[0] if args else kwargs.get("checkpointables")
@@ -77,7 +77,7 @@ class AUSMCheckpointer(DetectionCheckpointer):
         if path:
             try:
                 local = PathManager.get_local_path(path)
-            except Exception as error:  # each kind of address fails in its own ways
+            except Exception as error:  # every URL handler raises its own exceptions
                 raise UserError(f"MODEL.WEIGHTS: '{path}' cannot be fetched: {error}") from error
             if not os.path.isfile(local):
                 raise UserError(f"MODEL.WEIGHTS: weights file '{path}' does not exist")
@@ -88,7 +88,7 @@ class AUSMCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         if not self._resumes_average and "ema" in checkpoint:
-            self.logger.info("%s: the averaged weights", self._path)
+            self.logger.info("%s: loading the averaged weights", self._path)
             checkpoint["model"] = weights_to_use(checkpoint)
         try:
             conversion = convert(
@@ -105,7 +105,7 @@ class AUSMCheckpointer(DetectionCheckpointer):
         self.model.load_state_dict(conversion.weights, strict=False)
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``<save_dir>/<name>.pth``, completely or not at all, and name it in ``last_checkpoint``."""
+        """Write ``<save_dir>/<name>.pth`` atomically and name it in ``last_checkpoint``."""
         if not self.save_dir or not self.save_to_disk:
             return
         states = {key: value.state_dict() for key, value in self.checkpointables.items()}
@@ -116,6 +116,6 @@ class AUSMCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Name a file of ``save_dir`` as the one to resume from."""
+        """Write the name of the file to resume from."""
         with atomic_write(Path(self.save_dir) / "last_checkpoint") as temporary:
             temporary.write_text(last_filename_basename, encoding="utf-8")

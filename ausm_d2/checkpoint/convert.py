@@ -1,13 +1,13 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Renames and resizes the weights of a file to fit a model, and reports what became of every tensor.
+"""Renames and resizes the weights of a file to fit a model, and reports the outcome for every tensor.
 
-The kind of file is told by its tensors' names, not by the file's name:
+The kind of file is recognised by its tensor names:
 
-- checkpoints of this project, and files of ``tools/convert_weights.py``;
-- Mask2Former's (``backbone.*``, ``sem_seg_head.*``), in the three layouts in circulation:
+- checkpoints of this project, and files written by ``tools/convert_weights.py``;
+- Mask2Former (``backbone.*``, ``sem_seg_head.*``), in the three layouts in circulation:
   ``sem_seg_head.pixel_decoder.*``, the older ``sem_seg_head.*`` without it (and ``static_query`` for ``query_feat``),
   and a doubled ``pixel_decoder.pixel_decoder``;
-- classification checkpoints of the backbone: the official Swin files, timm's models, Detectron2's ResNets.
+- classification checkpoints of the backbone: official Swin files, timm models, Detectron2's ResNets.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _BACKBONE = "frame_encoder.backbone."
 _CLASS_EMBED = "pixel_decoder.class_embed."
 _TRAINING_ONLY = "frame_classifier."
 _COCO_HEAD = "coco"  # label set of Mask2Former's COCO checkpoints
-_COMPUTED = ("relative_position_index", "attn_mask")  # buffers that Swin makes itself
+_COMPUTED = ("relative_position_index", "attn_mask")  # buffers that Swin computes
 
 
 class Origin(StrEnum):
-    """Whose weights a file holds."""
+    """The kind of model that the weights of a file come from."""
 
     AUSM = "AUSM"
     MASK2FORMER = "Mask2Former"
@@ -41,7 +41,7 @@ class Origin(StrEnum):
 
 
 class Status(StrEnum):
-    """What became of a tensor of the file or of the model."""
+    """The outcome for a tensor of the file or of the model."""
 
     MATCHED = "matched"
     RENAMED = "renamed"
@@ -53,7 +53,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Entry:
-    """What became of one tensor."""
+    """The outcome for one tensor."""
 
     status: Status
     source: str = ""  # name in the file
@@ -64,18 +64,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Conversion:
-    """The weights of a file, under the names and in the shapes of a model, and what became of every tensor."""
+    """The weights of a file with the names and shapes of a model, and the outcome for every tensor."""
 
     origin: Origin
     weights: dict[str, Tensor]
     entries: list[Entry]
 
     def of(self, *status: Status) -> list[Entry]:
-        """The entries of a status."""
+        """The entries with one of these statuses."""
         return [entry for entry in self.entries if entry.status in status]
 
     def table(self) -> str:
-        """What became of the tensors, one line per module and reason, and one per status in total."""
+        """The outcomes as a table, one line per module and reason, followed by the counts."""
         groups: dict[tuple[str, ...], list[Entry]] = {}
         for entry in self.entries:
             key = (entry.status, _module(entry.source), _module(entry.target), entry.reason)
@@ -94,7 +94,7 @@ class Conversion:
         return f"{tabulate(rows, header, tablefmt='simple')}\n\n{self.summary()}"
 
     def summary(self) -> str:
-        """The counts in one line."""
+        """The number of tensors by status, in one line."""
         counts = ", ".join(f"{len(self.of(status))} {status}" for status in Status)
         return f"{self.origin} weights: {counts} (tensors)"
 
@@ -103,10 +103,10 @@ class Conversion:
 
         Args:
             path: the file, for the message.
-            complete: also refuse weights that leave anything of the model random.
+            complete: also refuse weights that leave parameters of the model random.
 
         Raises:
-            UserError: naming by module how many tensors do not fit, and how the first of each differs.
+            UserError: the number of tensors that do not fit, by module, with the first one of each.
         """
         bad = self.of(Status.FAILED, Status.RANDOM) if complete else self.of(Status.FAILED)
         bad = [entry for entry in bad if entry.status is Status.FAILED or not entry.target.startswith(_TRAINING_ONLY)]
@@ -125,7 +125,7 @@ class Conversion:
 
 
 def _module(name: str) -> str:
-    """The part of the model that a tensor belongs to: the first two parts of its name at most, up to a number."""
+    """The module of a tensor: at most the first two parts of its name, up to a number."""
     first, *rest = name.split(".")
     return f"{first}.{rest[0]}" if len(rest) > 1 and first != "backbone" and not rest[0].isdigit() else first
 
@@ -137,31 +137,20 @@ def convert(
     origin: str | None = None,
     added_modules: tuple[str, ...] = (),
 ) -> Conversion:
-    """Rename and resize weights to fit a model, and report what became of every tensor of both.
+    """Rename and resize weights to fit a model, and report the outcome for every tensor of both.
 
     Args:
         state: the file's tensors by name.
         target: the model's ``state_dict()``.
-        origin: for files with the model's own names: whose weights they were before they were converted.
-        added_modules: name prefixes of what a variant of the model adds to it; weights without them can be trained on.
+        origin: for files that were converted before: the kind of model the weights came from.
+        added_modules: name prefixes of modules that a variant of the model adds; they may be left random.
 
     Raises:
-        UserError: if nothing of the file belongs to this model.
+        UserError: if no tensor of the file belongs to the model.
     """
-    if all(name.startswith("module.") for name in state):  # saved from inside DistributedDataParallel
+    if all(name.startswith("module.") for name in state):  # saved from DistributedDataParallel
         state = {name.removeprefix("module."): value for name, value in state.items()}
-    if any(name.startswith(("frame_encoder.", "id_pool.")) for name in state):
-        kind, places = Origin(origin) if origin in list(Origin) else Origin.AUSM, {n: n for n in state}
-    elif any(name.startswith("sem_seg_head.") for name in state):
-        kind, places = Origin.MASK2FORMER, {name: _place_of_mask2former(name) for name in state}
-    else:
-        kind, places = Origin.BACKBONE, _places_of_backbone(state, target)
-    if not any(place in target for place in places.values()):
-        raise UserError(
-            f"no tensor of the file belongs to this model; the file begins with {list(state)[:3]}, expected are the "
-            "names of AUSM, of Mask2Former (sem_seg_head.*) or of the backbone's classification weights"
-        )
-
+    kind, places = _recognise(state, target, origin)
     weights: dict[str, Tensor] = {}
     entries: list[Entry] = []
     for source, value in state.items():
@@ -198,7 +187,30 @@ def convert(
     return Conversion(kind, weights, entries)
 
 
+def _recognise(
+    state: Mapping[str, Tensor], target: Mapping[str, Tensor], origin: str | None
+) -> tuple[Origin, dict[str, str]]:
+    """The kind of a file, and the name in the model for each of its names.
+
+    Raises:
+        UserError: if no tensor of the file belongs to the model.
+    """
+    if any(name.startswith(("frame_encoder.", "id_pool.")) for name in state):
+        kind, places = Origin(origin) if origin in list(Origin) else Origin.AUSM, {n: n for n in state}
+    elif any(name.startswith("sem_seg_head.") for name in state):
+        kind, places = Origin.MASK2FORMER, {name: _place_of_mask2former(name) for name in state}
+    else:
+        kind, places = Origin.BACKBONE, _places_of_backbone(state, target)
+    if not any(place in target for place in places.values()):
+        raise UserError(
+            f"no tensor of the file belongs to this model; the file begins with {list(state)[:3]}, expected are the "
+            "names of AUSM, of Mask2Former (sem_seg_head.*) or of the backbone's classification weights"
+        )
+    return kind, places
+
+
 def _place_of_mask2former(name: str) -> str:
+    """The name in AUSM for a tensor name of Mask2Former."""
     if name.startswith("backbone."):
         return f"frame_encoder.{name}"
     if not name.startswith("sem_seg_head."):
@@ -215,9 +227,9 @@ def _place_of_mask2former(name: str) -> str:
 
 
 def _places_of_backbone(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, str]:
-    """By name; or, where the names are of another library, by order, if all shapes agree."""
+    """Map a backbone's tensors by name; if the names are from another library, by order, provided all shapes agree."""
 
-    def plain(name: str) -> str:  # timm writes stages_0 for stages.0 when it returns features
+    def plain(name: str) -> str:  # timm's features_only models have stages_0 for stages.0
         return name.removeprefix("backbone.").replace("_", ".")
 
     ours = [name for name in target if name.startswith(_BACKBONE)]
@@ -233,12 +245,12 @@ def _places_of_backbone(state: Mapping[str, Tensor], target: Mapping[str, Tensor
 
 
 def _leftover(kind: Origin, source: str, place: str) -> tuple[Status, str]:
-    """What to say of a tensor of the file that the model has no place for."""
+    """The outcome for a tensor of the file that the model does not have."""
     if place.startswith(_TRAINING_ONLY):
         return Status.UNUSED, "of a loss that the config does not use"
     if place.startswith(_CLASS_EMBED):
         return Status.UNUSED, f"the config has no label set '{place.split('.')[2]}'"
-    # A deeper Swin would fill a shallower one tensor by tensor and be no use.
+    # Otherwise a deeper Swin would load into a shallower one without an error.
     if kind is Origin.AUSM or source.removeprefix("backbone.").startswith("layers."):
         return Status.FAILED, "in the file, not in the model"
     if source.endswith("num_batches_tracked"):
@@ -251,7 +263,7 @@ def _leftover(kind: Origin, source: str, place: str) -> tuple[Status, str]:
 
 
 def _missing(kind: Origin, target: str, label_sets: set[str], added_modules: tuple[str, ...]) -> tuple[Status, str]:
-    """What to say of a tensor of the model that the file does not have."""
+    """The outcome for a tensor of the model that the file does not have."""
     if target.startswith(_TRAINING_ONLY):
         return Status.RANDOM, "of a loss that the file was not trained with"
     if target.startswith(added_modules):
@@ -272,7 +284,7 @@ def _missing(kind: Origin, target: str, label_sets: set[str], added_modules: tup
 
 
 def _resize(name: str, value: Tensor, shape: torch.Size) -> Tensor | None:
-    """Position tables of another window size, interpolated; None where nothing can be done."""
+    """Interpolate a relative position table to another window size; None for other tensors."""
     if not name.endswith("relative_position_bias_table") or value.ndim != 2 or value.shape[1] != shape[1]:
         return None
     old, new = math.isqrt(value.shape[0]), math.isqrt(shape[0])

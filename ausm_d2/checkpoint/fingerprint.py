@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Identifies what computed a result: the weights, and every setting that may change what the model says of a video."""
+"""A hash of everything that determines a result: the weights and all settings that may change it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch import nn
 
 from ausm_d2.checkpoint import checkpointer as checkpointer  # registers the addresses of the shipped weights
 
-# Keys, or sections, of MODEL and TEST.AUSM that change no result: where and how fast it is computed, how the model is
-# trained, what is scored beside it. A key that is not listed counts.
+# Keys and sections of MODEL and TEST.AUSM that do not change results: device, speed, training, additional scores. All
+# other keys are hashed.
 _WITHOUT_EFFECT = {
     "MODEL.DEVICE",
-    "MODEL.WEIGHTS",  # the address; the weights themselves count
+    "MODEL.WEIGHTS",  # the path; the weights themselves are hashed
     "MODEL.AUSM.KERNELS",
     "MODEL.AUSM.TRAIN",
     "MODEL.AUSM.FRAME_ENCODER.FREEZE",
@@ -36,13 +36,11 @@ _WITHOUT_EFFECT = {
 
 
 def fingerprint(cfg: CfgNode, model: nn.Module | None = None) -> str:
-    """A SHA-256 of the weights and of the settings that may change a result.
-
-    It is the same on every device, and for the same weights under another path.
+    """SHA-256 of the weights and of the settings that may change a result. Independent of device and path.
 
     Args:
-        cfg: a complete config. The contents of the file ``MODEL.WEIGHTS`` count.
-        model: what counts instead where ``MODEL.WEIGHTS`` is empty: weights drawn at random are in no file.
+        cfg: a complete config; the contents of the file ``MODEL.WEIGHTS`` are hashed.
+        model: hashed if ``MODEL.WEIGHTS`` is empty (random weights).
     """
     settings = {
         "MODEL": _with_effect(cfg.MODEL, "MODEL"),
@@ -52,7 +50,7 @@ def fingerprint(cfg: CfgNode, model: nn.Module | None = None) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     if cfg.MODEL.WEIGHTS:
         path = Path(PathManager.get_local_path(cfg.MODEL.WEIGHTS))
-        if path.is_file():  # whoever loads it says that it is missing
+        if path.is_file():  # a missing file is reported when it is loaded
             stat = path.stat()
             digest.update(_of_file(path, stat.st_size, stat.st_mtime_ns))
     elif model is not None:
@@ -63,13 +61,13 @@ def fingerprint(cfg: CfgNode, model: nn.Module | None = None) -> str:
 
 
 def _with_effect(section: CfgNode, name: str) -> dict[str, Any]:
-    """A section of the config without the keys that change no result."""
+    """A section of the config without the keys that do not change results."""
     kept = {key: value for key, value in section.items() if f"{name}.{key}" not in _WITHOUT_EFFECT}
     return {k: _with_effect(v, f"{name}.{k}") if isinstance(v, CfgNode) else v for k, v in kept.items()}
 
 
 @cache
 def _of_file(path: Path, size: int, modified: int) -> bytes:
-    """SHA-256 of a file's contents; size and time of change make a file that is replaced count anew."""
+    """SHA-256 of a file, cached; ``size`` and ``modified`` are part of the cache key."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()

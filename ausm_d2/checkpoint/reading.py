@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Reads checkpoint files of unknown origin: tensors, arrays and plain values only, no code is run."""
+"""Reads untrusted checkpoint files: tensors, arrays and plain values only; no code is executed."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from torch import Tensor
 
 from ausm_d2.errors import UserError
 
-_LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first bytes of a file of torch.save before 1.6
+_LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # first bytes of files saved by torch before 1.6
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint that may come from a stranger: tensors, arrays and plain values, nothing else.
+    """Read an untrusted checkpoint of tensors, arrays and plain values.
 
     Args:
-        path: a file of ``torch.save`` or a pickle.
+        path: a file of ``torch.save``, or a pickle.
 
     Returns:
-        ``"model"``: tensors by name; and whatever else the file holds (iteration, optimiser ..).
+        ``"model"``: tensors by name; and the file's other entries (iteration, optimiser, ...).
 
     Raises:
-        UserError: if the file is missing, damaged, holds anything else (which is named), or no weights.
+        UserError: if the file is missing or damaged, holds objects of other types, or has no weights.
     """
     if not os.path.isfile(path):
         raise UserError(f"weights file '{path}' does not exist")
@@ -45,7 +45,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(
             f"{path}: refused, it holds '{named[1]}'; a checkpoint may hold tensors, arrays and plain values only"
         ) from error
-    except Exception as error:  # a damaged file fails in torch, zipfile or pickle, each in its own ways
+    except Exception as error:  # torch, zipfile and pickle raise various exceptions
         raise UserError(f"{path}: not a checkpoint, or damaged ({type(error).__name__})") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds a {type(data).__name__}, expected a dictionary of tensors by name")
@@ -59,7 +59,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def weights_to_use(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights of a checkpoint: averaged ones (MODEL_EMA) in their places, where the training kept an average."""
+    """The weights of a checkpoint; averaged weights (MODEL_EMA) replace the others, if there are any."""
     average = checkpoint.get("ema")
     if not isinstance(average, Mapping):
         return dict(checkpoint["model"])
@@ -68,7 +68,7 @@ def weights_to_use(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _tensor(path: str | os.PathLike[str], name: Any, value: Any) -> Tensor:
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-        value = torch.from_numpy(np.array(value))  # a copy: arrays of a pickle may be read-only
+        value = torch.from_numpy(np.array(value))  # a copy: unpickled arrays may be read-only
     if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
         raise UserError(f"{path}: '{name}' is a {type(value).__name__}, expected a dense tensor or an array of numbers")
     return value.detach()
@@ -87,7 +87,7 @@ def _read(path: Path) -> Any:
 
 
 def _numpy_globals() -> list[Any]:
-    """What arrays and NumPy's scalars are made of when they are in a file of ``torch.save``."""
+    """The globals that ``torch.load`` must allow for NumPy arrays and scalars."""
     array, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
     names = [(array, "numpy.core.multiarray._reconstruct"), (scalar, "numpy.core.multiarray.scalar")]
     dtypes = [type(np.dtype(kind)) for kind in (*np.typecodes["AllInteger"], *np.typecodes["AllFloat"], "?")]
@@ -95,7 +95,7 @@ def _numpy_globals() -> list[Any]:
 
 
 def _safe_callables() -> dict[str, Any]:
-    """The only names that a pickle may use. Python functions are wrapped, so that a pickle cannot write to them."""
+    """The globals that a pickle may use. Python functions are wrapped, so that a pickle cannot modify them."""
     array, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
     buffer: Any = np.empty(1).__reduce_ex__(5)[0]
     plain: dict[str, Any] = {"collections.OrderedDict": OrderedDict}
@@ -108,7 +108,7 @@ def _safe_callables() -> dict[str, Any]:
     return plain | {
         "numpy.ndarray": np.ndarray,
         "numpy.dtype": np.dtype,
-        "_codecs.encode": lambda text, _: text.encode("latin1"),  # how bytes are written for Python 2
+        "_codecs.encode": lambda text, _: text.encode("latin1"),  # pickled bytes of protocol 2
         "torch.storage._load_from_bytes": lambda data: torch.load(
             io.BytesIO(data), map_location="cpu", weights_only=True
         ),

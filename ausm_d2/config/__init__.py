@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The configuration: its keys (defaults.py), what they require of each other (checks.py), its files (files.py)."""
+"""The configuration: keys and defaults (defaults.py), consistency checks (checks.py), loading of files (files.py)."""
 
 from ausm_d2.config.checks import check_model_config as check_model_config
 from ausm_d2.config.defaults import add_ausm_config as add_ausm_config

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What the configuration keys require of each other."""
+"""Consistency checks of the configuration keys."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ausm_d2.kernels import choice
 
 
 def check_model_config(cfg: CfgNode) -> None:
-    """Check the keys of the model against each other.
+    """Check the keys of the model.
 
     Raises:
-        UserError: naming the key, what was found and what is expected.
+        UserError: if a value is invalid or does not fit another key.
     """
     ausm = cfg.MODEL.AUSM
     label_sets = [entry for entry in ausm.LABEL_SETS if _is_label_set(entry)]

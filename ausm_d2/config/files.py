@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Finds config files, also those in the package, and reads them with the files that they are based on."""
+"""Finds config files, including packaged ones, and loads them with their ``_BASE_`` files."""
 
 from __future__ import annotations
 
@@ -15,27 +15,26 @@ from ausm_d2.config.defaults import add_ausm_config
 from ausm_d2.errors import UserError
 from ausm_d2.io import read_yaml
 
-PACKAGED = Path(__file__).resolve().parents[1] / "configs"  # in a checkout, a link to its configs/
+PACKAGED = Path(__file__).resolve().parents[1] / "configs"  # in a checkout, a link to configs/
 PRETRAINED = {"ausm_edge": "edge/ausm_edge.yaml", "ausm_nano": "synth/ausm_nano.yaml"}
-"""The models whose weights come with the package, and their configs."""
+"""Configs of the models whose weights are shipped with the package."""
 
 _BASE = "_BASE_"
 
 
 def load_config(config_file: str, opts: Sequence[Any] = (), overlays: Sequence[str] = ()) -> CfgNode:
-    """A complete config from a YAML file and ``KEY VALUE`` pairs.
+    """Load a complete config from a YAML file and ``KEY VALUE`` pairs.
 
     Args:
-        config_file: path of a YAML file, or of one of the packaged configs relative to their folder, such as
-            ``edge/ausm_edge.yaml``. The file may name another one as ``_BASE_``, relative to its own folder or to
-            that of the packaged configs.
+        config_file: path of a YAML file, or of a packaged config relative to their folder, such as
+            ``edge/ausm_edge.yaml``. Its ``_BASE_`` is relative to its own folder or to that of the packaged configs.
         opts: alternating keys and values, as on the command line.
-        overlays: further files, whose keys replace those of ``config_file`` in this order, such as
-            ``paper/letter.yaml``; ``opts`` come last.
+        overlays: further files, such as ``paper/letter.yaml``, merged in this order after ``config_file``; ``opts`` are
+            merged last.
 
     Raises:
-        UserError: if a file is missing or is not a YAML mapping, a key is unknown or has a value of another type, or
-            MODEL.DEVICE is not available.
+        UserError: if a file is missing or not a YAML mapping, a key is unknown or its value has the wrong type, or
+            MODEL.DEVICE is unavailable.
     """
     cfg = get_cfg()
     add_ausm_config(cfg)
@@ -49,18 +48,18 @@ def load_config(config_file: str, opts: Sequence[Any] = (), overlays: Sequence[s
             raise UserError(f"MODEL.DEVICE: '{cfg.MODEL.DEVICE}', but PyTorch finds no GPU; expected cpu")
         cfg.MODEL.DEVICE = "cpu"
     if cfg.MODEL.DEVICE == "cpu":
-        cfg.SOLVER.AMP.ENABLED = False  # Detectron2's is for CUDA only
+        cfg.SOLVER.AMP.ENABLED = False  # Detectron2's AMP is for CUDA only
     return cfg
 
 
 def pretrained_config(name: str, opts: Sequence[Any] = ()) -> CfgNode:
-    """The config of a model whose weights come with the package (``PRETRAINED`` has their names).
+    """The config of a shipped model (a key of ``PRETRAINED``).
 
     Args:
         opts: alternating keys and values.
 
     Raises:
-        UserError: an unknown name, or as :func:`load_config`.
+        UserError: if the name is unknown; also as :func:`load_config`.
     """
     if name not in PRETRAINED:
         raise UserError(f"there is no pretrained model '{name}', expected one of {', '.join(sorted(PRETRAINED))}")
@@ -68,20 +67,20 @@ def pretrained_config(name: str, opts: Sequence[Any] = ()) -> CfgNode:
 
 
 def _find(config_file: str, folder: Path, named_in: Path | None = None) -> Path:
-    """The path of a config file that is given relative to a folder or to that of the packaged configs.
+    """Find a config file, relative to ``folder`` or to the folder of the packaged configs.
 
     Args:
-        named_in: the file whose ``_BASE_`` it is.
+        named_in: the file that has it as its ``_BASE_``.
 
     Raises:
-        UserError: there is no such file.
+        UserError: if there is no such file.
     """
     if not config_file:
         raise UserError("config file: none given, expected the path of a YAML file (--config-file)")
     path = folder / Path(config_file).expanduser()
     if path.is_file():
         return path
-    packaged = PACKAGED / config_file  # an absolute path is itself
+    packaged = PACKAGED / config_file  # joining with an absolute path gives that path
     if packaged.is_file():
         return packaged
     where = f"{named_in}: {_BASE}: " if named_in else ""
@@ -94,10 +93,10 @@ def _find(config_file: str, folder: Path, named_in: Path | None = None) -> Path:
 
 
 def _merge_file(cfg: CfgNode, path: Path, above: tuple[Path, ...]) -> None:
-    """Merge a file into a config, after the files that it is based on.
+    """Merge a file into a config, after its ``_BASE_`` files.
 
     Args:
-        above: the files that led here by their ``_BASE_``.
+        above: the chain of files that led here through ``_BASE_``.
     """
     if path.resolve() in above:
         raise UserError(f"{path}: {_BASE}: the file is based on itself")
@@ -116,10 +115,10 @@ def _merge_file(cfg: CfgNode, path: Path, above: tuple[Path, ...]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The keys of a config file.
+    """Read the keys of a config file.
 
     Raises:
-        UserError: it is not a YAML file of keys.
+        UserError: if it is not a YAML mapping.
     """
     if path.suffix == ".py":
         raise UserError(f"{path}: a Python file (Detectron2's LazyConfig), expected a YAML file")
@@ -132,12 +131,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check_sections(cfg: CfgNode, keys: dict[Any, Any], path: Path, section: str = "") -> None:
-    """Refuse what yacs accepts silently (a key without a value) or reports at great length (a value for a section).
+    """Refuse keys without a value, which yacs accepts silently, and values in place of a section, which it reports at
+    great length.
 
     Args:
         cfg: the config, or one of its sections.
-        keys: the keys that the file has for it.
-        section: the name of the section, with a dot at its end.
+        keys: the file's keys for it.
+        section: name of the section with a trailing dot.
     """
     for key, value in keys.items():
         where = f"{path}: {section}{key}"
@@ -153,9 +153,9 @@ def _check_sections(cfg: CfgNode, keys: dict[Any, Any], path: Path, section: str
 
 
 def _merge(cfg: CfgNode, where: str, merge: Callable[[], Any]) -> None:
-    """Call ``merge``; what it raises becomes one line that begins with ``where``."""
+    """Call ``merge``; report its exceptions as one line that begins with ``where``."""
     try:
         merge()
-    except Exception as error:  # yacs and fvcore raise a dozen kinds
+    except Exception as error:  # yacs and fvcore raise various exceptions
         text = " ".join(str(error.args[0] if error.args else error).split())
         raise UserError(f"{where}: {text}") from error

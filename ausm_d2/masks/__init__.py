@@ -1,2 +1,3 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Masks as files have them: COCO's run lengths and polygons (``rle``), pictures of object ids (``png``)."""
+"""Mask formats: COCO run lengths and polygons (rle.py), label images (png.py), masks from boxes, points and scribbles
+(drawn.py)."""

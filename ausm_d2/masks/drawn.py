@@ -1,6 +1,6 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Boxes, clicks and scribbles as coarse masks, which the model refines when it is shown the frame again (paper, Sec. 5;
-docs/deviations.md, 17). Training and the interface draw them alike.
+"""Coarse masks from boxes, clicks and scribbles. The model refines them when it sees the frame again (paper, Sec. 5;
+docs/deviations.md, 17). Used in training and inference alike.
 
 Shape shorthand:
     H, W: frame size in pixels
@@ -18,8 +18,8 @@ import numpy as np
 
 from ausm_d2.errors import UserError
 
-CLICK_RADIUS = 12.0  # of a click, in a frame whose shorter side has 480 pixels
-SCRIBBLE_WIDTH = 12.0  # of a line, in such a frame
+CLICK_RADIUS = 12.0  # pixels, for a frame whose shorter side has 480 pixels
+SCRIBBLE_WIDTH = 12.0  # likewise
 
 
 def box_mask(size: tuple[int, int], box: Sequence[float]) -> np.ndarray:
@@ -30,10 +30,10 @@ def box_mask(size: tuple[int, int], box: Sequence[float]) -> np.ndarray:
         box: x0, y0, x1, y1.
 
     Returns:
-        bool (H, W); pixels whose middle is in the box, or the pixel in the middle of a box that holds none.
+        bool (H, W): the pixels whose centre is in the box; if there are none, the pixel at the centre of the box.
 
     Raises:
-        UserError: a box that is no box, or lies outside of the frame.
+        UserError: if the box is invalid or outside the frame.
     """
     height, width = size
     if len(box) != 4 or not np.isfinite(box).all() or box[0] > box[2] or box[1] > box[3]:
@@ -67,10 +67,10 @@ def clicks_mask(size: tuple[int, int], points: Sequence[Sequence[float]], radius
         radius: pixels; None: :func:`click_radius`.
 
     Returns:
-        bool (H, W); a disc holds the pixel under its point at least.
+        bool (H, W). A disc contains at least the pixel of its point.
 
     Raises:
-        UserError: no point, or one outside of the frame.
+        UserError: if there is no point, or one is outside the frame.
     """
     radius = click_radius(size) if radius is None else radius
     rows, columns = np.arange(size[0])[:, None] + 0.5, np.arange(size[1]) + 0.5
@@ -87,13 +87,13 @@ def scribble_mask(size: tuple[int, int], points: Sequence[Sequence[float]], widt
     Args:
         size: (H, W).
         points: P times x, y, in their order; one point is a dot.
-        width: pixels; None: :data:`SCRIBBLE_WIDTH` in a frame of that size.
+        width: pixels; None: :data:`SCRIBBLE_WIDTH`, scaled to the frame.
 
     Returns:
         bool (H, W).
 
     Raises:
-        UserError: no point, or one outside of the frame.
+        UserError: if there is no point, or one is outside the frame.
     """
     radius = (SCRIBBLE_WIDTH * min(size) / 480 if width is None else width) / 2
     line = np.asarray(_checked(size, points))

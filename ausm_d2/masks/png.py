@@ -1,7 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Masks as pictures: pixel = object id.
+"""Label images: pixel value = object id.
 
-What a file cannot hold exactly (lossy compression, several pages, masks in the alpha channel) is refused by name.
+Files that cannot hold ids exactly (lossy compression, several pages, masks in the alpha channel) are refused.
 
 Shape shorthand:
     H, W: frame size in pixels
@@ -22,8 +22,8 @@ from PIL import Image, UnidentifiedImageError
 from ausm_d2.errors import UserError
 from ausm_d2.io import atomic_write
 
-VOID = 255  # of 8-bit pictures: belongs to no object
-MANY_IDS = 20  # a picture with more object ids is checked for smoothed edges
+VOID = 255  # in 8-bit images: no object
+MANY_IDS = 20  # images with more ids are checked for antialiased edges
 
 _EXACT = {"PNG", "BMP", "DIB", "GIF", "PPM", "TGA", "PCX", "TIFF", "WEBP"}  # Pillow's formats that can be lossless
 
@@ -41,12 +41,12 @@ _PALETTE = _davis_palette()
 
 
 def encode_mask_png(id_map: np.ndarray) -> bytes:
-    """A PNG of the object ids of all pixels, integers (H, W), 0 where there is none.
+    """Encode an id map, integers (H, W), 0 = background, as a PNG.
 
-    Up to id 254 it is a picture with DAVIS's palette (255 means void); with larger ids, a 16-bit grey one.
+    Up to id 254: a palette image with DAVIS's colours (255 means void). Larger ids: 16-bit grey.
 
     Raises:
-        ValueError: ids that no PNG holds.
+        ValueError: if an id is outside 0..65535.
     """
     smallest, largest = int(id_map.min()), int(id_map.max())
     if smallest < 0 or largest > 65535:
@@ -62,10 +62,10 @@ def encode_mask_png(id_map: np.ndarray) -> bytes:
 
 
 def write_mask_png(path: str | os.PathLike[str], id_map: np.ndarray) -> None:
-    """Write the object ids of all pixels, integers (H, W), 0 where there is none; see ``encode_mask_png``.
+    """Write an id map, integers (H, W), 0 = background; see ``encode_mask_png``.
 
     Raises:
-        UserError: ids that no PNG holds.
+        UserError: if an id is outside 0..65535, or the file cannot be written.
     """
     try:
         content = encode_mask_png(id_map)
@@ -76,20 +76,20 @@ def write_mask_png(path: str | os.PathLike[str], id_map: np.ndarray) -> None:
 
 
 class LabelPicture(NamedTuple):
-    """The pixel values of a label picture."""
+    """The pixel values of a label image."""
 
-    values: np.ndarray  # (H, W): uint8 of palette, grey and black-and-white pictures, int32 of 16-bit ones
-    white: int  # the largest value that a file of this bit depth can hold
+    values: np.ndarray  # (H, W): uint8 for palette, grey and black-and-white images, int32 for 16-bit
+    white: int  # the largest value of the file's bit depth
 
     def is_black_and_white(self) -> bool:
-        """Whether its only values are 0 and white."""
+        """Whether all values are 0 or white."""
         return bool(((self.values == 0) | (self.values == self.white)).all())
 
     def ids(self, black_and_white: bool) -> np.ndarray:
         """Object ids, integers (H, W), 0 = background or void.
 
         Args:
-            black_and_white: white is object 1. Otherwise every value is an id, except 255 of 8 bits, which is void.
+            black_and_white: white is object 1. Otherwise every value is an id, except 255 in 8-bit images (void).
         """
         if black_and_white:
             return (self.values == self.white).astype(np.uint8)
@@ -97,10 +97,10 @@ class LabelPicture(NamedTuple):
 
 
 def read_picture(path: str | os.PathLike[str]) -> LabelPicture:
-    """A label picture.
+    """Read a label image.
 
     Raises:
-        UserError: it is missing, broken, or of a kind that cannot hold ids.
+        UserError: if the file is missing or broken, or its format cannot hold ids.
     """
     try:
         with open(path, "rb") as file:
@@ -114,10 +114,10 @@ def read_picture(path: str | os.PathLike[str]) -> LabelPicture:
 
 
 def decode_picture(file: BinaryIO) -> LabelPicture:
-    """``read_picture`` of an open file.
+    """``read_picture`` for an open file.
 
     Raises:
-        ValueError: it is broken, or of a kind that cannot hold ids.
+        ValueError: if the file is broken, or its format cannot hold ids.
     """
     try:
         with Image.open(file) as picture:
@@ -136,7 +136,7 @@ def decode_picture(file: BinaryIO) -> LabelPicture:
                 "picture with pixel = id and without alpha"
             )
         values = values[..., :-1]
-    if values.ndim == 3:  # grey, saved as colours, can be read
+    if values.ndim == 3:  # equal channels: grey saved as RGB
         if (values != values[..., :1]).any():
             raise ValueError(f"a picture in colours (mode {mode}); a palette or grey one with pixel = id expected")
         values = values[..., 0]
@@ -148,14 +148,14 @@ def decode_picture(file: BinaryIO) -> LabelPicture:
         return LabelPicture(values.astype(np.int32), 65535)
     if mode not in ("P", "PA", "L", "LA", "RGB", "RGBA"):
         raise ValueError(f"a picture in colours (mode {mode}); a palette or grey one with pixel = id expected")
-    if mode == "L" and depth in (2, 4):  # Pillow spreads these values over 0..255
+    if mode == "L" and depth in (2, 4):  # Pillow scales these values to 0..255
         white = 2**depth - 1
         return LabelPicture(values // np.uint8(255 // white), white)
     return LabelPicture(values, 255)
 
 
 def _png_header(file: BinaryIO) -> tuple[int, int]:
-    """Bits per channel and colour type of a PNG."""
+    """Bits per channel and colour type of a PNG file."""
     file.seek(24)
     header = file.read(2)
     file.seek(0)
@@ -163,7 +163,7 @@ def _png_header(file: BinaryIO) -> tuple[int, int]:
 
 
 def _require_exact(picture: Image.Image, file: BinaryIO, depth: int) -> None:
-    """Raise a ``ValueError`` for files whose pixel values need not be those that were saved, or are not one mask."""
+    """Raise ``ValueError`` for lossy files and files with several images."""
     kind = picture.format or "unknown"
     lossy = kind not in _EXACT
     if kind == "TIFF":
@@ -179,14 +179,14 @@ def _require_exact(picture: Image.Image, file: BinaryIO, depth: int) -> None:
     pages = getattr(picture, "n_frames", 1)
     if pages > 1:
         raise ValueError(f"holds {pages} pictures; a mask is one picture")
-    if depth == 16 and picture.mode in ("RGB", "RGBA", "LA"):  # Pillow would keep the upper 8 bits
+    if depth == 16 and picture.mode in ("RGB", "RGBA", "LA"):  # Pillow would drop the lower 8 bits
         raise ValueError("16 bits per channel, with several channels; a 16-bit grey PNG expected for ids above 254")
 
 
 def _require_black_background(picture: Image.Image, indices: np.ndarray) -> None:
-    """Raise a ``ValueError`` if the background of a palette picture is plainly not index 0.
+    """Raise ``ValueError`` if the background of a palette image is clearly not index 0.
 
-    Programs that reduce colours number them as they like.
+    Programs that reduce colours order the palette arbitrarily.
     """
     palette = np.asarray(picture.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
     if palette[0].any():
@@ -199,16 +199,16 @@ def _require_black_background(picture: Image.Image, indices: np.ndarray) -> None
 
 
 def read_labels(path: str | os.PathLike[str], video: Iterable[str] | None = None) -> np.ndarray:
-    """A label picture as integers (H, W): pixel = object id, 0 = background or void.
+    """Read a label image as integers (H, W): object ids, 0 = background or void.
 
-    Where 0 and 255 (or 65535 of 16 bits) are the only values, they are one object, id 1. In 8-bit pictures with other
-    values 255 is void. What 255 is, is decided by all label pictures of a video, not by one.
+    If all label images of a video have only the values 0 and 255 (65535 in 16 bits), white is object 1. Otherwise 255
+    in 8-bit images is void.
 
     Args:
-        video: paths of all label pictures of the video; ``None``: there is no other.
+        video: paths of all label images of the video; ``None``: this is the only one.
 
     Raises:
-        UserError: it is missing, broken, or of a kind that cannot hold ids.
+        UserError: if the file is missing or broken, or its format cannot hold ids.
     """
     picture = read_picture(path)
     black_and_white = picture.is_black_and_white()
@@ -223,16 +223,16 @@ def _all_black_and_white(paths: tuple[str, ...]) -> bool:
         try:
             if not read_picture(path).is_black_and_white():
                 return False
-        except UserError:  # reported when it is read for itself
+        except UserError:  # reported when that file itself is read
             continue
     return True
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    """The mask of one object, bool (H, W), from a picture of two values of which one is 0.
+    """Read the mask of one object, bool (H, W), from an image with two values, one of them 0.
 
     Raises:
-        UserError: it is missing, broken, or has more values.
+        UserError: if the file is missing or broken, or has more values.
     """
     values = read_picture(path).values
     mask = values > 0
@@ -243,7 +243,7 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def edge_ids(labels: np.ndarray) -> np.ndarray:
-    """The ids of a label picture (H, W) that are nowhere 3 pixels thick: what smoothed (antialiased) edges leave."""
+    """Ids of a label image (H, W) without any 3 x 3 block of their own: typical of antialiased edges."""
     square = np.ones((3, 3), np.uint8)
     values = labels.astype(np.float32)
     solid = np.unique(labels[cv2.erode(values, square) == cv2.dilate(values, square)])

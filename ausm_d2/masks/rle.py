@@ -1,5 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""COCO run lengths, checked on the way in: pycocotools loops forever on run lengths that do not add up.
+"""COCO run-length encoding (RLE): conversion, checks, areas and overlaps.
+
+Run lengths are checked before use, because pycocotools loops forever on invalid ones.
 
 Shape shorthand:
     H, W: frame size in pixels
@@ -21,28 +23,28 @@ from pycocotools import mask as coco_mask
 from ausm_d2.errors import UserError
 from ausm_d2.io import read_json
 
-# A mask as it is stored: COCO RLE ({"size": [H, W], "counts": bytes | str | list}), COCO polygons
+# A stored mask: COCO RLE ({"size": [H, W], "counts": bytes | str | list}), COCO polygons
 # (list of flat x, y lists) or a decoded bool array (H, W).
 StoredMask = dict | list | np.ndarray
 Rle = dict[str, Any]  # {"size": [H, W], "counts": bytes | str}: compressed run lengths, column by column
 
 
 def encode(mask: np.ndarray) -> Rle:
-    """Run lengths, with ``counts`` as text so that they go into JSON, of a bool or uint8 (H, W) ``mask``."""
+    """Encode a bool or uint8 (H, W) mask; ``counts`` is text, for JSON."""
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def decode(rle: Rle) -> np.ndarray:
-    """bool (H, W) of compressed run lengths."""
+    """Decode compressed run lengths to bool (H, W)."""
     return coco_mask.decode(rle).astype(bool)
 
 
 def read_json_with_masks(path: str | os.PathLike[str]) -> Any:
-    """``read_json``; a list of whole numbers in a field ``counts`` becomes a ``uint32`` array, a tenth of its size.
+    """``read_json`` that stores integer lists in ``counts`` as ``uint32`` arrays, with a tenth of the memory.
 
     Raises:
-        UserError: it is missing or no JSON.
+        UserError: if the file is missing or not valid JSON.
     """
     return read_json(path, object_hook=_with_array)
 
@@ -56,15 +58,15 @@ def _with_array(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_rle(mask: StoredMask | None, height: int, width: int) -> Rle | None:
-    """Compressed run lengths of a mask in any of the forms it is stored in; ``None`` where there is none.
+    """Convert a stored mask to compressed run lengths; ``None`` for an absent mask.
 
-    Compressed run lengths are passed through: ``first_invalid`` checks many at once.
+    Compressed run lengths are returned unchecked: ``first_invalid`` checks many at once.
 
     Raises:
-        ValueError: what is wrong with it, in a few words. The caller knows which file and entry it came from.
+        ValueError: if it is invalid. The caller adds file and entry to the message.
     """
     if isinstance(mask, dict) and mask.get("size") == [height, width] and isinstance(mask.get("counts"), str):
-        return mask if mask["counts"] else None  # by far the most common form
+        return mask if mask["counts"] else None  # by far the most common case
     if isinstance(mask, np.ndarray):
         if mask.shape != (height, width):
             raise ValueError(f"mask of size {'x'.join(map(str, mask.shape))}, expected {height}x{width}")
@@ -110,7 +112,7 @@ def _run_array(counts: Sequence[Any] | np.ndarray) -> np.ndarray:
 
 
 def _whole(number: Any) -> int:
-    """A whole number that was written as text or with a decimal point."""
+    """An integer from text or float."""
     value = float(number)
     if not value.is_integer():
         raise ValueError
@@ -134,7 +136,7 @@ def _shorten(value: Any) -> str:
 
 
 def first_invalid(rles: Sequence[Rle]) -> int | None:
-    """Index of the first of N compressed masks whose run lengths do not fill its frame exactly; ``None``: all do."""
+    """Index of the first of N compressed masks whose run lengths do not add up to H * W; ``None`` if all do."""
     broken = measure(rles).broken
     return int(np.argmax(broken)) if broken.any() else None
 
@@ -143,12 +145,12 @@ class Measures(NamedTuple):
     """Areas and extents of N masks, in pixels counted column by column."""
 
     areas: np.ndarray  # int64 (N,)
-    starts: np.ndarray  # int64 (N,): none of a mask's pixels lies before this one,
-    stops: np.ndarray  # int64 (N,): ... and none from this one on
-    broken: np.ndarray  # bool (N,): runs are negative, do not add up to H * W, or are no run lengths at all
+    starts: np.ndarray  # int64 (N,): index of the first foreground pixel
+    stops: np.ndarray  # int64 (N,): one past the last foreground pixel
+    broken: np.ndarray  # bool (N,): the run lengths are unreadable, negative or do not add up to H * W
 
     def part(self, which: slice) -> Measures:
-        """Those of some of the masks."""
+        """The measurements of a slice of the masks."""
         return Measures(*(field[which] for field in self))
 
 
@@ -156,7 +158,7 @@ def measure(rles: Sequence[Rle | None]) -> Measures:
     """Measure N compressed masks; 0 for ``None``, and possibly for broken masks and others of their batch."""
     result = _unmeasured(np.zeros(len(rles), bool))
     present = [index for index, rle in enumerate(rles) if rle is not None]
-    batch = 256  # masks read together: few calls, and arrays that stay in the cache
+    batch = 256  # masks per batch: few NumPy calls, arrays that fit into the cache
     for first in range(0, len(present), batch):
         places = present[first : first + batch]
         for field, values in zip(result, _measure([rles[place] for place in places]), strict=True):  # type: ignore[misc]
@@ -170,10 +172,10 @@ def _unmeasured(broken: np.ndarray) -> Measures:
 
 
 def _digits(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Compressed counts of N masks in a row: digits, uint8, and the place of each mask's last one, (N,).
+    """Compressed counts of N masks, concatenated: digits, uint8, and the index of each mask's last digit, (N,).
 
-    A digit has five bits, and a sixth, 32, where its number goes on. The lowest digit comes first, the sign is in the
-    highest. From the fourth number of a mask on each is a difference to the number two before it.
+    A digit has five bits; a sixth bit, 32, marks that its number continues. The lowest digit comes first; the highest
+    holds the sign. From the fourth number of a mask on, each is the difference to the number two places earlier.
     """
     # Any text that JSON can hold; characters that are no digits are detected later.
     parts = [text.encode(errors="surrogatepass") if isinstance(text, str) else text for text in texts]
@@ -182,14 +184,17 @@ def _digits(texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _numbers(digits: np.ndarray) -> np.ndarray:
-    """The numbers that the digits make; int32 where no sum of them can leave it, else int64."""
+    """Decode the numbers; int32 if no sum of them can overflow, else int64."""
     is_last = digits < 32
     highest = ((digits[is_last] & 31) ^ 16).view(np.int8) - np.int8(16)
-    # Nearly all numbers have one digit. The others are put together digit by digit.
+    # Nearly all numbers have one digit; only the others are assembled digit by digit.
     lower = np.flatnonzero(~is_last)
     numbers_before = lower - np.arange(len(lower))
     firsts = np.flatnonzero(np.diff(numbers_before, prepend=-1))
-    wide, widths = numbers_before[firsts], np.diff(firsts, append=len(lower))  # which numbers; how many lower digits
+    wide, widths = (
+        numbers_before[firsts],
+        np.diff(firsts, append=len(lower)),
+    )  # indices of these numbers, and their numbers of lower digits
     values = highest[wide].astype(np.int64) << 5 * widths
     for place in range(int(widths.max(initial=0))):
         has = np.flatnonzero(widths > place)
@@ -201,28 +206,28 @@ def _numbers(digits: np.ndarray) -> np.ndarray:
 
 
 def _measure(rles: Sequence[Rle]) -> Measures:
-    """``measure`` of one batch; a few array operations read all N masks at once."""
+    """``measure`` for one batch, vectorised over all N masks."""
     digits, text_ends = _digits([rle["counts"] for rle in rles])
-    lower = np.flatnonzero(digits >= 32)  # digits after which a number goes on
+    lower = np.flatnonzero(digits >= 32)  # digits after which their number continues
     unreadable = np.maximum.reduceat(digits, np.concatenate([[0], text_ends[:-1] + 1])) >= 64
     unreadable |= digits[text_ends] >= 32
-    # More than 7 digits, 34 bits with the sign: more than any frame has pixels
+    # More than 7 digits (34 bits and sign): more pixels than any frame has.
     unreadable[np.searchsorted(text_ends, lower[6:][lower[6:] - lower[:-6] == 6])] = True
     if unreadable.any():
         return _unmeasured(unreadable)
 
     numbers = _numbers(digits)
-    ends = text_ends + 1 - np.searchsorted(lower, text_ends)  # one past the numbers of each mask
+    ends = text_ends + 1 - np.searchsorted(lower, text_ends)  # one past the last number of each mask
     begins = np.concatenate([[0], ends[:-1]])
     starts = numbers[begins].astype(np.int64)
     totals, negative = starts.copy(), starts < 0
-    numbers[begins] = 0  # no other number refers to a mask's first, which is of background
+    numbers[begins] = 0  # the first run, background; no other number is a difference to it
     pixels = np.array([rle["size"][0] * rle["size"][1] for rle in rles])
     areas, stops = np.zeros((2, len(rles)), np.int64)
     for parity in (0, 1):
-        # Every second number, of all masks in a row: run lengths are sums from the mask's first number on.
+        # Every second number of all masks: run lengths are cumulative sums from the mask's first number.
         of_parity = numbers[parity::2]
-        sums = np.zeros(len(of_parity) + 2, numbers.dtype)  # one too many, to end the last mask with
+        sums = np.zeros(len(of_parity) + 2, numbers.dtype)  # one extra, to end the last mask
         np.cumsum(of_parity, out=sums[1:-1])
         first, last = (begins + 1 - parity) // 2, (ends + 1 - parity) // 2
         bounds = np.append(first + 1, len(sums) - 1)
@@ -233,21 +238,21 @@ def _measure(rles: Sequence[Rle]) -> Measures:
         negative |= any_here & (np.minimum.reduceat(sums, bounds)[:-1] < above)
         background = begins % 2 == parity
         areas[~background] = of_runs[~background]
-        ends_so = background & (ends % 2 != parity)  # the mask's last run is of background
+        ends_so = background & (ends % 2 != parity)  # the mask's last run is background
         stops[background] = pixels[background]
         stops[ends_so] -= (sums[last] - above)[ends_so]
     return Measures(areas, starts, stops, negative | (totals != pixels))
 
 
-_EMPTY_MASK: Rle = {"size": [1, 1], "counts": "1"}  # a mask without pixels; its size is never compared
+_EMPTY_MASK: Rle = {"size": [1, 1], "counts": "1"}  # its size is never compared
 
 
 def intersections(rows: Sequence[Rle | None], row_areas: np.ndarray, columns: Sequence[Rle | None]) -> np.ndarray:
-    """Pixels that every mask of ``rows`` (N, with their areas) shares with every one of ``columns`` (M): int64 (N, M).
+    """Intersections in pixels of ``rows`` (N masks with their areas) and ``columns`` (M masks): int64 (N, M).
 
-    N and M are 1 at least.
+    N and M must be at least 1.
     """
-    # Against a "crowd" pycocotools divides by the area of the row alone, so that the count comes back exactly.
+    # With "crowd" columns pycocotools divides by the row's area alone, so that the count can be recovered exactly.
     shares = coco_mask.iou(
         [rle or _EMPTY_MASK for rle in rows], [rle or _EMPTY_MASK for rle in columns], [1] * len(columns)
     )
@@ -281,7 +286,7 @@ def cut_out(mask: StoredMask, size: tuple[int, int]) -> tuple[np.ndarray, int, i
     if rle is None or not width:
         return np.empty((0, 0), np.uint8), 0, 0
     lengths = _run_lengths(rle["counts"])
-    lengths[0] -= x * size[0]  # of background, as every other one
+    lengths[0] -= x * size[0]  # background
     if len(lengths) % 2:
         lengths[-1] -= (size[1] - x - width) * size[0]
     values = np.zeros(len(lengths), np.uint8)
@@ -290,7 +295,7 @@ def cut_out(mask: StoredMask, size: tuple[int, int]) -> tuple[np.ndarray, int, i
 
 
 def _run_lengths(counts: str | bytes) -> np.ndarray:
-    """Run lengths, int64, background first, of compressed counts."""
+    """Decode compressed counts to run lengths, int64, background first."""
     numbers = _numbers(_digits([counts])[0]).astype(np.int64)
     numbers[1::2] = np.cumsum(numbers[1::2])
     numbers[2::2] = np.cumsum(numbers[2::2])
