@@ -197,8 +197,8 @@ def _add_test_keys(cfg: CfgNode) -> None:
     # "video": the best (track, class) pairs of a video; "frame": the paper's instances per frame (deviations, 12).
     test.TOPK_SCOPE = "video"
     # Score of a track. "mean": mean class probability over all frames since its start, including hidden ones;
-    # "visible": over the frames where it is visible; "mask": as "mean", each frame weighted by the mean foreground probability
-    # inside the mask (Mask2Former); "max": maximum over frames (GenVIS). Measurements: docs/experiments.md.
+    # "visible": over the frames where it is visible; "mask": as "mean", each frame weighted by the mean foreground
+    # probability inside the mask (Mask2Former); "max": maximum over frames (GenVIS). Measurements: docs/experiments.md.
     test.TRACK_SCORE = "mean"
     # An unprompted row with a lower foreground probability counts as hidden in the frame: its mask is not returned and
     # not in M. 0 = the paper: off.
@@ -214,7 +214,7 @@ def _add_test_keys(cfg: CfgNode) -> None:
     # the last one counts.
     test.REPEAT = 1
     test.SPATIAL_TRAVERSAL = False  # images: the image, four 90 % crops around it, the image again (Appendix A)
-    # If the smallest object prompted at the first frame covers fewer than SMALL_PROMPT_CELLS cells of stride 4 (0: off),
+    # If the smallest object prompted at the first frame covers fewer than this many cells of stride 4 (0: off),
     # INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST are enlarged, by at most SMALL_PROMPT_SCALE. The cost grows with its square.
     test.SMALL_PROMPT_CELLS = 0
     test.SMALL_PROMPT_SCALE = 1.5

@@ -145,8 +145,8 @@ class Measures(NamedTuple):
     """Areas and extents of N masks, in pixels counted column by column."""
 
     areas: np.ndarray  # int64 (N,)
-    starts: np.ndarray  # int64 (N,): index of the first foreground pixel
-    stops: np.ndarray  # int64 (N,): one past the last foreground pixel
+    starts: np.ndarray  # int64 (N,): no foreground pixel before this index
+    stops: np.ndarray  # int64 (N,): no foreground pixel from this index on
     broken: np.ndarray  # bool (N,): the run lengths are unreadable, negative or do not add up to H * W
 
     def part(self, which: slice) -> Measures:
@@ -191,10 +191,8 @@ def _numbers(digits: np.ndarray) -> np.ndarray:
     lower = np.flatnonzero(~is_last)
     numbers_before = lower - np.arange(len(lower))
     firsts = np.flatnonzero(np.diff(numbers_before, prepend=-1))
-    wide, widths = (
-        numbers_before[firsts],
-        np.diff(firsts, append=len(lower)),
-    )  # indices of these numbers, and their numbers of lower digits
+    # Indices of these numbers, and how many lower digits each has.
+    wide, widths = numbers_before[firsts], np.diff(firsts, append=len(lower))
     values = highest[wide].astype(np.int64) << 5 * widths
     for place in range(int(widths.max(initial=0))):
         has = np.flatnonzero(widths > place)
@@ -263,15 +261,15 @@ def cut_out(mask: StoredMask, size: tuple[int, int]) -> tuple[np.ndarray, int, i
     """Crop a stored mask to its bounding box.
 
     Args:
-        mask: anything but polygons; run lengths must fill the frame.
-        size: (H, W) that it must have.
+        mask: not polygons; run lengths must add up to H * W.
+        size: expected (H, W).
 
     Returns:
         The crop, uint8 of 0 and 255, transposed (width, height) as in run lengths; its first column; its first row.
         The crop is empty if no pixel is set.
 
     Raises:
-        UserError: no mask, or one of another size.
+        UserError: if the mask is invalid or has another size.
     """
     if isinstance(mask, np.ndarray):
         if mask.shape != size:
