@@ -54,6 +54,10 @@ def check_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
     register_from_config(cfg)
     label_sets = {str(name): int(classes) for name, classes in cfg.MODEL.AUSM.LABEL_SETS}
     chosen = chosen_label_sets(cfg)
+    for key, named in (("DATASETS.LABEL_SETS", chosen), ("TEST.AUSM.FG_THRESHOLDS", dict(cfg.TEST.AUSM.FG_THRESHOLDS))):
+        unknown = [name for name in named if name not in DatasetCatalog]
+        if unknown:
+            raise UserError(f"{key}: {unknown}: no such data sets; registered: {', '.join(registered_names())}")
     for name in names:
         if name not in DatasetCatalog:
             raise UserError(f"data set '{name}' is not registered; registered: {', '.join(registered_names())}")

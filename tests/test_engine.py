@@ -160,6 +160,15 @@ def test_data_sets_that_do_not_fit_the_config() -> None:
         check_datasets(tiny_cfg("MODEL.AUSM.LABEL_SETS", [["synthvis", 4]]), ["tiny_val"])
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("TEST.AUSM.FG_THRESHOLDS", [["tiny_va", 0.9]]), ("DATASETS.LABEL_SETS", [["tiny_va", "object"]])],
+)
+def test_settings_of_data_sets_that_there_are_none_of(key: str, value: list) -> None:
+    with pytest.raises(UserError, match=rf"{key}: \['tiny_va'\]: no such data sets; registered: .*tiny_val"):
+        check_datasets(tiny_cfg(key, value), ["tiny_val"])
+
+
 def test_ones_own_data_sets_are_known(tmp_path: Path) -> None:
     annotations = {
         "videos": [{"id": 1, "height": 8, "width": 8, "length": 1, "file_names": ["a/0.jpg"]}],
