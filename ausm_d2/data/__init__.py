@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Videos in: registered data sets, training clips, test videos. Importing registers the data sets; it reads no file."""
+"""Data: registered data sets, training clips, test videos. Importing registers the data sets without reading files."""
 
 from ausm_d2.data import catalog as catalog
 from ausm_d2.data.build import build_test_loader, build_train_loader

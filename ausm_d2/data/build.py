@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Loaders: an endless mixture of data sets for training, one video after the other for testing."""
+"""Data loaders: an endless mixture of data sets for training, whole videos for testing."""
 
 from __future__ import annotations
 
@@ -27,34 +27,33 @@ from ausm_d2.data.mask_sources import ListedMasks
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 
-_MAX_FAILURES = 10  # unreadable videos in a row after which it is the data set that is broken
+_MAX_FAILURES = 10  # consecutive unreadable videos after which the data set counts as broken
 
 logger = logging.getLogger(__name__)
 
 
 class Draw(NamedTuple):
-    """One draw of the mixture: everything that a training item depends on."""
+    """One draw of the mixture; it determines the training item completely."""
 
-    dataset: int  # place in DATASETS.TRAIN
-    record: int  # its place in that data set
-    seed: int  # of sampling and augmentation
+    dataset: int  # index in DATASETS.TRAIN
+    record: int  # index in the data set
+    seed: int  # of clip sampling and augmentation
 
 
 class MixtureSampler(torch.utils.data.Sampler[Draw]):
-    """Endless draws from several data sets, each reshuffled whenever it is exhausted.
+    """Endless draws from several data sets, each reshuffled when it is exhausted.
 
-    All processes walk the same stream of draws (the seed is shared) and process r of R takes draws r, r + R, ...: no
-    draw is used twice, whatever the number of processes and workers. ``start``: how many draws, of all processes
-    together, an interrupted training has had already.
+    All processes generate the same stream of draws (the seed is shared) and process r of R takes draws r, r + R, ...
+    No draw is used twice. ``start``: number of draws, over all processes, that a resumed training skips.
     """
 
-    _BLOCK = 4096  # draws made at once, so that skipping a hundred thousand of them is fast
+    _BLOCK = 4096  # draws generated at once, so that skipping 100,000 of them is fast
 
     def __init__(self, sizes: Sequence[int], ratios: Sequence[float], seed: int) -> None:
         """
         Args:
             sizes: records per data set.
-            ratios: how often each data set is drawn, relative to the others.
+            ratios: relative sampling weights of the data sets.
             seed: the same in all processes.
         """
         self.sizes = sizes
@@ -81,7 +80,7 @@ def _shuffled(size: int, rng: np.random.Generator) -> Iterator[int]:
 
 
 class _TrainingItems(torch.utils.data.Dataset[TrainingClip]):
-    """Draw -> training item. A video that cannot be read is reported, counted and replaced by another of its set."""
+    """Draw -> training item. An unreadable video is reported, counted and replaced by another one of its data set."""
 
     def __init__(self, names: Sequence[str], records: Sequence[list[VideoRecord]], mapper: ClipMapper) -> None:
         self._names = names
@@ -106,13 +105,13 @@ class _TrainingItems(torch.utils.data.Dataset[TrainingClip]):
 
 
 def prepare_worker() -> None:
-    """Settings of a process that only makes training items: one thread, and memory that is kept for the next item."""
+    """Set up a loader worker: one OpenCV thread; freed memory stays in the process."""
     cv2.setNumThreads(0)
     keep_freed_memory()
 
 
 class TrainLoader:
-    """Endless batches of clips; the share of each data set among them is logged as ``data/share_of_<name>``."""
+    """Endless batches of clips. Logs the share of each data set as ``data/share_of_<name>``."""
 
     def __init__(
         self,
@@ -123,7 +122,7 @@ class TrainLoader:
     ) -> None:
         """
         Args:
-            clips_per_iteration: of all processes together.
+            clips_per_iteration: over all processes.
         """
         self._batches = batches
         self._names = names
@@ -131,10 +130,10 @@ class TrainLoader:
         self._clips_per_iteration = clips_per_iteration
 
     def skip(self, iterations: int) -> None:
-        """Begin with the clips that come after so many iterations of the same seed; call it before iterating.
+        """Skip the clips of this many iterations, to resume a training with the same seed. Call before iterating.
 
-        With aspect-ratio grouping, where clips wait for others of their shape, a few around that place are drawn twice
-        or not at all.
+        With aspect-ratio grouping, which buffers clips by shape, a few clips around that point may be repeated or
+        skipped.
         """
         self._sampler.start = iterations * self._clips_per_iteration
 
@@ -147,7 +146,7 @@ class TrainLoader:
                     shares = {f"data/share_of_{name}": seen[name] / seen.total() for name in self._names}
                     get_event_storage().put_scalars(smoothing_hint=False, **shares)
                 yield batch
-        except UserError as error:  # from a worker it comes with its traceback, and the message as its last line
+        except UserError as error:  # a worker's exception contains its traceback, with the message as the last line
             raise UserError(str(error).strip().splitlines()[-1].removeprefix("ausm_d2.errors.UserError: ")) from None
 
 
@@ -155,7 +154,7 @@ def get_records(name: str) -> list[VideoRecord]:
     """The records of a registered data set.
 
     Raises:
-        UserError: the name is not registered, or the data set has no videos.
+        UserError: if the name is not registered, or the data set has no videos.
     """
     if name not in DatasetCatalog:
         raise UserError(f"data set {name!r} is not known; known: {', '.join(registered_names())}")
@@ -166,24 +165,24 @@ def get_records(name: str) -> list[VideoRecord]:
 
 
 def registered_names() -> list[str]:
-    """Names of the data sets this project can read."""
+    """Names of all data sets registered by this project."""
     return [name for name in sorted(DatasetCatalog.list()) if hasattr(MetadataCatalog.get(name), "label_set")]
 
 
 def has_instances(record: VideoRecord) -> bool:
-    """Whether any object is there to learn from: one that is no crowd, and has a mask."""
+    """Whether the record has an instance to train on: not a crowd, and with a mask."""
     visible = record.masks.by_instance if isinstance(record.masks, ListedMasks) else None
     return any(not each.is_crowd and (visible is None or each.instance_id in visible) for each in record.instances)
 
 
 def get_training_records(cfg: CfgNode, name: str) -> list[VideoRecord]:
-    """The records of a data set that have something to learn (all, without ``FILTER_EMPTY_ANNOTATIONS``).
+    """The records of a data set that have instances (without ``FILTER_EMPTY_ANNOTATIONS``: all).
 
     Raises:
-        UserError: there are none.
+        UserError: if there are none.
     """
     records = get_records(name)
-    # Class-agnostic data sets list no instances: finding them would mean reading every mask.
+    # Class-agnostic data sets do not list instances; finding them would require reading all masks.
     metadata = MetadataCatalog.get(name)
     unlisted = metadata.get("unlisted", metadata.task == "vos")
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and not unlisted:
@@ -196,10 +195,10 @@ def get_training_records(cfg: CfgNode, name: str) -> list[VideoRecord]:
 
 
 def check_train_config(cfg: CfgNode, processes: int) -> None:
-    """Check the training keys of a config, for this number of processes, without reading any data set.
+    """Check the training keys of a config for a number of processes, without reading data.
 
     Raises:
-        UserError: ratios or a batch size that do not fit, or augmentation keys that are wrong.
+        UserError: if ratios, batch size or augmentation keys are invalid.
     """
     clips = cfg.SOLVER.IMS_PER_BATCH
     if clips < 1 or clips % processes:
@@ -218,21 +217,21 @@ def check_train_config(cfg: CfgNode, processes: int) -> None:
 
 
 def require_files(names: Iterable[str]) -> None:
-    """Raise a ``UserError`` if files of registered data sets are missing; it says what was looked for."""
+    """Raise ``UserError`` if files of registered data sets are missing, naming the paths that were tried."""
     for name in names:
         locate = MetadataCatalog.get(name).get("locate")
-        if locate:  # data that is embedded has no files
+        if locate:  # generated data has no files
             locate()
 
 
 def available_test_sets(cfg: CfgNode) -> tuple[list[str], list[str]]:
-    """The data sets of ``DATASETS.TEST``, and with ``TEST.SKIP_MISSING`` what is said of those that are left out.
+    """The data sets of ``DATASETS.TEST`` whose files exist.
 
     Returns:
-        Names, and one text for each data set whose files are not there; without the key: all names, whose files are.
+        Their names, and with ``TEST.SKIP_MISSING`` one message for each data set without files.
 
     Raises:
-        UserError: files are missing that are needed, or there are none for any data set; it says what was looked for.
+        UserError: without ``TEST.SKIP_MISSING``, if files are missing.
     """
     register_from_config(cfg)
     names = list(cfg.DATASETS.TEST)
@@ -249,13 +248,13 @@ def available_test_sets(cfg: CfgNode) -> tuple[list[str], list[str]]:
 
 
 def build_train_loader(cfg: CfgNode) -> TrainLoader:
-    """Endless batches of ``SOLVER.IMS_PER_BATCH`` clips (all processes together) drawn from ``DATASETS.TRAIN``.
+    """Endless batches of ``SOLVER.IMS_PER_BATCH`` clips (over all processes) drawn from ``DATASETS.TRAIN``.
 
-    ``DATASETS.DATASET_RATIO`` says how often each data set is drawn (empty: by its number of videos). With
+    ``DATASETS.DATASET_RATIO`` has the sampling weights (empty: numbers of videos). With
     ``DATALOADER.ASPECT_RATIO_GROUPING`` the clips of a batch are all landscape or all portrait.
 
     Raises:
-        UserError: unknown or empty data sets, ratios that do not fit.
+        UserError: if a data set is unknown or empty, or the ratios are invalid.
     """
     register_from_config(cfg)
     check_train_config(cfg, comm.get_world_size())
@@ -280,22 +279,22 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
 def build_test_loader(
     cfg: CfgNode, dataset_name: str, finished: Collection[int | str] = ()
 ) -> torch.utils.data.DataLoader:
-    """The videos of one data set, each once, as batches of one lazy item; the processes share them by length.
+    """The videos of one data set, each once, as batches of one lazily read item, balanced over processes by length.
 
     Args:
         dataset_name: any registered data set.
-        finished: ids of videos to leave out (their results exist already).
+        finished: ids of videos that already have results; left out.
 
     Returns:
         A loader of lists of one :class:`~ausm_d2.data.items.TestVideo`.
 
     Raises:
-        UserError: an unknown or empty data set.
+        UserError: if the data set is unknown or empty.
     """
     register_from_config(cfg)
     records = [record for record in get_records(dataset_name) if record.video_id not in finished]
     metadata = MetadataCatalog.get(dataset_name)
-    # Long videos first, dealt out in turn: no process ends with the longest one.
+    # Longest videos first, round robin over processes, to balance the load.
     records.sort(key=lambda record: -record.length)
     items: list[TestVideo] = [
         {

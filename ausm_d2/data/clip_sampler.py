@@ -1,9 +1,9 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Which frames of a video make a training clip.
+"""Samples the frames of a training clip.
 
 Shape shorthand:
     T: frames of a clip
-    L: frames of a video that may be drawn (those that carry labels)
+    L: labelled frames of a video, from which a clip is drawn
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ausm_d2.errors import UserError
 
 
 class ClipSampler:
-    """Draw the frames of a clip.
+    """Draws the frames of a clip.
 
-    Without a stride, T - 1 frames are drawn without repetition from the window of ``frame_range`` frames to either side
-    of one frame drawn first, and are put in order (Mask2Former-video's and VITA's sampling). With a stride, the frames
-    are evenly spaced. A window that reaches beyond the video is shifted inside. A video of fewer than T frames is
-    played forwards and backwards until the clip is full, so that a single frame becomes a still clip.
+    Without a stride, a first frame is drawn, then T - 1 frames without replacement from the window of ``frame_range``
+    frames to either side of it; they are sorted (as in Mask2Former-video and VITA). With a stride, the frames are
+    evenly spaced. A window that exceeds the video is shifted inside. A video of fewer than T frames is played forwards and
+    backwards until the clip is full; a single frame gives a still clip.
     """
 
     @configurable
@@ -37,10 +37,10 @@ class ClipSampler:
         """
         Args:
             num_frames: T, at least 1.
-            frame_range: frames to either side of the first one drawn; the window has room for T frames at least.
-                Used without a stride.
-            stride: largest distance between neighbouring frames; each clip draws its own in 1..stride. 0: no stride.
-            reverse: probability of playing the clip backwards.
+            frame_range: frames to either side of the first one drawn, enlarged to at least T frames in all. Without a
+                stride only.
+            stride: maximum distance between neighbouring frames, drawn per clip from 1..stride; 0: no stride.
+            reverse: probability of reversing the clip.
         """
         if num_frames < 1 or frame_range < 0 or stride < 0 or not 0 <= reverse <= 1:
             raise UserError(

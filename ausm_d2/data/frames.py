@@ -46,20 +46,20 @@ class ImageFiles:
 
 
 class VideoFile:
-    """The frames of a video file, by their place in it.
+    """The frames of a video file, by index.
 
-    Frames are told apart by their time stamps, so that an index always gives the same frame, at any frame rate.
-    Reading forwards decodes every frame once; going back starts at the key frame before.
+    Frames are identified by their time stamps, so that an index always gives the same frame, at any frame rate. Reading
+    forwards decodes every frame once; going back seeks to the preceding key frame.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._times: list[int] = []  # time stamp of each frame, ascending
-        self._keys: list[int] = []  # those of key frames
+        self._keys: list[int] = []  # time stamps of the key frames
         self._container: Any = None
         self._stream: Any = None
         self._decoded: Iterator[Any] = iter(())
-        self._next = 0  # frame that the iterator gives next
+        self._next = 0  # index of the iterator's next frame
 
     def __reduce__(self) -> tuple[type[VideoFile], tuple[str]]:
         return VideoFile, (self.path,)
@@ -75,7 +75,7 @@ class VideoFile:
     def __getitem__(self, index: int) -> np.ndarray:
         self._open()
         if not 0 <= index < len(self._times):
-            raise UserError(f"{self.path}: frame {index} asked for, the video has {len(self._times)}")
+            raise UserError(f"{self.path}: frame {index} requested, the video has {len(self._times)}")
         time = self._times[index]
         key = self._keys[max(bisect_right(self._keys, time) - 1, 0)] if self._keys else self._times[0]
         try:
@@ -87,7 +87,7 @@ class VideoFile:
                     self._next = index + 1
                     return upright(frame, "rgb24")
         except av.FFmpegError as error:
-            self._next = len(self._times)  # where the decoder stands is not known any more
+            self._next = len(self._times)  # the decoder's position is unknown: seek next time
             raise UserError(f"{self.path}: frame {index} cannot be decoded: {error.strerror}") from None
         self._next = len(self._times)
         raise UserError(f"{self.path}: ends before frame {index} of {len(self._times)}")

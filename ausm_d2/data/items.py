@@ -1,10 +1,10 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The dictionaries that pass between loaders, model and evaluators, in Detectron2's manner.
+"""Types of the dictionaries passed between loaders, model and evaluators.
 
 Shape shorthand:
     T: frames of the clip or video
     N: instances visible in the clip
-    H, W: stored frame size; h, w: size of an augmented frame
+    H, W: frame size in pixels; h, w: size of an augmented frame
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from ausm_d2.masks.rle import Rle
 
 
 class TrainingClip(TypedDict):
-    """A training item: what the mapper makes and the model takes in training mode."""
+    """A training item: output of the mapper, input of the model in training mode."""
 
     image: Tensor  # uint8 (T, 3, h, w), RGB
     masks: Tensor  # bool (N, T, h, w); row i is instance i in every frame
     given: NotRequired[Tensor | None]
-    """bool (N, h, w): coarse masks of the objects in the first frame, which is shown twice; empty: not in it."""
+    """bool (N, h, w): coarse prompt masks for the first frame, which is shown twice; empty: object not in it."""
     classes: Tensor  # int64 (N), in the label set
-    labelled: Tensor  # bool (T): frames that carry labels
+    labelled: Tensor  # bool (T): frames with labels
     label_set: str
     exhaustive: bool  # every object of the label set is labelled
     task: str  # "vis", "vos" or "image"
-    prompted: bool  # prompted work only
+    prompted: bool  # train as prompted only
     dataset_name: str
     video_id: int | str
     frame_indices: list[int]  # T
@@ -38,7 +38,7 @@ class TrainingClip(TypedDict):
 
 
 class TestVideo(TypedDict):
-    """A test item: what the test loader gives and the model takes in evaluation mode."""
+    """A test item: output of the test loader, input of the model in evaluation mode."""
 
     record: VideoRecord
     dataset_name: str
@@ -54,11 +54,11 @@ class TrackEntry(TypedDict):
     track_id: int
     category_id: int  # 0-based, in the label set
     score: float
-    segmentations: list[Rle | None]  # T, of the stored size; None where there is no mask
+    segmentations: list[Rle | None]  # T, at frame size; None: no mask
 
 
 class VideoResult(TypedDict):
-    """What the model makes of a test item: ``tracks`` for the tasks "vis" and "image", ``objects`` for "vos"."""
+    """The model's output for a test item: ``tracks`` for the tasks "vis" and "image", ``objects`` for "vos"."""
 
     video_id: int | str
     tracks: NotRequired[list[TrackEntry]]  # best first

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""From a video record to a training item.
+"""Maps a video record to a training item.
 
 Shape shorthand:
     T: frames of the clip
@@ -31,7 +31,7 @@ from ausm_d2.masks.rle import StoredMask
 
 
 class ClipMapper:
-    """Sample a clip of a record (a pseudo-video, where the record is an image), augment it, make it tensors."""
+    """Samples a clip from a record (from an image: a pseudo-video), augments it and converts it to tensors."""
 
     @configurable
     def __init__(
@@ -51,18 +51,17 @@ class ClipMapper:
     ) -> None:
         """
         Args:
-            samplers: the clip sampler of each data set, by name.
-            augmentations: for clips of videos, in their order.
-            pseudo_augmentations: for clips made of one image.
-            looks: draws how a clip looks; None: as it is stored.
-            drawn_prompts: probability that the objects of a clip are given by boxes, clicks or scribbles.
-            copy_paste: probability that objects of another image go through a clip made of one image.
+            samplers: clip sampler by name of the data set.
+            augmentations: for clips from videos, applied in this order.
+            pseudo_augmentations: for clips from images.
+            looks: draws the degradation of a clip; None: no degradation.
+            drawn_prompts: probability that a clip is prompted by boxes, clicks or scribbles.
+            copy_paste: probability of pasting moving objects of another image into a clip from an image.
             paste_twin: probability that the other image is the same one.
-            paste_scale: least size of the other image, relative to the largest that fits.
-            max_instances: of a clip. If there are more, a random subset of this size is kept, and the clip is not
-                exhaustive.
-            label_sets: those of data sets that have another than their own, by name.
-            fill: RGB outside of the stored frame; the mean pixel, so that the model sees zeros.
+            paste_scale: minimum size of the other image, relative to the largest that fits.
+            max_instances: if a clip has more, a random subset of this size is kept, and the clip is not exhaustive.
+            label_sets: by name of the data set, if it differs from the data set's own.
+            fill: RGB outside the stored frame; the mean pixel, which is normalised to 0.
         """
         self.samplers = samplers
         self.augmentations = augmentations
@@ -107,16 +106,16 @@ class ClipMapper:
     ) -> TrainingClip:
         """
         Args:
-            dataset_name: what the record is of.
-            record: a video, or an image as a video of one frame.
-            rng: everything random comes from it.
-            draw_other: gives any other record of the data set, for copy-paste.
+            dataset_name: data set of the record.
+            record: a video, or an image as a one-frame video.
+            rng: source of all randomness.
+            draw_other: draws another record of the data set, for copy-paste.
 
         Returns:
             The training item.
 
         Raises:
-            UserError: a frame or mask that cannot be read, or whose size is not the video's; it names the place.
+            UserError: if a frame or mask cannot be read, or has another size than the video.
         """
         metadata = MetadataCatalog.get(dataset_name)
         sampler = self.samplers[dataset_name]
@@ -131,12 +130,7 @@ class ClipMapper:
         clip = self._render(record, indices, plan, rng)
         if pseudo and draw_other is not None and rng.random() < self.copy_paste:
             other = record if rng.random() < self.paste_twin else draw_other(rng)
-            pasted_plan = _passing_by(plan, (other.height, other.width), self.paste_scale, rng)
-            for augmentation in self.pseudo_augmentations:
-                if augmentation.pasted_too:
-                    augmentation(pasted_plan, rng)
-            clip.paste(self._render(other, indices, pasted_plan, rng), rng)
-            clip.limit(self.max_instances, rng)
+            self._paste(clip, other, indices, plan, rng)
         if look:
             look.degrade(clip.image)
         given = None
@@ -163,12 +157,23 @@ class ClipMapper:
             "width": record.width,
         }
 
+    def _paste(
+        self, clip: _Clip, other: VideoRecord, indices: Sequence[int], plan: ClipPlan, rng: np.random.Generator
+    ) -> None:
+        """Copy-paste: moving objects of another image in front of a clip."""
+        pasted_plan = _passing_by(plan, (other.height, other.width), self.paste_scale, rng)
+        for augmentation in self.pseudo_augmentations:
+            if augmentation.pasted_too:
+                augmentation(pasted_plan, rng)
+        clip.paste(self._render(other, indices, pasted_plan, rng), rng)
+        clip.limit(self.max_instances, rng)
+
     def _render(self, record: VideoRecord, indices: Sequence[int], plan: ClipPlan, rng: np.random.Generator) -> _Clip:
-        """Frames ``indices`` (T) of a record as ``plan`` wants them; only instances that can be seen."""
+        """Render frames ``indices`` (T) of a record by ``plan``, with the instances that are visible in them."""
         image = np.empty((len(indices), 3, *plan.size), np.uint8)
         crowds = {instance.instance_id for instance in record.instances if instance.is_crowd}
         stored: dict[int, Mapping[int, StoredMask]] = {}
-        # In temporal order, because a video file is read forwards; each stored frame once.
+        # In temporal order, because video files are decoded forwards; each stored frame is read once.
         last, frame = -1, np.empty(0)
         for t in sorted(range(len(indices)), key=lambda t: indices[t]):
             if indices[t] != last:
@@ -179,7 +184,7 @@ class ClipMapper:
 
         ids = [i for i in dict.fromkeys(i for masks in stored.values() for i in masks) if i not in crowds]
         complete = len(ids) <= self.max_instances
-        if not complete:  # before anything is decoded: SA-V has videos of hundreds of masklets
+        if not complete:  # before decoding masks: SA-V has videos with hundreds of masklets
             ids = [ids[i] for i in _some(len(ids), self.max_instances, rng)]
         result = np.zeros((len(ids), len(indices), *plan.size), bool)
         seen: np.ndarray = np.zeros(len(ids), bool)
@@ -208,30 +213,30 @@ class _Clip:
     image: np.ndarray  # uint8 (T, 3, h, w)
     masks: np.ndarray  # bool (N, T, h, w)
     classes: list[int]  # N
-    complete: bool  # no instance was left out
+    complete: bool  # no instance was dropped
 
     def repeat_first(self) -> None:
-        """The first frame twice, in place of the last one."""
+        """Show the first frame twice and drop the last one."""
         self.image[1:] = self.image[:-1].copy()
         self.masks[:, 1:] = self.masks[:, :-1].copy()
         visible = np.flatnonzero(self.masks.any(axis=(1, 2, 3)))
         self.masks, self.classes = self.masks[visible], [self.classes[i] for i in visible]
 
     def coarse(self, rng: np.random.Generator) -> np.ndarray:
-        """bool (N, h, w): what a user draws for the objects of the first frame; empty for those that are not in it."""
+        """bool (N, h, w): simulated user drawings of the objects in the first frame; empty for objects not in it."""
         drawn = np.zeros_like(self.masks[:, 0])
         for i in np.flatnonzero(self.masks[:, 0].any(axis=(1, 2))):
             drawn[i] = coarse_mask(self.masks[i, 0], rng)
         return drawn
 
     def limit(self, count: int, rng: np.random.Generator) -> None:
-        """Keep ``count`` instances at most."""
+        """Keep at most ``count`` instances, a random subset."""
         if len(self.classes) > count:
             kept = _some(len(self.classes), count, rng)
             self.masks, self.classes, self.complete = self.masks[kept], [self.classes[i] for i in kept], False
 
     def paste(self, other: _Clip, rng: np.random.Generator) -> None:
-        """Put some of the other clip's objects, one at least, before everything in this one."""
+        """Paste a random subset of the other clip's objects, at least one, in front of this clip."""
         chosen = np.flatnonzero(rng.random(len(other.classes)) < 0.5)
         if not len(chosen) and other.classes:
             chosen = rng.integers(len(other.classes), size=1)
@@ -246,11 +251,11 @@ class _Clip:
 
 
 def _passing_by(plan: ClipPlan, size: tuple[int, int], smallest: float, rng: np.random.Generator) -> ClipPlan:
-    """A plan for another image of ``size``, on a straight way; one way in three is gone to and fro.
+    """A plan that moves another image of ``size`` along a straight path; one time in three back and forth.
 
-    It is at most as large as the frames of ``plan`` and at least ``smallest`` of that, drawn evenly in the logarithm.
-    The way is of any length, so that slow objects are as common as fast ones, and may begin and end outside of the
-    frame; the image turns by up to 20 degrees, shears and grows or shrinks by up to a third on it.
+    Its size relative to the frames of ``plan`` is log-uniform between ``smallest`` and 1. The length of the path is
+    random, so that slow objects are as common as fast ones; it may begin and end outside the frame. Along the path the
+    image rotates by up to 20 degrees, is sheared, and scales by up to a third.
     """
     other = ClipPlan.identity(plan.num_frames, size)
     height, width = plan.size
@@ -273,10 +278,10 @@ def _passing_by(plan: ClipPlan, size: tuple[int, int], smallest: float, rng: np.
 
 
 def _frames_to_draw(record: VideoRecord) -> list[int]:
-    """Indices of the frames that carry labels, ascending.
+    """Indices of the labelled frames, ascending.
 
     Raises:
-        UserError: there is none.
+        UserError: if there are none.
     """
     frames = record.labelled_frames
     if not frames:

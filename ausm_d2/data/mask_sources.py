@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Instance masks as the data sets store them: listed run lengths and polygons, label pictures, one folder per object.
+"""Instance masks in the data sets' formats: run lengths and polygons, label images, one folder per object.
 
 Shape shorthand:
     H, W: frame size in pixels
@@ -31,7 +31,7 @@ class ListedMasks:
 
 @dataclass(frozen=True)
 class LabelPictures:
-    """Label pictures (pixel = object id, 0 = background), one for each labelled frame: DAVIS, YouTube-VOS, MOSE."""
+    """Label images (pixel = object id, 0 = background), one per labelled frame: DAVIS, YouTube-VOS, MOSE."""
 
     root: str
     files: tuple[str | None, ...]  # per frame, relative to root; None: no labels
@@ -58,12 +58,12 @@ class LabelPictures:
 
 @dataclass(frozen=True)
 class ObjectFolders:
-    """One folder of black and white pictures for each object, which may overlap: SA-V's validation and test videos."""
+    """One folder of black-and-white images per object; masks may overlap: SA-V's validation and test videos."""
 
     root: str  # of the video: <root>/<folder>/<frame>.png
     folders: Mapping[int, str]  # by object id
     names: tuple[str, ...]  # of all frames
-    pictures: Mapping[int, frozenset[str]]  # frame names that have a picture, by object id
+    pictures: Mapping[int, frozenset[str]]  # names of the frames with an image, by object id
     size: tuple[int, int]  # (H, W) of the frames
 
     def read(self, index: int) -> dict[int, np.ndarray]:
@@ -85,14 +85,14 @@ def _check_size(path: str, picture: np.ndarray, size: tuple[int, int]) -> None:
 
 
 class FirstFrames(Mapping[int, int]):
-    """The frame in which each object first appears; the masks are read on first access."""
+    """The first frame of each object. Masks are read on first access."""
 
     def __init__(self, masks: MaskSource, frames: Sequence[int], objects: Collection[int] | None = None) -> None:
         """
         Args:
             masks: of one video.
             frames: the frames that may have masks, ascending.
-            objects: the ids to look for; None: all there are.
+            objects: ids to look for; None: all.
         """
         self._masks = masks
         self._frames = frames

@@ -1,7 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What readers do with broken data: stop at the first problem or, while a data set is checked, note it and go on.
+"""How readers report broken data: they stop at the first problem, or collect all problems while a data set is checked.
 
-``problem`` is for what cannot be used, ``mismatch`` for what is there and fits nothing, or twice.
+``problem`` is for unusable data, ``mismatch`` for files or entries that match nothing, or match twice.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ def problem(text: str) -> None:
     collected.append(text)
 
 
-_SHOWN = 3  # mismatches of a kind
+_SHOWN = 3  # mismatches logged per kind
 _shown: dict[str, list[str]] = defaultdict(list)
 
 
 def mismatch(kind: str, text: str) -> None:
     """Report files or entries that match nothing: a problem while a data set is checked, else a warning.
 
-    Each text is logged once in a process, and no more than a few of a kind.
+    Each text is logged once per process, and only a few of each kind.
 
     Args:
-        kind: the same for all of one kind in a data set.
+        kind: groups similar mismatches of a data set.
         text: one line: where, what, what was expected.
     """
     collected = _collected.get()
@@ -67,7 +67,7 @@ def collect_problems() -> Iterator[list[str]]:
 
 
 class LeftOut:
-    """Counts what a reader skips; one line for each kind."""
+    """Counts the entries that a reader skips, by kind."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -75,11 +75,11 @@ class LeftOut:
         self._unmatched: Counter[str] = Counter()
 
     def add(self, kind: str) -> None:
-        """One more that is skipped because the field's practice is to skip it."""
+        """Count an entry that is skipped by convention."""
         self._counts[kind] += 1
 
     def unmatched(self, kind: str) -> None:
-        """One more that is skipped because it matches nothing: a problem while a data set is checked."""
+        """Count an entry that matches nothing: a problem while a data set is checked."""
         self._unmatched[kind] += 1
 
     def warn(self) -> None:

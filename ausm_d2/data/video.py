@@ -1,8 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Videos as records: cheap to hold, pixels and masks are read on access.
+"""Video records: small objects that read frames and masks on access.
 
 Shape shorthand:
-    H, W: frame size in pixels, as stored
+    H, W: frame size in pixels
     T: frames of the video
 """
 
@@ -21,7 +21,7 @@ from ausm_d2.masks.rle import StoredMask, decode, to_rle
 
 @runtime_checkable
 class FrameSource(Protocol):
-    """Random access to the frames of one video. Cheap to pickle: it opens files when it is asked, not before."""
+    """Random access to the frames of one video. Cheap to pickle: files are opened on access."""
 
     @property
     def names(self) -> list[str]:
@@ -52,7 +52,7 @@ class Instance:
 
 @dataclass
 class VideoRecord:
-    """One video of a registered data set (what ``DatasetCatalog.get(name)`` returns a list of)."""
+    """One video of a registered data set; ``DatasetCatalog.get(name)`` returns a list of them."""
 
     video_id: int | str  # the data set's own id, as result files use it
     name: str  # folder or file stem
@@ -62,8 +62,8 @@ class VideoRecord:
     # Class-agnostic data may leave this empty: ids in ``masks`` without an entry are of category 0.
     instances: list[Instance] = field(default_factory=list)
     masks: MaskSource | None = None  # None: no labels (test sets)
-    labelled: list[bool] | None = None  # per frame: carries labels. None: every frame does
-    # VOS: frame at which an object's mask is given (its prompt), by instance id
+    labelled: list[bool] | None = None  # per frame: has labels. None: all frames have
+    # VOS: frame of each object's prompt, by instance id
     prompt_frames: Mapping[int, int] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -76,7 +76,7 @@ class VideoRecord:
         """Frame ``index``, uint8 (H, W, 3) RGB.
 
         Raises:
-            UserError: it cannot be read, or its size is not that of the video; it names the place.
+            UserError: if it cannot be read, or has another size than the video.
         """
         try:
             frame = self.frames[index]
@@ -90,15 +90,15 @@ class VideoRecord:
         return frame
 
     def is_labelled(self, frame: int) -> bool:
-        """Whether a frame carries labels (or would, if this were not a test set)."""
+        """Whether a frame is labelled (in test sets: whether the server has labels)."""
         return self.labelled is None or (frame < len(self.labelled) and self.labelled[frame])
 
     @property
     def labelled_frames(self) -> list[int]:
-        """Indices of the frames that carry labels, ascending.
+        """Indices of the labelled frames, ascending.
 
         Raises:
-            UserError: the labels are of more frames than the video has.
+            UserError: if there are labels for more frames than the video has.
         """
         if self.labelled is not None and len(self.labelled) > self.length:
             found = len(self.labelled)
@@ -106,10 +106,10 @@ class VideoRecord:
         return [frame for frame in range(self.length) if self.is_labelled(frame)]
 
     def prompts(self) -> dict[int, dict[int, np.ndarray]]:
-        """The masks that are given to the model: bool (H, W) by frame, then by object id.
+        """The prompt masks: bool (H, W) by frame, then by object id.
 
         Raises:
-            UserError: no object is prompted, or one has no mask in the frame it is prompted at.
+            UserError: if the video has no prompts, or an object has no mask in the frame of its prompt.
         """
         if self.masks is None or self.prompt_frames is None:
             raise UserError(f"video {self.name}: has no masks to prompt with")
@@ -125,13 +125,13 @@ class VideoRecord:
 
 
 class DeferredRecord(VideoRecord):
-    """A record that reads files for some of its fields, when the first of those fields is accessed."""
+    """A record that loads some of its fields from files on first access."""
 
     def __init__(self, load: Callable[[], dict[str, Any]], **known: Any) -> None:
         """
         Args:
-            load: returns the other fields, by name; must pickle.
-            known: the fields that need no file.
+            load: returns the other fields by name; must be picklable.
+            known: fields that need no file.
         """
         self._load = load
         self._known = known

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The evaluators that Detectron2's ``inference_on_dataset`` drives, chosen by a data set's ``evaluator_type``.
+"""The evaluators, selected by a data set's ``evaluator_type``.
 
 Shape shorthand:
     T: frames of a video
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class YTVISEvaluator(VideoEvaluator):
-    """AP as YouTube-VIS and OVIS measure it (key ``segm``), in percent; writes ``results.json``."""
+    """AP of YouTube-VIS and OVIS (key ``segm``), in percent; writes ``results.json``."""
 
     measure: type[ytvis.TrackEval] = ytvis.TrackEval
 
@@ -67,7 +67,7 @@ def predicted_tracks(results: ResultFolder, record: VideoRecord) -> list[Track]:
 
 
 class COCOEvaluator(YTVISEvaluator):
-    """COCO's AP of instance masks (key ``segm``), in percent, for images that were segmented as one-frame videos."""
+    """COCO's mask AP (key ``segm``), in percent, for images as one-frame videos."""
 
     measure = ytvis.ImageEval
 
@@ -97,10 +97,10 @@ def _score_video(results: ResultFolder, skip_last_frame: bool, record: VideoReco
 
 
 class YTVOSEvaluator(VOSEvaluator):
-    """YouTube-VOS's G, with J and F of categories that training has (seen) and has not (unseen), beside J&F.
+    """YouTube-VOS's G, with J and F of categories seen and unseen in training, and J&F.
 
-    Categories are ``record.extra["object_categories"]`` (names by object id); metadata ``seen_categories``: the names
-    of those in the training set. Without the latter there is J&F only.
+    Category names are in ``record.extra["object_categories"]`` (by object id), those of the training set in metadata
+    ``seen_categories``. Without the latter, J&F only.
     """
 
     def summary(self, videos: Sequence[vos.VideoScore]) -> dict[str, float]:
@@ -118,7 +118,7 @@ class YTVOSEvaluator(VOSEvaluator):
 
 
 class ReappearanceEvaluator(VideoEvaluator):
-    """How many objects that were hidden come back on their track (key ``reappearance``): counts and percent."""
+    """How many hidden objects are found again by their track (key ``reappearance``): counts and percent."""
 
     def score(self) -> Scores:
         counts = Reappearances()
@@ -136,8 +136,8 @@ class ReappearanceEvaluator(VideoEvaluator):
         unprompted = [track["segmentations"] for track in output.best_classes()]
         for object_id, masks in true_masks(record).items():
             if output.objects is not None and object_id not in output.objects:
-                continue  # labelled, but never given
-            # A prompted object has one track that may be called its own.
+                continue  # labelled, but not prompted
+            # A prompted object is compared with its own track only.
             tracks = unprompted if output.objects is None else [output.objects[object_id]]
             counts += count_reappearances(
                 [masks[frame] for frame in frames], [[track[frame] for frame in frames] for track in tracks]
@@ -146,11 +146,11 @@ class ReappearanceEvaluator(VideoEvaluator):
 
 
 class TrackingEvaluator(VideoEvaluator):
-    """HOTA and track mAP, as ``trackeval`` measures them (key ``tracking``), in percent."""
+    """HOTA and track mAP by ``trackeval`` (key ``tracking``), in percent."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        try:  # on request only, so that nobody else needs the package
+        try:  # an optional dependency
             from ausm_d2.evaluation.tracking import TrackingScores
         except ModuleNotFoundError as error:
             raise UserError(f"TEST.AUSM.TRACKING: needs the package {error.name}: pip install trackeval") from None
@@ -170,7 +170,7 @@ class VideoEvaluators(DatasetEvaluators):
     """Several evaluators of one data set."""
 
     def finished_video_ids(self) -> set[int | str]:
-        """Videos that none of them needs again."""
+        """Videos that are finished for all evaluators."""
         return set.intersection(*(evaluator.finished_video_ids() for evaluator in self._evaluators))
 
 
@@ -186,13 +186,13 @@ _EVALUATORS: dict[str, type[VideoEvaluator]] = {
 def build_evaluator(
     dataset_name: str, cfg: CfgNode, *, records: Sequence[VideoRecord] | None = None
 ) -> VideoEvaluators:
-    """The evaluators of a data set, chosen by its metadata; their files go to ``OUTPUT_DIR/inference/<dataset_name>``.
+    """Build the evaluators of a data set from its metadata; they write to ``OUTPUT_DIR/inference/<dataset_name>``.
 
     Args:
-        records: the videos to score, where they are not all of the data set.
+        records: videos to score; None: all of the data set.
 
     Raises:
-        UserError: an ``evaluator_type`` that is not known.
+        UserError: if ``evaluator_type`` is unknown.
     """
     metadata = MetadataCatalog.get(dataset_name)
     kind = metadata.get("evaluator_type")

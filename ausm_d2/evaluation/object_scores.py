@@ -24,7 +24,7 @@ class ObjectScore(NamedTuple):
 
 @dataclass
 class VideoScore:
-    """The scores of one video, by object id. Objects that are never seen after their prompt have none."""
+    """The scores of one video, by object id, without objects that are never visible after their prompt."""
 
     name: str
     objects: dict[int, ObjectScore]
@@ -33,17 +33,17 @@ class VideoScore:
 class ObjectEvaluator:
     """vos-benchmark's ``Evaluator`` for one object.
 
-    It gets the crop around the object's two masks, with the boundary tolerance of the whole frame: the same scores,
-    many times faster for small objects.
+    It receives the crop around both masks, with the boundary tolerance of the whole frame: the same scores, many times
+    faster for small objects.
     """
 
-    _tolerance = 0.008  # of the frame's diagonal: vos-benchmark's and DAVIS's
+    _tolerance = 0.008  # relative to the frame's diagonal, as in vos-benchmark and DAVIS
 
     def __init__(self) -> None:
         self._evaluator = Evaluator()
 
     def feed(self, predicted: np.ndarray, truth: np.ndarray) -> None:
-        """Count one frame: two bool masks (H, W)."""
+        """Add one frame: two bool masks (H, W)."""
         radius = np.ceil(self._tolerance * np.linalg.norm(truth.shape))
         box = _box_around(predicted | truth)
         predicted, truth = predicted[box], truth[box]
@@ -52,7 +52,7 @@ class ObjectEvaluator:
         self._evaluator.feed_frame(predicted.astype(np.uint8), truth.astype(np.uint8))
 
     def score(self) -> ObjectScore | None:
-        """``None`` where the ground truth never showed the object."""
+        """``None`` if the ground truth never shows the object."""
         j, f = self._evaluator.conclude()
         return ObjectScore(float(j[1]), float(f[1])) if j else None
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The paper's own scores (arXiv 2508.19242), and a table in its form with ours beside them."""
+"""The paper's scores (arXiv 2508.19242), and a table of results beside them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TABLE_1 = {
     "ytvis_2021_val": ("YTVIS21", "AP", 52.1, 58.6),
     "ovis_val": ("OVIS", "AP", 39.4, 45.5),
 }
-# Table 3 and Appendix A, Swin-B: AP where the input is shown once, twice, three times, or as a spatial traversal.
+# Table 3 and Appendix A, Swin-B: AP with the input played once, twice, three times, or as a spatial traversal.
 TABLE_3 = {
     "COCO": {"x1": 34.2, "x2": 34.9, "x3": 35.0, "traversal": 35.9},  # at foreground threshold 0.9
     "YouTube-VIS 2019": {"x1": 62.6, "x2": 63.3, "x3": 63.5},
@@ -33,11 +33,11 @@ def paper_table(results: Mapping[str, Scores], method: str) -> str:
     """Table 1, and COCO of Table 3, in Markdown: the given results, then the paper's.
 
     Args:
-        results: scores by measure and name under the names of the data sets that were run.
-        method: what the results are of.
+        results: scores by data set, measure and name.
+        method: name of the method.
 
     Returns:
-        The table and what its words mean; empty if the paper has none of the data sets.
+        The table with a legend; empty if the paper has none of the data sets.
     """
     if not _SETS.keys() & results.keys():
         return ""
@@ -61,7 +61,7 @@ def _score(scores: Scores | None, measure: str) -> str:
 
 
 def markdown_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are aligned."""
+    """A Markdown table with aligned columns."""
     widths = [max(map(len, column)) for column in zip(titles, *lines, strict=True)]
     rows = [titles, ["-" * width for width in widths], *lines]
     padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)

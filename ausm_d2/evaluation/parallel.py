@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Work distributed over CPU cores, with a progress bar."""
+"""Runs jobs on several CPU cores, with a progress bar."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _Result = TypeVar("_Result")
 def in_parallel(
     function: Callable[[_Job], _Result], jobs: Sequence[_Job], *, workers: int, label: str, patience: float = 3.0
 ) -> list[_Result]:
-    """``function`` of every job, in order, with a progress bar.
+    """Apply ``function`` to every job, in order, with a progress bar.
 
-    After ``patience`` seconds the remaining jobs go to ``workers`` processes (0 or 1: none); for less, starting them is
-    not worth it. They are forked from a clean server process, because a fork of this one, which may have threads and a
-    GPU, can hang. ``function`` must pickle.
+    After ``patience`` seconds the remaining jobs are distributed to ``workers`` processes (0 or 1: none); shorter work
+    does not justify starting them. They are started by a fork server, because forking a process with threads or CUDA
+    can hang. ``function`` must be picklable.
     """
     begin = time.monotonic()
     with tqdm(total=len(jobs), desc=label, unit="video", disable=None) as bar:  # no bar in a log file

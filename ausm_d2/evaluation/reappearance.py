@@ -1,8 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""How many objects that were hidden come back on the track they had before.
+"""How many objects that were hidden are found again by the track they had before.
 
 Shape shorthand:
-    T: frames of a video, those that carry labels
+    T: labelled frames of a video
 """
 
 from __future__ import annotations
@@ -15,37 +15,37 @@ import numpy as np
 from ausm_d2.evaluation.tracks import track_overlaps
 from ausm_d2.masks.rle import Rle
 
-MIN_HIDDEN = 3  # frames without the object, between frames that show it
-WINDOW = 3  # frames in which the track must be on the object: before it hides, and after it reappears
+MIN_HIDDEN = 3  # minimum number of consecutive frames without the object
+WINDOW = 3  # number of frames before hiding and after reappearing in which overlap is tested
 MIN_OVERLAP = 0.5  # intersection over union
 
 
 @dataclass
 class Reappearances:
-    """Counts over the times that an object was hidden; they add up over videos."""
+    """Counts of hidden intervals; they can be added over videos."""
 
-    hidden: int = 0  # an object was hidden for MIN_HIDDEN frames or more, and came back
-    followed: int = 0  # of those: a track was on it before
-    back: int = 0  # of those: the same track is on it again
+    hidden: int = 0  # intervals of MIN_HIDDEN or more frames after which the object reappears
+    followed: int = 0  # of those: a track covered the object before
+    back: int = 0  # of those: the same track covers it again
 
     def __add__(self, other: Reappearances) -> Reappearances:
         return Reappearances(self.hidden + other.hidden, self.followed + other.followed, self.back + other.back)
 
     def results(self) -> dict[str, float]:
-        """The counts, and ``back%`` of the hidden ones where there are any."""
+        """The counts, and ``back%``, relative to ``hidden``, if that is not 0."""
         results: dict[str, float] = {"hidden": self.hidden, "followed": self.followed, "back": self.back}
         return {**results, "back%": 100 * self.back / self.hidden} if self.hidden else results
 
 
 def count_reappearances(truth: Sequence[Rle | None], tracks: Sequence[Sequence[Rle | None]]) -> Reappearances:
-    """Follow one object through a video.
+    """Count the reappearances of one object in a video.
 
-    The track that was on it before it hid is the one that overlaps it most over the last (up to) 3 frames before, 0.5
-    at least. It is on it again if their overlap is 0.5 in one of the first 3 frames after it has reappeared.
+    Its track before an interval is the one with the largest IoU over the last (up to) 3 frames before, at least 0.5. It
+    is back if the IoU is at least 0.5 in one of the first 3 frames after the interval.
 
     Args:
         truth: the object's masks (T).
-        tracks: predicted masks, T each; for a prompted object its own only.
+        tracks: predicted masks, T each; for a prompted object only its own track.
     """
     counts = Reappearances()
     for hides, returns in _gaps([mask is not None for mask in truth]):

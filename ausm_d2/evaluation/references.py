@@ -1,10 +1,10 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Baselines that a model has to beat. They are called like a model in evaluation mode: test items -> one result each.
+"""Baselines for evaluation. They are called like a model in evaluation mode: test items -> results.
 
 Shape shorthand:
-    H, W: stored frame size
+    H, W: frame size in pixels
     T: frames of the video
-    P, R: tracks, detections of a frame
+    P: tracks; R: detections of a frame
     K: classes
 """
 
@@ -25,12 +25,12 @@ from ausm_d2.masks.rle import Rle, encode
 
 
 class Reference(ABC):
-    """One way to segment a video; ``name`` is how tables call it."""
+    """A baseline; ``name`` is shown in tables."""
 
     name: str
 
     def __call__(self, batched_inputs: list[TestVideo]) -> list[VideoResult]:
-        """Test items (whole videos) -> results, as :class:`~ausm_d2.meta_arch.AUSM` gives them."""
+        """Test items (whole videos) -> results, as from :class:`~ausm_d2.meta_arch.AUSM`."""
         return [self.segment(item) for item in batched_inputs]
 
     @abstractmethod
@@ -39,7 +39,7 @@ class Reference(ABC):
 
 
 class CopiedMask(Reference):
-    """The mask that is given, unchanged in all later frames."""
+    """Copies the prompt mask to all later frames."""
 
     name = "first mask copied"
 
@@ -53,9 +53,9 @@ class CopiedMask(Reference):
 
 
 class FlowMask(Reference):
-    """The mask that is given, carried from frame to frame by dense optical flow (OpenCV's DIS, medium preset).
+    """Warps the prompt mask from frame to frame by dense optical flow (OpenCV's DIS, medium preset).
 
-    What is carried is the mask's soft coverage: it is not rounded between frames, so that errors do not add up.
+    The soft coverage is warped, without rounding between frames, so that rounding errors do not accumulate.
     """
 
     name = "mask carried by DIS optical flow"
@@ -70,12 +70,12 @@ class FlowMask(Reference):
             object_id: [None] * record.length for masks in prompts.values() for object_id in masks
         }
         coverage: dict[int, np.ndarray] = {}  # float32 (H, W) in 0..1
-        pixels = np.stack(np.meshgrid(np.arange(record.width), np.arange(record.height)), axis=-1)  # x, y of each
+        pixels = np.stack(np.meshgrid(np.arange(record.width), np.arange(record.height)), axis=-1)  # (H, W, 2), x and y
         previous = None
         for frame in range(record.length):
             current = cv2.cvtColor(record.read_frame(frame), cv2.COLOR_RGB2GRAY)
             if coverage:
-                # From this frame back to the one before: where each pixel comes from.
+                # Backward flow: the origin of each pixel in the previous frame.
                 origin = (pixels + self._flow.calc(current, previous, None)).astype(np.float32)
                 coverage = {
                     object_id: cv2.remap(mask, origin, None, cv2.INTER_LINEAR) for object_id, mask in coverage.items()
@@ -91,32 +91,32 @@ class FlowMask(Reference):
 
 @dataclass
 class _Track:
-    """Detections that were linked."""
+    """Linked detections."""
 
-    begun: int  # frame of the first one
+    begun: int  # frame of the first detection
     last_mask: Rle
     segmentations: list[Rle | None]  # T
     class_sums: Tensor  # (K): class probabilities, summed over the detections
 
 
 class Detector(Protocol):
-    """What :class:`FrameByFrame` asks of a model; see :class:`ausm_d2.streaming.single_frames.SingleFrames`."""
+    """The interface :class:`FrameByFrame` needs; see :class:`ausm_d2.streaming.single_frames.SingleFrames`."""
 
     def detect(self, frame: np.ndarray, item: TestVideo) -> tuple[list[Rle], Tensor]:
-        """Masks (R) and class probabilities (R, K) of a frame of a test item, uint8 (H, W, 3) RGB, seen on its own."""
+        """R masks and class probabilities (R, K) for a single frame of a test item, uint8 (H, W, 3) RGB."""
 
     def best_tracks(
         self, item: TestVideo, masks: dict[int, list[Rle | None]], scores: dict[int, Tensor]
     ) -> list[TrackEntry]:
-        """The result entries of a test item, best first, from masks (T) and class scores (K) by track."""
+        """The result entries of a test item, best first, from T masks and (K) class scores per track."""
 
 
 class FrameByFrame(Reference):
-    """The same weights on every frame by itself, without any history; detections are linked by the overlap of masks.
+    """The same weights on single frames, without history; detections are linked by mask IoU.
 
-    Detections are paired with tracks (Hungarian) by intersection over union with the track's last mask, however long
-    ago that was. Scores are those of the model's own tracks: the mean over all frames since the track began, those
-    without a detection included. Shorter memories, larger overlaps and means over the detections alone score lower.
+    Detections are assigned to tracks (Hungarian) by IoU with the track's last mask, however old. A track's score is the
+    mean over all frames since its start, including those without a detection, as for the model's own tracks. Limiting
+    the age of masks, larger minimum overlaps and means over detections alone scored lower.
     """
 
     name = "frame by frame, IoU linking"
@@ -125,7 +125,7 @@ class FrameByFrame(Reference):
         """
         Args:
             detector: the model.
-            min_overlap: intersection over union from which a detection continues a track.
+            min_overlap: minimum IoU for a detection to continue a track.
         """
         self.detector = detector
         self.min_overlap = min_overlap
@@ -147,7 +147,7 @@ class FrameByFrame(Reference):
         }
 
     def _link(self, tracks: list[_Track], frame: int, masks: list[Rle], probabilities: Tensor, length: int) -> None:
-        """Continue ``tracks`` with the detections of a frame; those that fit none begin tracks of their own."""
+        """Link the detections of a frame to ``tracks``; unmatched ones start new tracks."""
         continued: dict[int, _Track] = {}
         if tracks and masks:
             overlaps = coco_mask.iou([track.last_mask for track in tracks], masks, [0] * len(masks))  # (P, R)
@@ -166,7 +166,7 @@ class FrameByFrame(Reference):
 
 
 def references(task: str, detector: Detector) -> dict[str, Reference]:
-    """The baselines for a data set's task, by a key that fits into file names; none for images."""
+    """The baselines for a task, by a key that is usable in file names; empty for images."""
     if task == "vos":
         return {"first_mask": CopiedMask(), "optical_flow": FlowMask()}
     if task == "vis":

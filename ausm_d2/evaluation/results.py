@@ -1,7 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The model's output of each video, written to its own file as soon as it is there.
+"""The model's output for each video, written to a separate file immediately.
 
-So memory does not grow, and an interrupted evaluation resumes with the missing videos.
+Memory does not grow, and an interrupted evaluation resumes with the missing videos.
 
 Shape shorthand:
     T: frames of a video
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ausm_d2.data.video import VideoRecord
 
 
-_LONGEST = 200  # characters of a file name; file systems take 255 bytes
+_LONGEST = 200  # characters of a file name; file systems allow 255 bytes
 
 
 class Output:
@@ -40,7 +40,7 @@ class Output:
             self.objects = {int(object_id): masks for object_id, masks in output["objects"].items()}  # JSON: text
 
     def best_classes(self) -> list[dict[str, Any]]:
-        """Each track once, with its class of highest score."""
+        """Each track once, with its best class."""
         best: dict[int, dict[str, Any]] = {}
         for track in self.tracks:
             if track["track_id"] not in best or track["score"] > best[track["track_id"]]["score"]:
@@ -49,25 +49,25 @@ class Output:
 
 
 class ResultFolder:
-    """One JSON file for each finished video: the model's output, unchanged."""
+    """A folder with one JSON file per finished video: the model's output, unchanged."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
 
     def path(self, record: VideoRecord) -> Path:
-        """The file of a video's results. Ids may hold any characters and be of any length."""
+        """The file of a video's results. Ids may have any characters and any length."""
         name = quote(str(record.video_id), safe="")
         if len(name) > _LONGEST:
             name = f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
         return self.folder / f"{name}.json"
 
     def write(self, record: VideoRecord, text: str) -> None:
-        """Keep the model's output, as JSON."""
+        """Write the model's output, as JSON text."""
         with atomic_write(self.path(record)) as path:
             path.write_text(text, encoding="utf-8")
 
     def read(self, record: VideoRecord) -> Output:
-        """The model's output."""
+        """Read the model's output."""
         return Output(json.loads(self.path(record).read_text(encoding="utf-8")))
 
     def missing(self, records: Iterable[VideoRecord]) -> list[VideoRecord]:
@@ -75,13 +75,13 @@ class ResultFolder:
         return [record for record in records if not self.path(record).exists()]
 
     def require(self, records: Iterable[VideoRecord]) -> None:
-        """Raise a ``UserError`` if videos are without results."""
+        """Raise ``UserError`` if videos have no results."""
         missing = self.missing(records)
         if missing:
             raise UserError(f"{self.folder}: {len(missing)} videos have no result, the first of them {missing[0].name}")
 
     def files(self) -> list[Path]:
-        """All files of results that there are."""
+        """All result files."""
         return sorted(self.folder.glob("*.json"))
 
     def clear(self) -> None:

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""HOTA and track mAP of the package trackeval, on tracks of masks.
+"""HOTA and track mAP of mask tracks, computed by the package trackeval.
 
 Shape shorthand:
     T: frames of a video
@@ -18,9 +18,9 @@ from ausm_d2.evaluation.tracks import Track
 
 
 class TrackingScores:
-    """Both measures, class by class, and then their means over the classes that there are; add videos, then ask.
+    """Both measures per class, averaged over the classes with ground truth. Add all videos, then call ``results``.
 
-    As in trackeval's own YouTube-VIS evaluation HOTA counts every predicted track, whatever its score.
+    As in trackeval's YouTube-VIS evaluation, HOTA counts every predicted track, regardless of its score.
     """
 
     def __init__(self, category_ids: Iterable[int]) -> None:
@@ -34,7 +34,7 @@ class TrackingScores:
                 "PRINT_CONFIG": False,
             }
         )
-        # of each measure: results by category and video
+        # intermediate results by category and video
         self._of_hota: dict[int, dict[str, Any]] = {category: {} for category in category_ids}
         self._of_track_map: dict[int, dict[str, Any]] = {category: {} for category in self._of_hota}
 
@@ -46,12 +46,12 @@ class TrackingScores:
             predicted.sort(key=lambda track: -track.score)
             if annotated or predicted:
                 data = _as_trackeval(annotated, predicted)
-                with np.errstate(invalid="ignore"):  # 0 / 0 for two tracks without any mask, which nothing comes of
+                with np.errstate(invalid="ignore"):  # 0 / 0 for two tracks without masks; the NaN has no effect
                     self._of_hota[category][video] = self._hota.eval_sequence(data)
                 self._of_track_map[category][video] = self._track_map.eval_sequence(data)
 
     def results(self) -> dict[str, float]:
-        """HOTA, DetA, AssA and mAP, in percent; empty where no class has ground truth."""
+        """HOTA, DetA, AssA and mAP, in percent; empty if no class has ground truth."""
         hota = {
             category: self._hota.combine_sequences(of_videos)
             for category, of_videos in self._of_hota.items()
@@ -68,7 +68,7 @@ class TrackingScores:
 
 
 def _as_trackeval(annotated: Sequence[Track], predicted: Sequence[Track]) -> dict[str, Any]:
-    """One class of one video, in the fields that trackeval's metrics read."""
+    """One class of one video, in trackeval's format."""
     sides = {"gt": annotated, "tracker": predicted}
     data: dict[str, Any] = {"num_timesteps": len((*annotated, *predicted)[0].masks), "similarity_scores": []}
     for side, tracks in sides.items():
@@ -84,7 +84,7 @@ def _as_trackeval(annotated: Sequence[Track], predicted: Sequence[Track]) -> dic
         data["similarity_scores"].append(np.reshape(overlaps, (len(true_masks), len(predicted_masks))))
     for side, tracks in {"gt": annotated, "dt": predicted}.items():
         data[f"{side}_tracks"] = [dict(enumerate(track.masks)) for track in tracks]
-        data[f"{side}_track_ids"] = list(range(1, len(tracks) + 1))  # trackeval takes 0 for "not matched"
+        data[f"{side}_track_ids"] = list(range(1, len(tracks) + 1))  # 0 means "not matched" in trackeval
     data["gt_track_iscrowd"] = [track.is_crowd for track in annotated]
     data["dt_track_scores"] = [track.score for track in predicted]
     data["iou_type"] = "mask"

@@ -1,9 +1,9 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Objects through a video, and how much they overlap.
+"""Tracks of objects through a video, and their overlaps.
 
 Shape shorthand:
     T: frames of a video
-    D, G: tracks of two kinds, as predicted and true ones
+    D, G: tracks of two sets, such as predicted and true ones
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 VideoId = int | str
 
-_COMB = 8  # frames, spread over the video, between two checks of which pairs of tracks can still overlap enough
+_COMB = 8  # frames, spread over the video, per round; after each round pairs with too little overlap are dropped
 
 
 @dataclass
@@ -33,10 +33,9 @@ class Track:
     masks: Sequence[Rle | None]  # (T,)
     score: float = 1.0
     is_crowd: bool = False
-    # Pixels: the mean over the frames in which it has any, by which it counts as small, medium or large. ``None``: that
-    # of the masks.
+    # Pixels, mean over the frames where it is visible; determines its size range. ``None``: computed from the masks.
     area: float | None = None
-    measures: Measures = None  # type: ignore[assignment]  # (T,) of the masks; computed if not given
+    measures: Measures = None  # type: ignore[assignment]  # (T,); computed from the masks if not given
 
     def __post_init__(self) -> None:
         if self.measures is None:
@@ -46,7 +45,7 @@ class Track:
 
 
 def mean_area(frame_areas: Iterable[float | None]) -> float:
-    """Mean over the frames that have any area, as the official evaluator takes it; 0 where there is none."""
+    """Mean over frames with a non-zero area, as in the official evaluator; 0 if there are none."""
     visible = [area for area in frame_areas if area]
     return float(np.mean(visible)) if visible else 0.0
 
@@ -54,7 +53,7 @@ def mean_area(frame_areas: Iterable[float | None]) -> float:
 def track_overlaps(rows: Sequence[Sequence[Rle | None]], columns: Sequence[Sequence[Rle | None]]) -> np.ndarray:
     """Intersection over union of tracks, summed over frames: float64 (D, G) for D and G tracks of T frames.
 
-    0 where both are empty throughout. The counts are whole numbers, so the result is exact but for one division.
+    0 if both are empty in all frames. Pixel counts are integers, so only the division rounds.
     """
     return measured_overlaps(rows, [measure(masks) for masks in rows], columns, [measure(masks) for masks in columns])
 
@@ -68,20 +67,20 @@ def measured_overlaps(
     wanted: np.ndarray | None = None,
     least: float = 0.0,
 ) -> np.ndarray:
-    """``track_overlaps`` of masks that have been measured.
+    """``track_overlaps`` for measured masks.
 
     Args:
-        wanted: bool (D, G), by default all; overlaps of other pairs may be too large.
-        least: overlaps below this may be too large, but not as large as this.
+        wanted: bool (D, G): pairs that need exact overlaps (default: all); the others get upper bounds.
+        least: overlaps below this need not be exact: they get upper bounds that are below it too.
     """
     if not rows or not columns:
         return np.zeros((len(rows), len(columns)))
     areas, starts, stops, _ = (np.stack(field)[:, None] for field in zip(*row_measures, strict=True))  # (D, 1, T)
     other_areas, other_starts, other_stops, _ = (np.stack(field) for field in zip(*column_measures, strict=True))
-    # The most that two masks can share, (D, G, T), ...
+    # Upper bound of the intersection of two masks, (D, G, T) ...
     most = np.minimum(stops, other_stops) - np.maximum(starts, other_starts)
     most = np.minimum(np.minimum(areas, other_areas), np.maximum(most, 0))
-    # ... and two tracks. Comb by comb it becomes what they do share.
+    # ... and of two tracks. Each round replaces the bound by exact counts for some frames.
     shared = most.sum(axis=2)
     union = (areas + other_areas - most).sum(axis=2)
     frames = np.flatnonzero(most.any(axis=(0, 1)))
@@ -110,10 +109,10 @@ def measured_overlaps(
 
 
 def true_tracks(record: VideoRecord) -> list[Track]:
-    """The annotated tracks of a record, categories contiguous.
+    """The annotated tracks of a record, with contiguous category ids.
 
-    A data set's own areas per frame are taken from ``record.extra["areas"]`` (by instance id) where it has them: the
-    official evaluator sorts objects into sizes by those of the file, not by its masks.
+    Areas come from ``record.extra["areas"]`` (per frame, by instance id) if present: the official evaluator assigns
+    sizes by the areas of the annotation file, not by the masks.
     """
     masks = true_masks(record)
     own_areas = record.extra.get("areas", {})
@@ -133,7 +132,7 @@ def true_tracks(record: VideoRecord) -> list[Track]:
 
 
 def true_masks(record: VideoRecord) -> dict[int, list[Rle | None]]:
-    """The annotated masks of a record, T for each instance id, ``None`` where it is not visible."""
+    """The annotated masks of a record, T per instance id, ``None`` in frames where it is not visible."""
     assert record.masks is not None
     masks: dict[int, list[Rle | None]] = {instance.instance_id: [None] * record.length for instance in record.instances}
     for frame in range(record.length):

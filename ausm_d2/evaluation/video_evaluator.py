@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Base class of the evaluators: stores every video's output when it is made, then scores all."""
+"""Base class of the evaluators: writes the output of each video to disk as it arrives, then scores all videos."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Scores = dict[str, dict[str, float]]
 
 
 class VideoEvaluator(DatasetEvaluator):
-    """Keeps the model's outputs of one data set in ``output_dir/videos``; subclasses score them.
+    """Stores the model's outputs of one data set in ``output_dir/videos``; subclasses score them.
 
-    Several evaluators of one data set may share an ``output_dir``. With several processes, each hands its videos to the
-    first one, which scores them in the order of the data set: scores do not depend on which process ran which video.
+    Several evaluators of one data set may share an ``output_dir``. In distributed evaluation the main process gathers
+    all results and scores them in the order of the data set, so that scores do not depend on the distribution.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class VideoEvaluator(DatasetEvaluator):
     ) -> None:
         """
         Args:
-            output_dir: of this data set alone.
-            records: the videos to score; by default all of the data set.
-            resume: keep results that ``output_dir`` holds already.
-            run_id: fingerprint of weights and settings; results with different ones are not mixed.
-            workers: additional processes for scoring.
+            output_dir: used for this data set only.
+            records: videos to score; None: all of the data set.
+            resume: keep existing results in ``output_dir``.
+            run_id: fingerprint of weights and settings; results of different runs are never mixed.
+            workers: processes for scoring; 0: this one.
         """
         self.dataset_name = dataset_name
         self.metadata = MetadataCatalog.get(dataset_name)
@@ -69,24 +69,24 @@ class VideoEvaluator(DatasetEvaluator):
         return self.output_dir / "run.txt"
 
     def finished_video_ids(self) -> set[int | str]:
-        """Videos that need not be run again, whichever process has their results; all processes must ask.
+        """Videos that already have results, in any process. Must be called in all processes.
 
         Raises:
-            UserError: ``resume`` was asked for, but the results are another run's.
+            UserError: if ``resume`` is set and the results belong to another run.
         """
         if not self._resume:
             return set()
         problem = self._other_run()
         finished = set() if problem else self._finished_here()
-        for other_finished, other_problem in comm.all_gather((finished, problem)):  # they may share no disk
+        for other_finished, other_problem in comm.all_gather((finished, problem)):  # processes may not share a disk
             finished |= other_finished
             problem = problem or other_problem
-        if problem:  # in all processes, or the others would wait for this one
+        if problem:  # raised in all processes, to avoid a deadlock
             raise UserError(problem)
         return finished
 
     def _other_run(self) -> str | None:
-        """What is wrong, if the results on this machine's disk are of another run."""
+        """An error message if the results on this machine's disk belong to another run."""
         if not self._run_file.exists() or (found := self._run_file.read_text(encoding="utf-8")) == self._run_id:
             return None
         return (
@@ -101,13 +101,13 @@ class VideoEvaluator(DatasetEvaluator):
         return {record.video_id for record in self.records if self.results.path(record).exists()}
 
     def reset(self) -> None:
-        """Begin an evaluation: without ``resume``, the results of an earlier one are removed.
+        """Prepare an evaluation; without ``resume``, remove earlier results.
 
         Raises:
-            UserError: in all processes, if one of them cannot write, or would remove files that are no results.
+            UserError: in all processes, if one of them cannot write, or finds files not written by an evaluation.
         """
         problem = None
-        if comm.get_local_rank() == 0:  # of every machine: they may share no disk
+        if comm.get_local_rank() == 0:  # once per machine: machines may not share a disk
             try:
                 self._prepare_folder()
             except UserError as error:
@@ -129,19 +129,19 @@ class VideoEvaluator(DatasetEvaluator):
             path.write_text(self._run_id, encoding="utf-8")
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Keep the model's outputs (in evaluation mode) for some test items."""
+        """Write the model's outputs for some test items."""
         for item, output in zip(inputs, outputs, strict=True):
             record: VideoRecord = item["record"]
-            if not self.results.path(record).exists():  # another evaluator of this folder may have come first
+            if not self.results.path(record).exists():  # another evaluator may share the folder
                 self.results.write(record, json.dumps(output))
 
     def evaluate(self) -> Scores:
-        """Score all videos, done now or before ``resume``; in all processes but the first: nothing.
+        """Score all videos, including resumed ones. Returns {} in all processes except the main one.
 
-        Without public labels nothing is scored: a submission is written instead.
+        Without public labels, a submission is written instead.
 
         Raises:
-            UserError: videos without results.
+            UserError: if a video has no result.
         """
         self._gather()
         if not comm.is_main_process():
@@ -153,12 +153,12 @@ class VideoEvaluator(DatasetEvaluator):
         return {}
 
     def _gather(self) -> None:
-        """Bring the files of all processes together: they may run on machines that share no disk."""
+        """Copy the results of all processes to the main one: machines may not share a disk."""
         if comm.get_world_size() == 1:
             return
-        held = comm.all_gather(self._finished_here())  # by process
+        held = comm.all_gather(self._finished_here())  # per process
         here = comm.get_rank()
-        missing = [record for record in self.records if record.video_id not in held[0]]  # in the first one
+        missing = [record for record in self.records if record.video_id not in held[0]]  # in the main process
         mine = [r for r in missing if next((i for i, ids in enumerate(held) if r.video_id in ids), None) == here]
         texts = [(record, self.results.path(record).read_text(encoding="utf-8")) for record in mine]
         for others in comm.gather(texts)[1:]:
@@ -166,15 +166,15 @@ class VideoEvaluator(DatasetEvaluator):
                 self.results.write(record, text)
 
     def has_labels(self) -> bool:
-        """Whether there is anything to compare with. Prompts are no labels."""
+        """Whether there are labels to score against; prompts do not count."""
         if self.metadata.task == "vos":
             return any(vos.scored_frames(record) for record in self.records)
         return any(record.masks is not None for record in self.records)
 
     def score(self) -> Scores:
-        """The scores of all videos by measure and name, in percent; what has no ground truth is left out."""
+        """Scores over all videos by measure and name, in percent; values without ground truth are omitted."""
         raise NotImplementedError
 
     def submit(self) -> None:
-        """Write what the data set's server scores."""
+        """Write the submission for the data set's evaluation server."""
         archive.write_submission(self.dataset_name, self.records, self.results, self.output_dir)

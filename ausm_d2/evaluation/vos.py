@@ -1,10 +1,10 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""J&F of prompted objects, measured by the package vos-benchmark.
+"""J&F of prompted objects, computed by the package vos-benchmark.
 
-An object is scored from the frame after its prompt on; DAVIS, MOSE and SA-V leave out the last frame too. J&F of a data
+An object is scored from the frame after its prompt; DAVIS, MOSE and SA-V also leave out the last frame. J&F of a data
 set is the mean over its objects, not over its videos.
 
-Also a command that needs only two folders: ``python -m ausm_d2.evaluation.vos GT_DIR PRED_DIR --json OUT.json``.
+Also a command: ``python -m ausm_d2.evaluation.vos GT_DIR PRED_DIR --json OUT.json``.
 
 Shape shorthand:
     H, W: frame size in pixels
@@ -41,7 +41,7 @@ def score_record(
     """Score predicted masks, T per object id, against the masks of a record (``prompt_frames`` is needed).
 
     Raises:
-        UserError: an object without a prompt frame or without results.
+        UserError: if an object has no result.
     """
     assert record.masks is not None
     frames = scored_frames(record)
@@ -65,9 +65,9 @@ def score_record(
 
 
 def scored_frames(record: VideoRecord) -> list[int]:
-    """The frames on which objects can be scored: those that carry labels and come after a prompt.
+    """The frames on which objects can be scored: labelled frames after a prompt.
 
-    None, where all masks that there are are prompts: then labels are not public.
+    Empty if all masks are prompts: then the labels are not public.
     """
     prompts = record.prompt_frames or {}
     if not prompts or record.masks is None:
@@ -76,8 +76,8 @@ def scored_frames(record: VideoRecord) -> list[int]:
     frames = [frame for frame in labelled if frame > min(prompts.values())]
     if not set(prompts.values()).issuperset(labelled):
         return frames
-    # In each of them some object is prompted. Where a server asks for others too, it has the labels; else they are
-    # labels if they show objects that were prompted before.
+    # An object is prompted in each labelled frame. If the server scores further frames, it has the labels. Otherwise
+    # these masks are labels if they include objects prompted earlier.
     asked = record.extra.get("scored_frames", labelled)
     if not set(asked).issubset(labelled):
         return []
@@ -88,13 +88,13 @@ def scored_frames(record: VideoRecord) -> list[int]:
 def _decode(mask: StoredMask | None, height: int, width: int) -> np.ndarray:
     """bool (height, width)."""
     if isinstance(mask, np.ndarray) and mask.shape == (height, width):
-        return mask.astype(bool)  # from a picture: a round trip through RLE would cost more than scoring
+        return mask.astype(bool)  # from an image file: converting to RLE and back would cost more than scoring
     rle = to_rle(mask, height, width)
     return np.zeros((height, width), bool) if rle is None else decode(rle)
 
 
 def summary(videos: Iterable[VideoScore]) -> dict[str, float | None]:
-    """J&F, J and F in percent, means over all objects; ``None`` where no object was scored."""
+    """J&F, J and F in percent, means over all objects; ``None`` if no object was scored."""
     scores = [score for video in videos for score in video.objects.values()]
     if not scores:
         return {"J&F": None, "J": None, "F": None}
@@ -104,10 +104,10 @@ def summary(videos: Iterable[VideoScore]) -> dict[str, float | None]:
 
 def seen_and_unseen(videos: Iterable[VideoScore], is_seen: Mapping[tuple[str, int], bool]) -> dict[str, float]:
     """YouTube-VOS's scores in percent: means over the objects of categories seen and unseen in training, and G, the
-    mean of the four. What has no objects is left out.
+    mean of the four. Groups without objects are omitted.
 
     Args:
-        is_seen: by name of the video and object id.
+        is_seen: by video name and object id.
     """
     groups: dict[str, list[ObjectScore]] = {"seen": [], "unseen": []}
     for video in videos:
@@ -121,7 +121,7 @@ def seen_and_unseen(videos: Iterable[VideoScore], is_seen: Mapping[tuple[str, in
 
 
 def write_table(path: str | os.PathLike[str], videos: Iterable[VideoScore]) -> None:
-    """Write the scores as CSV, a line for each object."""
+    """Write the scores as CSV, one line per object."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["video", "object", "J&F", "J", "F"])

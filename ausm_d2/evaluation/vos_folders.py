@@ -26,21 +26,21 @@ logger = logging.getLogger(__name__)
 
 
 class _Pair(NamedTuple):
-    """One video of the two folders. ``frames`` are file names, sorted."""
+    """One video in both folders. ``frames`` are file names, sorted."""
 
     name: str
     truth: Path
     predicted: Path
     frames: list[str]
-    all_truth: list[str]  # paths of all label pictures of the video; none where there are folders
+    all_truth: list[str]  # paths of all label images of the video; empty with object folders
     all_predicted: list[str]
-    objects: list[str]  # folders of one object each, as in SA-V; else none
+    objects: list[str]  # names of object folders, as in SA-V; else empty
 
     def masks(self, frame: str, known: Collection[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(object id, predicted, true mask) of every object that is known or appears, masks bool (H, W).
+        """(object id, predicted mask, true mask) of every known or new object; masks are bool (H, W).
 
-        In a video of folders, only of objects that have annotations of this frame. Where an object appears, its true
-        mask stands for the predicted one, which is not looked at.
+        With object folders, only objects with an annotation of this frame. For a new object the true mask is returned
+        as the predicted one, which is not read.
         """
         for folder in self.objects:
             path = self.truth / folder / frame
@@ -58,7 +58,7 @@ class _Pair(NamedTuple):
 
 
 def _like(truth: np.ndarray, path: Path, read: Callable[[Path], np.ndarray]) -> np.ndarray:
-    """A predicted picture that must have the size of the true one, (H, W)."""
+    """Read a predicted image and check that it has the size (H, W) of the true one."""
     predicted = read(path)
     if predicted.shape != truth.shape:
         found, expected = (f"{size[1]}x{size[0]}" for size in (predicted.shape, truth.shape))
@@ -86,22 +86,22 @@ def score_folders(
 ) -> list[VideoScore]:
     """Score a folder of predicted masks: ``<video>/<frame>.png`` or, as in SA-V, ``<video>/<object>/<frame>.png``.
 
-    An object's prompt is taken to be the first frame that shows it. Frames without a true mask are not looked at; the
-    files are checked before anything is scored.
+    An object's prompt is the first frame that shows it. Frames without a true mask are ignored. All files are checked
+    before anything is scored.
 
     Args:
-        skip_last_frame: leave out each video's last frame, as DAVIS does.
-        workers: processes; ``None``: as many as there are cores.
+        skip_last_frame: leave out each video's last frame, as in DAVIS.
+        workers: number of processes; ``None``: one per core.
 
     Raises:
-        UserError: files that are missing, are no masks, or differ in size.
+        UserError: if files are missing, are not masks, or differ in size.
     """
     pairs = _pairs(_tree(truth), _tree(predicted), skip_last_frame)
     return in_parallel(_score_pair, pairs, workers=available_cores() if workers is None else workers, label="J&F")
 
 
 def _tree(path: str | os.PathLike[str]) -> Path:
-    """The folder of video folders: data sets keep it in ``Annotations``, DAVIS in ``Annotations/480p``."""
+    """The folder that contains the video folders: ``path``, ``Annotations`` or (DAVIS) ``Annotations/480p`` in it."""
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -130,10 +130,10 @@ def _pairs(truth: Path, predicted: Path, skip_last_frame: bool) -> list[_Pair]:
 
 
 def _pair(truth: Path, predicted: Path, skip_last_frame: bool) -> tuple[_Pair, list[Path]]:
-    """A video of both folders, and the predicted masks that are missing.
+    """A video in both folders, and the missing predicted masks.
 
     Raises:
-        UserError: masks that fit no frame, or two.
+        UserError: if masks match no frame, or two masks match one.
     """
     objects = subfolders(truth)
     if not all(name.isdecimal() for name in objects):
@@ -158,7 +158,7 @@ def _pair(truth: Path, predicted: Path, skip_last_frame: bool) -> tuple[_Pair, l
 
 
 def _masks(folder: Path) -> list[str]:
-    """Names of the mask files of a folder, in natural order; none where there is no such folder."""
+    """Names of the mask files of a folder, in natural order; empty if the folder does not exist."""
     files = sorted_files(folder, (".png",)) if folder.is_dir() else []
     if twice := repeated(files):
         raise UserError(f"{folder}: two masks for one frame, {twice[0]!r} and {twice[1]!r}")

@@ -1,7 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Average precision of tracks, equal to the official YouTube-VIS evaluator; also OVIS's.
+"""Average precision of tracks, equal to the official evaluator of YouTube-VIS and OVIS.
 
-Also a command that needs only two files: ``python -m ausm_d2.evaluation.ytvis GT.json RESULTS.json --json OUT.json``.
+Also a command: ``python -m ausm_d2.evaluation.ytvis GT.json RESULTS.json --json OUT.json``.
 
 Shape shorthand:
     D, G: predicted and ground-truth tracks of one category in one video
@@ -53,23 +53,23 @@ logger = logging.getLogger(__name__)
 
 
 class TrackEval:
-    """AP of tracks. Videos are added one by one; their masks are not kept.
+    """AP of tracks. Videos are added one by one; their masks are not stored.
 
-    As in the official evaluator the overlap of two tracks is the sum over frames of their intersection by the sum of
-    their union, for crowds too, and areas are means over frames.
+    As in the official evaluator, the overlap of two tracks is the sum of intersections over frames divided by the sum
+    of unions, also for crowds, and areas are means over frames.
     """
 
-    size_limits: tuple[float, float] = (128**2, 256**2)  # pixels: small tracks are below, large ones above
+    size_limits: tuple[float, float] = (128**2, 256**2)  # pixels: small below the first, large above the second
 
     def __init__(self, category_ids: Iterable[int]) -> None:
         self.category_ids = sorted(category_ids)
         self._detections: dict[int, dict[VideoId, Detections]] = {category: {} for category in self.category_ids}
 
     def add(self, video_id: VideoId, truth: Sequence[Track], results: Sequence[Track]) -> None:
-        """Add a video, once. Tracks of categories that the ground truth does not list count for nothing."""
+        """Add a video, once. Tracks of unknown categories are ignored."""
         annotated, predicted = _by_category(truth), _by_category(results)
         for category, tracks in predicted.items():
-            # By falling score, and no more than are counted
+            # By descending score, at most MOST_DETECTIONS
             predicted[category] = sorted(tracks, key=lambda track: -track.score)[:MOST_DETECTIONS]
         both = [category for category in self.category_ids if category in annotated and category in predicted]
         rows = [track for category in both for track in predicted[category]]
@@ -111,20 +111,20 @@ class TrackEval:
     def scores(self, class_names: Sequence[str]) -> dict[str, Any]:
         """AP, AP50, AP75, APs, APm, APl, AR1, AR10 and ``per_category`` (AP by name), in percent.
 
-        ``None`` where there is no ground truth: no objects of that size or category.
+        ``None`` without ground truth objects of that size or category.
 
         Args:
             class_names: in the order of the category ids.
         """
-        # Equal scores of two videos are counted in the order of the videos' ids.
+        # Ties between videos are broken by video id.
         in_order = [[group[video] for video in sorted(group, key=_order)] for group in self._detections.values()]
         return summarise(in_order, class_names)
 
 
 class ImageEval(TrackEval):
-    """COCO's measure, for images as one-frame videos.
+    """COCO's AP, for images as one-frame videos.
 
-    As in COCO, overlap with a crowd is relative to the detection's area, and results without a mask do not count.
+    As in COCO, overlap with a crowd is relative to the detection's area, and results without a mask are ignored.
     """
 
     size_limits = (32**2, 96**2)
@@ -152,7 +152,7 @@ def _order(video_id: VideoId) -> tuple[bool, VideoId]:
 
 
 def score(truth: GroundTruth, results: Sequence[Track]) -> dict[str, Any]:
-    """What ``TrackEval.scores`` returns, for all videos of the ground truth; all ``None`` where there are no labels."""
+    """``TrackEval.scores`` for all videos of the ground truth; all ``None`` without labels."""
     if not truth.tracks:
         return {**dict.fromkeys(METRICS), "per_category": dict.fromkeys(distinct_names(truth.categories))}
     annotated, predicted = _by_video(truth.tracks), _by_video(results)
@@ -173,10 +173,10 @@ def score_files(truth_path: str | os.PathLike[str], results_path: str | os.PathL
     """``score`` of two files.
 
     Raises:
-        UserError: file, entry and field that are not as expected.
+        UserError: naming file, entry and field, if they are invalid.
     """
     collecting = gc.isenabled()
-    gc.disable()  # it would traverse millions of numbers repeatedly, none of them garbage
+    gc.disable()  # it would repeatedly traverse millions of live objects
     try:
         truth = read_truth(truth_path)
         if truth.tracks is None:
@@ -188,7 +188,7 @@ def score_files(truth_path: str | os.PathLike[str], results_path: str | os.PathL
 
 
 def table(scores: dict[str, Any]) -> str:
-    """The scores as two lines of text, '-' where there is no ground truth."""
+    """The scores as two lines of text, '-' without ground truth."""
     cells = ["-" if scores[name] is None else f"{scores[name]:.2f}" for name in METRICS]
     width = max(map(len, (*METRICS, *cells)))
     return "\n".join("  ".join(text.rjust(width) for text in row) for row in (METRICS, cells))

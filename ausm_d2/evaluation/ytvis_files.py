@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Annotations and results in the YouTube-VIS form, written by any program; errors name file, entry and field.
+"""Reads annotations and results in the YouTube-VIS format. Errors name file, entry and field.
 
 Shape shorthand:
     T: frames of a video
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Video:
-    """What scoring needs to know of a video: masks are (height, width) pixels, tracks have ``length`` frames."""
+    """The size of a video: frames in pixels, and number of frames."""
 
     height: int
     width: int
@@ -81,7 +81,7 @@ class _Reader:
         return number
 
     def key(self, name: str, known: dict) -> Any:
-        """An id as ``known`` has it: numbers may have been written as text, and text as numbers."""
+        """An id in the form that ``known`` has: number or text."""
         value = self.field(name)
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             raise self.error(f"field {name!r} is {_shorten(value)}, expected a number or text")
@@ -89,12 +89,12 @@ class _Reader:
         return value if found is None else found
 
     def flag(self, name: str) -> bool:
-        """0 or 1; false where there is none."""
+        """0 or 1; a missing field is false."""
         value = self.entry.get(name)
         return value if isinstance(value, bool) else value is not None and self.number(name) != 0
 
     def area(self) -> float | None:
-        """Mean of the field ``areas``, pixels; ``None`` where there is none."""
+        """Mean of the field ``areas``, pixels; ``None`` if it is missing."""
         areas = self.entry.get("areas")
         if areas is None:
             return None
@@ -105,7 +105,7 @@ class _Reader:
         raise self.error(f"field 'areas' is {areas!r:.99}, expected a list of numbers or null")
 
     def masks(self, video: Video) -> list[Rle | None]:
-        """Field ``segmentations``, (T,); ``_tracks`` is still to check them."""
+        """Field ``segmentations``, (T,); ``_tracks`` checks the run lengths."""
         segmentations = self.field("segmentations")
         if not isinstance(segmentations, list) or len(segmentations) != video.length:
             found = f"{len(segmentations)} entries" if isinstance(segmentations, list) else type(segmentations).__name__
@@ -120,7 +120,7 @@ class _Reader:
 
 
 def _tracks(readers: Sequence[_Reader], fields: Sequence[dict[str, Any]]) -> list[Track]:
-    """Tracks from their fields; all masks are checked and measured in one batch."""
+    """Build tracks from their fields, checking and measuring all masks in one batch."""
     measures = measure([mask for track in fields for mask in track["masks"]])
     tracks, end = [], 0
     for reader, track in zip(readers, fields, strict=True):
@@ -142,7 +142,7 @@ def _entries(path: str | os.PathLike[str], data: dict, name: str) -> list[_Reade
 
 
 def read_truth(path: str | os.PathLike[str]) -> GroundTruth:
-    """Read annotations in the YouTube-VIS form. ``areas`` may be missing, ``annotations`` null (no public labels).
+    """Read annotations. ``areas`` may be missing, ``annotations`` null (no public labels).
 
     Raises:
         UserError: file, entry and field that are not as expected.
@@ -199,8 +199,7 @@ def read_truth(path: str | os.PathLike[str]) -> GroundTruth:
 
 
 def read_results(path: str | os.PathLike[str], truth: GroundTruth) -> list[Track]:
-    """Read tracks in the YouTube-VIS result form, written by any program: numbers may be text, masks null or
-    uncompressed, extra fields are allowed.
+    """Read results. Numbers may be text, masks null or uncompressed; extra fields are allowed.
 
     Raises:
         UserError: file, entry and field that are not as expected.
@@ -213,7 +212,7 @@ def read_results(path: str | os.PathLike[str], truth: GroundTruth) -> list[Track
     unknown: set[Any] = set()
     for index, entry in enumerate(data):
         result = _Reader(path, entry, f"entry {index}")
-        data[index] = None  # frees the entry: a large file need not be in memory twice
+        data[index] = None  # frees the entry, so that a large file is not in memory twice
         video_id, category_id = result.key("video_id", truth.videos), result.key("category_id", truth.categories)
         if video_id not in truth.videos:
             found = f"the ground truth has no video {_shorten(video_id)}"

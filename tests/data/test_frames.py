@@ -66,7 +66,7 @@ def test_every_index_gives_its_frame_in_any_order(tmp_path: Path, b_frames: int)
 
 def test_video_that_cannot_be_read(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4")
-    with pytest.raises(UserError, match=r"a\.mp4: frame 50 asked for, the video has 50"):
+    with pytest.raises(UserError, match=r"a\.mp4: frame 50 requested, the video has 50"):
         VideoFile(str(tmp_path / "a.mp4"))[50]
     with pytest.raises(UserError, match=r"b\.mp4: the video cannot be opened"):
         len(VideoFile(str(tmp_path / "b.mp4")))
