@@ -21,8 +21,8 @@ class ClipSampler:
 
     Without a stride, a first frame is drawn, then T - 1 frames without replacement from the window of ``frame_range``
     frames to either side of it; they are sorted (as in Mask2Former-video and VITA). With a stride, the frames are
-    evenly spaced. A window that exceeds the video is shifted inside. A video of fewer than T frames is played forwards and
-    backwards until the clip is full; a single frame gives a still clip.
+    evenly spaced. A window that exceeds the video is shifted inside. A video of fewer than T frames is
+    played forwards and backwards until the clip is full; a single frame gives a still clip.
     """
 
     @configurable
