@@ -1,8 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""``python -m ausm_d2.data.check NAME...``: what a data set holds, and everything that is wrong with it.
+"""``python -m ausm_d2.data.check NAME...``: statistics of a data set, and all its problems.
 
-Every picture and every mask is read. Exit code 1 if there is any problem. ``--preview DIR`` also writes contact sheets
-of clips exactly as training sees them.
+Reads every frame and every mask. The exit code is 1 if there is any problem. ``--preview DIR`` also writes contact
+sheets of training clips, augmented as in training.
 
 Shape shorthand:
     H, W: frame size in pixels
@@ -36,7 +36,7 @@ from ausm_d2.masks.rle import StoredMask, cut_out
 
 @dataclass
 class Findings:
-    """What was found in some videos of a data set."""
+    """Statistics and problems of some videos of a data set."""
 
     videos: int = 0
     frames: int = 0
@@ -57,7 +57,7 @@ class Findings:
 def check_dataset(name: str, max_videos: int = 0, processes: int = 1) -> Findings:
     """Read a whole data set, or ``max_videos`` of it, spread evenly.
 
-    Problems of entries that could not be made a record come first; then those of each video, in their order.
+    Problems of entries that are not records come first, then those of each video, in order.
     """
     found = Findings()
     with collect_problems() as problems:
@@ -88,7 +88,7 @@ def check_video(record: VideoRecord) -> Findings:
     with collect_problems() as problems:
         try:
             _check_video(record, found)
-        except UserError as error:  # the video as a whole
+        except UserError as error:  # a problem of the whole video
             problem(str(error))
     found.problems = problems
     return found
@@ -129,7 +129,7 @@ def _check_video(record: VideoRecord, found: Findings) -> None:
 def _wrong_with(mask: StoredMask, size: tuple[int, int]) -> str:
     if isinstance(mask, list):
         points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in mask])
-        # COCO's own polygons reach a pixel over the border here and there.
+        # Some of COCO's polygons exceed the border by a pixel.
         outside = (points < -1).any() or (points > np.add(size[::-1], 1)).any()
         return f"polygon outside of the frame of {size[0]} x {size[1]} (height x width)" if outside else ""
     try:
@@ -155,7 +155,7 @@ def report(name: str, found: Findings) -> str:
 
 
 def contact_sheet(cfg: CfgNode, name: str, num_clips: int = 6, seed: int = 0) -> np.ndarray:
-    """Training clips of a data set, one a row, masks overlaid: uint8 (rows, columns, 3), RGB."""
+    """Training clips of a data set with masks overlaid, one clip per row: uint8 (height, width, 3), RGB."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASETS.TRAIN = (name,)
@@ -173,7 +173,7 @@ def contact_sheet(cfg: CfgNode, name: str, num_clips: int = 6, seed: int = 0) ->
 
 
 def _draw_clip(image: np.ndarray, masks: np.ndarray, height: int = 180) -> np.ndarray:
-    """Frames (T, 3, h, w) side by side, masks (N, T, h, w) as colours with outlines: (height, columns, 3)."""
+    """Frames (T, 3, h, w) side by side, masks (N, T, h, w) coloured and outlined: (height, width, 3)."""
     frames = []
     for t, frame in enumerate(image.transpose(0, 2, 3, 1)):
         drawn = frame.copy()

@@ -1,5 +1,9 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Boxes, clicks and scribbles for objects whose masks are known: what a training clip is given in place of the mask."""
+"""Simulates boxes, clicks and scribbles from true masks, as prompts of training clips.
+
+Shape shorthand:
+    H, W: frame size in pixels
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,9 @@ _SHARES = (0.35, 0.3, 0.2, 0.15)
 
 
 def coarse_mask(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What a user may draw who means this object.
+    """Simulate what a user draws to mark an object.
 
-    A box around it, as exact as people draw; one disc, or two or three, on it; or a line of two or three points on it.
+    A box around it, half of the time inexact; one to three discs on it; or a line through two or three points on it.
 
     Args:
         mask: bool (H, W), not empty.
@@ -45,10 +49,10 @@ def _box(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _points(depth: np.ndarray, count: int, rng: np.random.Generator) -> list[tuple[float, float]]:
-    """(x, y) of pixels of the object: the middle of its thickest part, or drawn, mostly where it is thick.
+    """(x, y) of random pixels of the object, weighted by their depth; half of the time the first is the deepest one.
 
     Args:
-        depth: (H, W), distance of each pixel of the object from its outside; 0 outside.
+        depth: (H, W), distance of each pixel of the object to its boundary; 0 outside.
     """
     rows, columns = np.nonzero(depth)
     weight = depth[rows, columns].astype(np.float64)

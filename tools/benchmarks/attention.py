@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Attention of inference on the CPU: this project's kernel beside PyTorch's fused one."""
+"""Attention for inference on the CPU: this project's kernel against PyTorch's fused one."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 @torch.no_grad()
 def has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether inference takes this project's kernel for such inputs."""
+    """Whether inference uses this project's kernel for these inputs."""
     call = AttentionCall(q, k, v, None)
     return any(kernel.unavailable() is None and kernel.fits(call) for kernel in ATTENTION.kernels)
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:
-    """Time against tokens."""
+    """Plot time over number of tokens."""
     with measure.picture(path, "tokens", "seconds") as axes:
         for dtype, kernel in dict.fromkeys((row["dtype"], row["kernel"]) for row in figures["rows"]):
             rows = [row for row in figures["rows"] if (row["dtype"], row["kernel"]) == (dtype, kernel)]

@@ -76,7 +76,7 @@ def _measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         steps[name] = partial(_one_clip, mapper, record)
     steps["full, without masks"] = partial(_one_clip, mappers["full"], unlabelled)
 
-    # Interleaved, so that whatever else the machine does falls on all of them alike.
+    # Interleaved, so that background load affects all of them equally.
     seconds = dict.fromkeys(steps, 0.0)
     for i in range(-2, args.clips):
         for name, step in steps.items():
@@ -118,11 +118,11 @@ def _mapper(args: argparse.Namespace, keys: dict[str, Any]) -> ClipMapper:
 
 
 def _write_video(folder: Path, num_frames: int) -> list[Path]:
-    """A textured scene with objects of wavy outline that move; JPEGs and a file in the YouTube-VIS form."""
+    """Write a textured scene with moving objects: JPEGs and a YouTube-VIS annotation file."""
     rng = np.random.default_rng(0)
     height, width = _SIZE
     scene = np.zeros((height, width, 3), np.float32)
-    for octave in range(8):  # as many bytes per pixel as DAVIS frames have at that quality, 0.28
+    for octave in range(8):  # gives 0.28 bytes per pixel, as DAVIS frames at that quality
         noise = rng.standard_normal((3 * 2**octave, 5 * 2**octave, 3)).astype(np.float32)
         scene += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC) * 50 / 1.34**octave
     scene = np.clip(scene + 120, 0, 255)

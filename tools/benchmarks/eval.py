@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _in_turns(functions: dict[str, Callable[[], float]], repeats: int) -> dict[str, Any]:
-    """The score of each and medians of its seconds; in turns, as what else the machine does then falls on all alike."""
+    """Score and median seconds of each, interleaved, so that background load affects all equally."""
     scores: dict[str, float] = {}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
     for _ in range(repeats):
@@ -75,13 +75,13 @@ def _in_turns(functions: dict[str, Callable[[], float]], repeats: int) -> dict[s
 
 
 def _summary(seconds: np.ndarray) -> dict[str, float]:
-    """(repeats, 2) seconds of computing and waiting -> medians and quartiles."""
+    """(repeats, 2) CPU and wall seconds -> medians and quartiles."""
     (low, _), (median, wall), (high, _) = np.percentile(seconds, [25, 50, 75], axis=0).round(2).tolist()
     return {"cpu, s": median, "cpu q1": low, "cpu q3": high, "wall, s": wall}
 
 
 def _processor_seconds() -> float:
-    """Of this process, of those that it started, and of theirs that have ended (Linux)."""
+    """CPU seconds of this process and its descendants, including ended ones (Linux)."""
     ticks = 0
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -174,7 +174,7 @@ def _write_ytvis(truth_path: Path, result_path: Path, num_videos: int) -> None:
 
 
 class _Blob:
-    """An ellipse with a ragged edge, on a straight way through the frame."""
+    """An ellipse with a ragged edge on a straight path through the frame."""
 
     def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
         self._rng = rng
@@ -183,7 +183,7 @@ class _Blob:
         self._start, self._end = rng.uniform(0.25, 0.75, (2, 2)) * self._size
 
     def counts(self, frame: float, offset: float) -> list[int]:
-        """Run lengths, column by column; the ellipse is ``offset`` of its radius off."""
+        """Run lengths, column by column; the ellipse is shifted by ``offset`` times its radius."""
         height, width = self._size
         y, x = self._start + (self._end - self._start) * frame / 36 + offset * self._radii
         first, last = max(int(x - self._radii[1]) + 1, 0), min(int(x + self._radii[1]), width - 1)
@@ -209,13 +209,13 @@ def _measure_vos(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         functions["vos-benchmark"] = lambda: _vos_benchmark(folder)
     figures = _in_turns(functions, args.repeats)
     for name, row in figures.items():
-        if name.endswith("processes"):  # those of its server cannot be counted from here
+        if name.endswith("processes"):  # CPU time of fork-server workers cannot be measured
             row |= dict.fromkeys(("cpu, s", "cpu q1", "cpu q3"))
     return {"videos": args.vos_videos, **figures}
 
 
 def _j_and_f(folder: Path, workers: int) -> float:
-    """By the command: a process that has PyTorch gives its own a start of seconds."""
+    """Run as a command: worker processes of a process that has imported PyTorch take seconds to start."""
     folders, report = (str(folder / "truth"), str(folder / "predicted")), folder / "scores.json"
     command = [
         sys.executable,

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks of models and kernels have in common: clocks, memory, models from configs, pictures."""
+"""Shared by the benchmarks of models and kernels: timing, memory, models from configs, plots."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def not_negative(text: str) -> int:
 
 
 def by_name(config_files: list[str]) -> dict[str, str]:
-    """Configs by the names that tables and pictures give them.
+    """Configs by the names shown in tables and plots.
 
     Raises:
         UserError: two of the same name.
@@ -81,7 +81,7 @@ def random_model(config_file: str, device: torch.device, opts: tuple[Any, ...] =
     Raises:
         UserError: the config is missing or wrong.
     """
-    # Imported late: the processes in which the memory of kernels is measured need no model.
+    # Imported late: the processes that measure the memory of kernels need no model.
     from detectron2.modeling import build_model
 
     import ausm_d2.meta_arch  # noqa: F401  registers AUSM
@@ -102,7 +102,7 @@ def interleaved(
     cpu_time: bool = False,
     warm_up: bool = True,
 ) -> dict[str, list[float]]:
-    """Seconds of every call; in turns, so that whatever else the machine does falls on all of them alike."""
+    """Seconds of every call, interleaved, so that background load affects all of them equally."""
     clock = time.process_time if cpu_time else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(-1 if warm_up else 0, repeats):
@@ -143,21 +143,21 @@ def in_new_process(function: Callable[..., int], *args: Any) -> int:
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device) -> int:
-    """Bytes that a call needs at the most, beyond what there is before it."""
+    """Peak memory of a call in bytes, beyond the memory in use before it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         function()
         return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL(None).malloc_trim(0)  # glibc: what is free would not count when it is taken again
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
+    ctypes.CDLL(None).malloc_trim(0)  # glibc: return freed memory, whose reuse would not be counted
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the high-water mark
     before = resident("VmRSS")
     function()
     return resident("VmHWM") - before
 
 
 def resident(field: str = "VmRSS") -> int:
-    """Bytes of this process that are in memory (Linux)."""
+    """Resident memory of this process in bytes (Linux)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
 
@@ -172,7 +172,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def matplotlib_figure() -> Any:
-    """The class to draw with.
+    """The matplotlib class for plots.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -186,7 +186,7 @@ def matplotlib_figure() -> Any:
 
 @contextmanager
 def picture(path: Path, xlabel: str, ylabel: str) -> Iterator[Any]:
-    """Axes to draw on; the PNG is written at the end."""
+    """A context with axes to draw on; writes the PNG at its end."""
     figure = matplotlib_figure()(figsize=(7.5, 3.4), dpi=130, layout="constrained")
     axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
     yield axes
@@ -200,6 +200,6 @@ def picture(path: Path, xlabel: str, ylabel: str) -> Iterator[Any]:
 
 
 def draw(axes: Any, label: str, x: list[int], rows: list[dict[str, float]], **style: Any) -> None:
-    """A line of medians (s) with the quartiles around it."""
+    """Plot a line of medians (s) with the interquartile range."""
     axes.plot(x, [row["ms"] / 1e3 for row in rows], marker="o", markersize=4, label=label, **style)
     axes.fill_between(x, [row["ms_q1"] / 1e3 for row in rows], [row["ms_q3"] / 1e3 for row in rows], alpha=0.15)

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:
-    """Time of a frame against objects; what is unprompted is a dashed line."""
+    """Plot time per frame over number of objects; unprompted models as dashed lines."""
     with measure.picture(path, "objects followed", "seconds a frame") as axes:
         for name in dict.fromkeys(row["model"] for row in figures["rows"]):
             rows = [row for row in figures["rows"] if row["model"] == name and row["objects"] is not None]
@@ -95,7 +95,7 @@ def _measured(
 
 
 def _ours(config: str, objects: int | None, args: argparse.Namespace) -> Callable[[], Any]:
-    """objects: given ones; None: unprompted, with a threshold that random weights do not reach."""
+    """``objects``: number of prompted objects; None: unprompted, with a threshold that random weights do not reach."""
     opts = ("INPUT.MIN_SIZE_TEST", 0, "TEST.AUSM.AMP", args.amp)
     model = measure.random_model(config, measure.device_of(args), opts).eval()
     settings, size = VideoSettings.from_config(load_config(config, opts)), (args.size, args.size)
@@ -113,7 +113,7 @@ def _sam2(objects: int, args: argparse.Namespace) -> Callable[[], Any]:
     hf, side, device = _transformers(), args.size, measure.device_of(args)
     sizes = [side // 4, side // 8, side // 16]
     torch.manual_seed(0)
-    config = hf.Sam2VideoConfig(  # the rest of the defaults are those of SAM 2.1 Tiny
+    config = hf.Sam2VideoConfig(  # the other defaults are those of SAM 2.1 Tiny
         image_size=side,
         prompt_encoder_config={"image_size": side},
         memory_attention_rope_feat_sizes=[sizes[-1]] * 2,
@@ -145,7 +145,7 @@ def _sam2(objects: int, args: argparse.Namespace) -> Callable[[], Any]:
 def _videomt(args: argparse.Namespace) -> Callable[[], Any]:
     hf, device = _transformers(), measure.device_of(args)
     torch.manual_seed(0)
-    # DINOv2-S; everything else as the class has it.
+    # DINOv2-S; otherwise the defaults of the class.
     config = hf.VideomtConfig(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=args.size)
     model = hf.VideomtForUniversalSegmentation(config).to(device).eval()
     frame = torch.rand(1, 1, 3, args.size, args.size, device=device)

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for n in args.sequences:
         for t in args.frames:
             size = (n, t, args.channels, args.state)
-            # Memory first: what this process takes for the timing, the others would lack.
+            # Measure memory before timing, which allocates memory in this process only.
             memory = {
                 name: measure.in_new_process(_peak_memory, name, size, args.device, args.dtype) for name in backends
             }
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:
-    """Time of the scan against frames, for the largest N."""
+    """Plot time of the scan over number of frames, for the largest N."""
     most = max(row["N"] for row in figures["scan"])
     with measure.picture(path, "frames", f"seconds (N = {most})") as axes:
         for name in dict.fromkeys(row["backend"] for row in figures["scan"]):
@@ -150,7 +150,7 @@ def _step(name: str, size: tuple[int, int, int, int], device: torch.device, dtyp
 
 
 def _peak_memory(name: str, size: tuple[int, int, int, int], device_name: str, dtype_name: str) -> int:
-    """Bytes that one forward and backward needs at the most, beyond its inputs."""
+    """Peak memory of one forward and backward pass in bytes, beyond its inputs."""
     device, dtype = torch.device(device_name), getattr(torch, dtype_name)
     _scan(name, (2, 2, 16, 4), device, dtype)()
     return measure.peak_memory(_scan(name, size, device, dtype), device)

@@ -25,7 +25,7 @@ from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.streaming.stream import FrameOutput, Stream
 from tools.benchmarks import measure
 
-_SETTLED = 100  # frame from which memory is watched
+_SETTLED = 100  # frame from which memory is monitored
 _LATER = 1000  # frame whose state is compared with that of frame 2
 
 
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             whole = [sum(pair) for pair in zip(step, masks, strict=True)]
             first = first or whole
             row = {"model": name, "objects": n, **measure.spread(step), "masks_ms": measure.spread(masks)["ms"]}
-            # Round by round: what else the machine did in one fell on all alike.
+            # Interleaved, so that background load affects all of them equally.
             ratio = statistics.median(a / b for a, b in zip(whole, first, strict=True))
             frame.append({**row, "fps": 1 / statistics.median(whole), "over_first": ratio})
         if args.file:
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:
-    """Time of a frame against objects."""
+    """Plot time per frame over number of objects."""
     with measure.picture(path, "objects", "seconds a frame") as axes:
         for name in dict.fromkeys(row["model"] for row in figures["frame"]):
             rows = [row for row in figures["frame"] if row["model"] == name]
@@ -105,7 +105,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
 
 
 def prompted(model: AUSM, settings: VideoSettings, objects: int, size: tuple[int, int]) -> Stream:
-    """A stream that has seen one frame, with squares as the objects given in it."""
+    """A stream after one frame, with squares as prompted objects."""
     stream = Stream(model, settings, label_set=settings.prompt_label_set, detect=False)
     stream.step(noise(size), squares(objects, size))
     return stream

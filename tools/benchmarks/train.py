@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""A training step: all frames of a clip at once beside frame by frame, same model, same kernels, losses included.
+"""A training step: parallel against frame by frame, with the same model and kernels, losses included.
 
 Shape shorthand:
     T: frames of a clip; N: objects
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.objects > most:
         raise UserError(f"--objects {args.objects}: {args.config_file} follows {most} at the most (MODEL.AUSM.NUM_ID)")
     peaks = {}
-    if args.memory:  # before anything is timed: what this process had taken by then, the others would lack
+    if args.memory:  # before timing, which allocates memory in this process only
         for frames, name in itertools.product(args.frames, args.variants):
             with _left_out_if_too_large(frames, name):
                 peaks[frames, name] = measure.in_new_process(_peak, name, frames, args) / 1e6
@@ -93,11 +93,11 @@ def _left_out_if_too_large(frames: int, name: str) -> Iterator[None]:
         return
     except torch.OutOfMemoryError:
         print(f"T = {frames}, {name}: does not fit into the GPU's memory", flush=True)
-    torch.cuda.empty_cache()  # here the exception holds nothing any more
+    torch.cuda.empty_cache()  # after the exception has released its tensors
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:
-    """Time of a step against clip length."""
+    """Plot time of a step over clip length."""
     with measure.picture(path, "frames of a clip", "seconds of a training step") as axes:
         for name in VARIANTS:
             rows = [row for row in figures["rows"] if row["variant"] == name]
@@ -133,7 +133,7 @@ def _step(name: str, frames: int, args: argparse.Namespace) -> Callable[[], None
 
 
 def _peak(name: str, frames: int, args: argparse.Namespace) -> int:
-    """Bytes that a step needs at the most, beyond weights and clip."""
+    """Peak memory of a step in bytes, beyond weights and clip."""
     _step(name, 1, args)()  # kernels and workspaces
     return measure.peak_memory(_step(name, frames, args), measure.device_of(args))
 

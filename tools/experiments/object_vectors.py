@@ -88,7 +88,7 @@ class VectorMemory(Memory):
 
 @META_ARCH_REGISTRY.register()
 class AUSMObjectVectors(AUSM):
-    """AUSM that hands on one vector per object in place of marks."""
+    """AUSM that propagates one vector per object instead of marks."""
 
     added_modules = ("object_vectors.",)
 
@@ -115,7 +115,7 @@ class AUSMObjectVectors(AUSM):
             return x_prev, rows, None
         assert isinstance(memory, VectorMemory)
         count = ids.shape[1]
-        # A row that was not in use when these frames began has no past, whoever had its ID vector before.
+        # A row that was not in use before these frames has no history, even if its ID vector was used before.
         before = memory.vectors[:, :count] * in_use[:, 0, :, None]
         rows, after = self.object_vectors(ids, x_prev, history, before)
         if inplace:

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The input shown more than once, videos forward, backward, forward; images also as a spatial traversal (Table 3)."""
+"""Repeated input: videos forward, backward, forward; images also as a spatial traversal (Table 3)."""
 
 from __future__ import annotations
 

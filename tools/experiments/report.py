@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What an experiment leaves behind: a table (Markdown and JSON) and a plot, beside the paper's numbers."""
+"""The report of an experiment: a table (Markdown and JSON) and a plot, with the paper's numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ausm_d2.evaluation.evaluators import Scores
 from ausm_d2.io import atomic_write
 
 _PLOTTED = {"AP": ("segm", "AP"), "J&F": ("vos", "J&F"), "G": ("vos", "G")}
-_LEAST_SPAN = 4  # points, of a plot's axis
+_LEAST_SPAN = 4  # points: minimum range of a plot's axis
 
 
 class Row(NamedTuple):
@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Paper:
-    """What the paper reports of the same experiment."""
+    """The paper's results for the same experiment."""
 
     source: str
     measure: str
@@ -53,7 +53,7 @@ class Report:
     """Rows in the order of their settings, and how to show them."""
 
     title: str
-    axis: str  # what the settings are
+    axis: str  # label of the axis of settings
     rows: list[Row] = field(default_factory=list)
     paper: Paper | None = None
     ordered: bool = True  # the settings are steps of one quantity: points are joined
@@ -88,7 +88,7 @@ class Report:
             self.draw().savefig(path, dpi=110)
 
     def draw(self) -> Figure:
-        """A panel for each measure that was measured, and one for the paper's numbers."""
+        """One panel per measure, and one for the paper's numbers."""
         measured = [name for name in _PLOTTED if any(_value(row, name) is not None for row in self.rows)]
         panels = len(measured) + (self.paper is not None)
         figure = Figure(figsize=(1 + 3.6 * max(panels, 1), 4), layout="constrained")
@@ -122,14 +122,14 @@ class Report:
         axes.set_xlabel(self.axis)
         axes.margins(y=0.2)
         low, high = axes.get_ylim()
-        if high - low < _LEAST_SPAN:  # small differences shall look small
+        if high - low < _LEAST_SPAN:  # small differences should look small
             axes.set_ylim((low + high - _LEAST_SPAN) / 2, (low + high + _LEAST_SPAN) / 2)
         axes.grid(axis="y", alpha=0.3)
         axes.legend(fontsize="small")
 
 
 def measured_table(rows: Sequence[Row]) -> str:
-    """Markdown; a line per evaluation, and where there are several seeds one for all of them."""
+    """Markdown, one line per evaluation; with several seeds also one line for their mean."""
     lines: list[tuple[str, str, Scores]] = []
     for (dataset, setting), group in itertools.groupby(rows, lambda row: (row.dataset, row.setting)):
         of_one = list(group)
@@ -141,7 +141,7 @@ def measured_table(rows: Sequence[Row]) -> str:
 
 
 def _together(of_seeds: Sequence[Scores]) -> Scores:
-    """Means by measure and name; objects that are counted add up."""
+    """Means by measure and name; counts of objects are summed."""
     together: Scores = {}
     for measure, names in of_seeds[0].items():
         share = 1 if measure == "reappearance" else len(of_seeds)

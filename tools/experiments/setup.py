@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What the commands of the experiments have in common: their arguments, the config, the model, their messages."""
+"""Shared by the commands of the experiments: arguments, config, model, messages."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Models trained alike but for one thing, and their scores: clip length (Fig. 5), History Marker, history noise, start.
+"""Models whose trainings differ in one setting: clip length (Fig. 5), History Marker, history noise, START.
 
 Each run is a training of train_net.py with a few keys of its own, in a folder of its own: what is there already, from
 this command or from train_net.py (on several GPUs, say), is not trained again, and what was interrupted is resumed.
@@ -87,7 +87,7 @@ def marker(args: argparse.Namespace) -> Report:
 
 
 def noise(args: argparse.Namespace) -> Report:
-    """Trained on the true history as it is, or with noise on it."""
+    """Training with the true history, or with noise added to it."""
     variants = {
         "with history noise": {"MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED": True},
         "without": {"MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED": False},
@@ -109,7 +109,7 @@ def _compare(args: argparse.Namespace, variants: Mapping[str, Keys], report: Rep
         for seed in args.seeds
     ]
     for _, _, cfg in runs:
-        _check_folder(cfg)  # all of them before the first hour of training
+        _check_folder(cfg)  # check all folders before the first training
     budget = runs[0][2].SOLVER
     for _, _, cfg in runs:
         _train(cfg)
@@ -139,7 +139,7 @@ def _learning_curves(runs: Sequence[tuple[str, int, CfgNode]]) -> list[str]:
             continue
         entries = []
         for line in file.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # a training that was killed may leave half a line
+            with contextlib.suppress(json.JSONDecodeError):  # a killed training may leave an incomplete line
                 entries.append(json.loads(line))
         losses = {each["iteration"]: each["loss_trk_dice"] for each in entries if "loss_trk_dice" in each}
         quarters: list[list[float]] = [[], [], [], []]
@@ -172,7 +172,7 @@ def _run_config(args: argparse.Namespace, keys: Keys, folder: Path) -> CfgNode:
 
 
 def _learning(cfg: CfgNode) -> dict[str, Any]:
-    """The keys that decide what is learned, and their values."""
+    """The keys that affect training, and their values."""
 
     def flat(node: CfgNode, prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in node.items():
@@ -213,7 +213,7 @@ def _train(cfg: CfgNode) -> None:
         path.write_text(cfg.dump(), encoding="utf-8")
     logger.info("Training in %s", folder)
     cfg = cfg.clone()
-    cfg.DATASETS.TEST = ()  # evaluated by itself: it can be resumed by itself
+    cfg.DATASETS.TEST = ()  # evaluated separately, so that it can be resumed separately
     seed_all_rng(cfg.SEED)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=True)

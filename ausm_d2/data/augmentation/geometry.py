@@ -1,5 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Augmentations that move pixels: the same for every frame of a clip, or a path through it."""
+"""Geometric augmentations, constant over a clip or varying along a path.
+
+Shape shorthand: T: frames of the clip.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ class ResizeShortestEdge(Augmentation):
     """Scale so that the shorter side has one of ``sizes`` (drawn per clip) and the longer one at most ``max_size``."""
 
     def __init__(self, sizes: Sequence[int], max_size: int, sampling: str = "choice") -> None:
-        """``sampling``: "choice" of ``sizes``, or any size in the "range" of the two; "..._by_clip" means the same."""
+        """``sampling``: "choice": one of ``sizes``; "range": any size between the two. "..._by_clip" is the same."""
         self.sampling = sampling.removesuffix("_by_clip")
         if self.sampling not in ("choice", "range") or (self.sampling == "range" and len(sizes) != 2) or not sizes:
             raise UserError(f"INPUT.MIN_SIZE_TRAIN(_SAMPLING): cannot draw a size by {sampling!r} from {list(sizes)}")
@@ -35,7 +38,7 @@ class ResizeShortestEdge(Augmentation):
 
 
 class RandomFlip(Augmentation):
-    """Mirror the whole clip left to right (or top to bottom)."""
+    """Flip the whole clip horizontally (or vertically)."""
 
     def __init__(self, prob: float = 0.5, vertical: bool = False) -> None:
         self.prob = prob
@@ -50,9 +53,9 @@ class RandomFlip(Augmentation):
 
 
 class RandomCrop(Augmentation):
-    """Cut a window of one size; it may slide over the clip, in a straight line and by whole pixels.
+    """Crop a window of constant size, which may slide over the clip in a straight line, by whole pixels.
 
-    VITA's and GenVIS's window slides too: between two places anywhere in the frame, with sorted random steps.
+    In VITA and GenVIS the window slides between two positions anywhere in the frame, with sorted random steps.
     """
 
     def __init__(self, kind: str, size: Sequence[float], drift: float = 0.0) -> None:
@@ -60,8 +63,8 @@ class RandomCrop(Augmentation):
         Args:
             kind: Detectron2's INPUT.CROP.TYPE: "absolute_range" (smallest, largest side in pixels), "absolute"
                 (height, width), "relative" (of the height, of the width), "relative_range" (those up to 1).
-            size: two numbers, read as ``kind`` says.
-            drift: largest way of the window over the clip, relative to its own size; it ends anywhere within.
+            size: two numbers, as defined by ``kind``.
+            drift: maximum shift of the window over the clip, relative to its size; the end position is uniform within.
         """
         if kind not in ("absolute_range", "absolute", "relative", "relative_range") or len(size) != 2:
             raise UserError(
@@ -95,10 +98,10 @@ class RandomCrop(Augmentation):
 
 
 class RandomRotation(Augmentation):
-    """Turn the frames about one point; the angles are sorted over the clip, in either direction (VITA, GenVIS)."""
+    """Rotate the frames about one point, by angles sorted over the clip in either direction (VITA, GenVIS)."""
 
     def __init__(self, degrees: float = 15.0, centre: tuple[float, float] = (0.4, 0.6)) -> None:
-        """Angles in [-degrees, degrees]; the centre in the given range of both sides, relative. No expansion."""
+        """Angles in [-degrees, degrees]; relative position of the centre in this range. The frame size is kept."""
         self.degrees = degrees
         self.centre = centre
 
@@ -114,10 +117,10 @@ class RandomRotation(Augmentation):
 
 
 class CropScalePath(Augmentation):
-    """Pan and zoom: a window of the frame's shape moves and scales evenly from one place to another."""
+    """Pan and zoom: a window with the frame's aspect ratio moves and scales between two random placements."""
 
     def __init__(self, smallest: float = 0.6) -> None:
-        """``smallest``: least side of the window, relative to the frame's."""
+        """``smallest``: minimum side of the window, relative to the frame's."""
         self.smallest = smallest
 
     def __call__(self, plan: ClipPlan, rng: np.random.Generator) -> None:
@@ -135,13 +138,13 @@ class CropScalePath(Augmentation):
 
 
 class Shrink(Augmentation):
-    """Shows the frame in a part of itself, so that what is in it is small; around it is its mirror image, blurred.
+    """Shrink the frame inside its canvas, so that objects become small; the border is its blurred mirror image.
 
-    The part moves evenly on a short way. Scales are drawn evenly in their logarithm.
+    The shrunk frame moves along a short straight path. Its scale is log-uniform.
     """
 
     def __init__(self, smallest: float) -> None:
-        """``smallest``: least side of the part, relative to the frame's."""
+        """``smallest``: minimum side of the shrunk frame, relative to the original."""
         if not 0 < smallest <= 1:
             raise UserError(f"INPUT.SHRINK.SMALLEST: {smallest} found; above 0, up to 1 expected")
         self.smallest = smallest
@@ -156,10 +159,10 @@ class Shrink(Augmentation):
 
 
 class LargeScaleJitter(Augmentation):
-    """Scale to fit a square of ``size``, times a factor drawn per clip, then cut or pad to that square.
+    """Scale to fit a square of ``size`` times a factor drawn per clip, then crop or pad to that square.
 
-    The padding is to the right and below. Whatever is relative to the picture comes before (VITA: flip, rotation,
-    scale, crop): after it, it would be relative to the square, and move small pictures more than large ones.
+    Padding is at the right and bottom. Augmentations relative to the image size come before it (VITA: flip, rotation,
+    scale, crop); after it they would be relative to the square.
     """
 
     def __init__(self, size: int = 1024, min_scale: float = 0.1, max_scale: float = 2.0) -> None:

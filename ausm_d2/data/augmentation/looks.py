@@ -1,8 +1,12 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""How the clips of other people's cameras look: grey, faint, dark, of few pixels, compressed, noisy, blurred.
+"""Degradations that imitate poor cameras: greyscale, low contrast, darkness, low resolution, JPEG, noise, blur.
 
-Everything is drawn once per clip. Grey, contrast and brightness are a matrix on the colours and act before anything
-else; the rest acts on the finished frames, in the order in which it comes about in a camera.
+Parameters are drawn once per clip. Greyscale, contrast and brightness are a matrix on the colours, applied first; the
+others are applied to the rendered frames, in the order in which they occur in a camera.
+
+Shape shorthand:
+    T: frames of the clip
+    H, W: frame size in pixels
 """
 
 from __future__ import annotations
@@ -18,28 +22,28 @@ from ausm_d2.data.augmentation.colour import LUMA
 from ausm_d2.data.augmentation.plan import ClipPlan
 from ausm_d2.errors import UserError
 
-_EACH = 0.4  # probability of each look in a clip that has any
+_EACH = 0.4  # probability of each degradation in a degraded clip
 
 
 @dataclass(frozen=True)
 class Look:
-    """The look of one clip."""
+    """The degradation of one clip."""
 
-    linear: np.ndarray  # (3, 3), of RGB in 0..255; (linear, offset) are the colours
+    linear: np.ndarray  # (3, 3): RGB in 0..255 becomes linear @ RGB + offset
     offset: np.ndarray  # (3)
     blur: float = 0.0  # standard deviation, pixels
-    resolution: float = 1.0  # share of the rows and columns that is left
+    resolution: float = 1.0  # relative size after downsampling
     noise: float = 0.0  # standard deviation, of 0..255
-    jpeg: int = 0  # quality; 0: not compressed
+    jpeg: int = 0  # quality; 0: no compression
     seed: int = 0  # of the noise
 
     def colour(self, plan: ClipPlan) -> None:
-        """Append the colours to a plan."""
+        """Add the colour transform to a plan."""
         count = plan.num_frames
         plan.recolour(np.broadcast_to(self.linear, (count, 3, 3)), np.broadcast_to(self.offset, (count, 3)))
 
     def degrade(self, clip: np.ndarray) -> None:
-        """Blur, shrink, add noise, compress: uint8 (T, 3, H, W), RGB, in place."""
+        """Blur, downsample, add noise and compress uint8 (T, 3, H, W), RGB, in place."""
         if not (self.blur or self.noise or self.jpeg or self.resolution < 1):
             return
         rng = np.random.default_rng(self.seed)
@@ -65,22 +69,22 @@ class Look:
 
 @dataclass(frozen=True)
 class Looks:
-    """Draws the look of a clip: ``INPUT.LOOKS``."""
+    """Draws the degradation of a clip (``INPUT.LOOKS``)."""
 
-    prob: float  # probability that a clip has any of the looks below, but for grey
+    prob: float  # probability that a clip is degraded, apart from greyscale
     grey: float  # probability
-    contrast: tuple[float, float]  # factor about the middle grey
+    contrast: tuple[float, float]  # range of factors, about a random grey level
     brightness: tuple[float, float]  # factor
-    resolution: float  # least
-    jpeg: int  # least quality; 100: never compressed
-    noise: float  # most
-    blur: float  # most
+    resolution: float  # minimum
+    jpeg: int  # minimum quality; 100: no compression
+    noise: float  # maximum
+    blur: float  # maximum
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Looks:
         """
         Raises:
-            UserError: a value out of its range.
+            UserError: if a value is out of range.
         """
         keys = cfg.INPUT.LOOKS
         ranges = {"CONTRAST": keys.CONTRAST, "BRIGHTNESS": keys.BRIGHTNESS}
@@ -103,7 +107,7 @@ class Looks:
         )
 
     def __call__(self, rng: np.random.Generator) -> Look | None:
-        """The look of a clip; None where it stays as it is."""
+        """Draw the degradation of a clip; None: no degradation."""
         grey, any_other = rng.random() < self.grey, rng.random() < self.prob
         if not grey and not any_other:
             return None
@@ -115,7 +119,7 @@ class Looks:
         contrast, brightness, blur, resolution, noise, jpeg = rng.random(6) < _EACH
         if contrast:
             factor = rng.uniform(*self.contrast)
-            level = rng.uniform(90, 160)  # what stays as it is
+            level = rng.uniform(90, 160)  # the grey level that stays unchanged
             linear, offset = factor * linear, offset + (1 - factor) * level
         if brightness:
             factor = np.exp(rng.uniform(*np.log(self.brightness)))
