@@ -72,9 +72,9 @@ COCO_TO_OVIS = {
 
 
 def register_coco() -> None:
-    """Register ``coco_2017_{train,val}`` and ``coco2{object,ytvis2019,ytvis2021,ovis}_{train,val}``.
+    """Register ``coco_2017_{train,val}`` and ``coco2{object,super,ytvis2019,ytvis2021,ovis}_{train,val}``.
 
-    ``coco2object_*`` are the same objects without their classes.
+    ``coco2object_*`` are the same objects without their classes, ``coco2super_*`` with their supercategories.
     """
     identity = {category_id: category_id for category_id in COCO_CLASSES}
     for split in ("train", "val"):
@@ -83,6 +83,7 @@ def register_coco() -> None:
         _register(
             f"coco2object_{split}", [original], split, OBJECT_CLASSES, dict.fromkeys(COCO_CLASSES, 1), OBJECT_LABEL_SET
         )
+        register_coco_style(f"coco2super_{split}", original, f"coco/{split}2017", COCO_SUPER_LABEL_SET)
         for benchmark, classes, mapping, label_set in (
             ("ytvis2019", YTVIS_2019_CLASSES, COCO_TO_YTVIS_2019, "ytvis_2019"),
             ("ytvis2021", YTVIS_2021_CLASSES, COCO_TO_YTVIS_2021, "ytvis_2021"),
