@@ -6,14 +6,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import DefaultTrainer
+from detectron2.engine import DefaultTrainer, defaults
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
@@ -40,6 +41,8 @@ from ausm_d2.evaluation.references import references
 from ausm_d2.io import atomic_write
 from ausm_d2.streaming.single_frames import SingleFrames
 from ausm_d2.training.ema import UpdateAverage, WeightAverage
+from ausm_d2.training.finite import FiniteSteps, StepLeftOut
+from ausm_d2.training.resuming import RecentLosses, StepSeeds
 from ausm_d2.training.solver import build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -77,18 +80,38 @@ def check_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
             )
 
 
+@contextlib.contextmanager
+def _processes_on_the_cpu() -> Iterator[None]:
+    """While this lasts, Detectron2 does not give a DistributedDataParallel the GPU of its process."""
+    original = defaults.create_ddp_model
+    defaults.create_ddp_model = partial(original, device_ids=None)
+    try:
+        yield
+    finally:
+        defaults.create_ddp_model = original
+
+
 class Trainer(DefaultTrainer):
     """Detectron2's DefaultTrainer with this project's loaders, evaluators, optimiser and weight averaging."""
 
     average: WeightAverage | None = None  # if MODEL_EMA.ENABLED
 
+    def __init__(self, cfg: CfgNode) -> None:
+        with _processes_on_the_cpu() if cfg.MODEL.DEVICE == "cpu" else contextlib.nullcontext():
+            super().__init__(cfg)
+
     def build_hooks(self) -> list[Any]:
         # Replaces Detectron2's checkpointer before any hook refers to it.
         states: dict[str, Any] = {"trainer": weakref.proxy(self)}
-        hooks: list[Any] = []
+        model: Any = self.model
+        model = getattr(model, "module", model)
+        solver = self.cfg.SOLVER
+        finite = FiniteSteps(model, self.cfg.OUTPUT_DIR, action=solver.NON_FINITE, gradients=not solver.AMP.ENABLED)
+        self._trainer.register_hooks([finite])  # it calls them between backward pass and step
+        self._seeds = StepSeeds(self._trainer.data_loader.seed, given=self.cfg.SEED >= 0)
+        hooks: list[Any] = [self._seeds, RecentLosses()]
         if self.cfg.MODEL_EMA.ENABLED:
-            model: Any = self.model
-            self.average = WeightAverage(getattr(model, "module", model), self.cfg.MODEL_EMA.DECAY)
+            self.average = WeightAverage(model, self.cfg.MODEL_EMA.DECAY)
             states["ema"] = self.average
             hooks.append(UpdateAverage(self.average))  # before the hooks that save or evaluate
         self.checkpointer = AUSMCheckpointer(self.model, self.cfg.OUTPUT_DIR, **states)
@@ -103,12 +126,35 @@ class Trainer(DefaultTrainer):
             self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
 
+    def run_step(self) -> None:
+        with contextlib.suppress(StepLeftOut):
+            super().run_step()
+
     def resume_or_load(self, resume: bool = True) -> None:
+        """As Detectron2's: go on from the last checkpoint of OUTPUT_DIR, or begin with MODEL.WEIGHTS.
+
+        Raises:
+            UserError: no checkpoint is whole, or the processes would begin with different iterations.
+        """
+        resume = resume and self.checkpointer.has_checkpoint()
         super().resume_or_load(resume)
-        if self.average is not None and not (resume and self.checkpointer.has_checkpoint()):
-            self.average.restart()  # from the loaded weights
-        # A resumed training continues with the next clips of the same random sequence.
-        self._trainer.data_loader.skip(self.start_iter)
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:
+            raise UserError(
+                f"{self.cfg.OUTPUT_DIR}: the processes would begin with the iterations {starts}; all machines need "
+                "the same checkpoints (a shared folder, or copies)"
+            )
+        if resume and comm.is_main_process():
+            self.checkpointer.remove_unfinished()
+        if self.average is not None and not resume:
+            self.average.restart()  # with the weights that were loaded
+        if resume and self.start_iter >= self.max_iter:
+            logger.warning(
+                "%s: the last checkpoint has been through %d iterations and SOLVER.MAX_ITER is %d: nothing is trained",
+                *(self.cfg.OUTPUT_DIR, self.start_iter, self.max_iter),
+            )
+        # Resumed, it goes on to the clips that come next; it does not begin anew with those it has had.
+        self._trainer.data_loader.continue_from(self.start_iter, self._seeds.seed)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:

@@ -19,11 +19,14 @@ from ausm_d2.errors import UserError
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path in the folder of ``path``. It is renamed to ``path`` on success and removed on failure.
+def atomic_write(path: str | os.PathLike[str], *, durable: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it takes the place of ``path``, on failure it is removed.
 
     The temporary name keeps the suffix of ``path``, by which some writers choose the format. If ``path`` is a symbolic
     link, its target is replaced.
+
+    Args:
+        durable: wait until the contents are on the disk, so that a machine that fails leaves the old file or the new.
 
     Raises:
         UserError: if the file cannot be created, or the disk is full.
@@ -42,7 +45,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp creates files with mode 0600
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide results from a user's colleagues
+        if durable:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         temporary.replace(target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)

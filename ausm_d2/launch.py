@@ -6,11 +6,12 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import DEFAULT_TIMEOUT, default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
@@ -23,6 +24,7 @@ from ausm_d2.config import load_config
 from ausm_d2.data.build import available_test_sets, check_train_config, require_files
 from ausm_d2.engine import Trainer, check_datasets
 from ausm_d2.errors import UserError
+from ausm_d2.processes import errors_of_processes, leave_together, lost_processes
 
 
 def checked_config(args: argparse.Namespace) -> CfgNode:
@@ -32,6 +34,8 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
         UserError: if the config, a data set or the weights cannot be used.
     """
     _check_gpus(args)
+    if not args.timeout > 0:
+        raise UserError(f"--timeout: {args.timeout}, expected a number of seconds above 0")
     cfg = load_config(args.config_file, args.opts, args.overlay)
     if args.eval_only and not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST: empty, expected the names of the data sets to evaluate on")
@@ -71,6 +75,8 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
 def _check_gpus(args: argparse.Namespace) -> None:
     """Raise UserError if this machine has fewer GPUs than ``--num-gpus``: Detectron2 starts one process per GPU."""
     there = torch.cuda.device_count()
+    if not there and "MODEL.DEVICE" in args.opts[::2] and args.num_gpus > 0:
+        return  # so many processes on the CPU, for which load_config lets MODEL.DEVICE be cpu only
     if args.num_gpus < 0 or args.num_machines < 1:
         raise UserError(
             f"--num-gpus {args.num_gpus} --num-machines {args.num_machines}: expected 0 or more GPUs on each of 1 or "
@@ -88,7 +94,17 @@ def _check_output(folder: Path) -> None:
 
 
 def run(args: argparse.Namespace, cfg: CfgNode) -> None:
-    """Train or evaluate; runs in each process."""
+    """Train or evaluate; runs in each process.
+
+    Raises:
+        UserError: if another process is gone, or does not answer within the time-out.
+    """
+    with lost_processes():
+        _run(args, cfg)
+        leave_together(args.timeout)
+
+
+def _run(args: argparse.Namespace, cfg: CfgNode) -> None:
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="ausm_d2", abbrev_name="ausm")
     if args.eval_only:
@@ -112,15 +128,26 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
     """
     parser = default_argument_parser()
     parser.add_argument(
+        "--timeout",
+        type=float,
+        default=DEFAULT_TIMEOUT.total_seconds(),
+        metavar="SECONDS",
+        help="with several processes: how long one waits for the others before it gives up (default: %(default).0f; "
+        "all wait while the first one scores an evaluation)",
+    )
+    parser.add_argument(
         "--overlay", action="append", default=[], metavar="FILE", help="YAML file whose keys replace the config's"
     )
     parser.prog = prog or parser.prog
     args = parser.parse_args(arguments)
-    launch(
-        run,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args, checked_config(args)),
-    )
+    cfg = checked_config(args)
+    with errors_of_processes():
+        launch(
+            run,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args, cfg),
+            timeout=timedelta(seconds=args.timeout),
+        )

@@ -8,6 +8,7 @@ Shape shorthand:
 from __future__ import annotations
 
 import io
+import struct
 
 import cv2
 import numpy as np
@@ -15,11 +16,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ausm_d2.errors import UserError
 
-# Exceptions of Pillow for files that are not images, truncated, or of gigantic size.
-BROKEN_PICTURE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
-_PAGED = {"TIFF", "GIF", "PNG", "WEBP", "AVIF"}  # formats whose pages may be frames
-_REDUCED = 254  # TIFF tag NewSubfileType: bit 0 marks a reduced-resolution copy of another page
-_ORIENTATION = 0x0112  # EXIF tag; 5 to 8: rotated by 90 degrees
+# What Pillow raises for files that are no pictures, are cut off, have senseless fields, or claim to be gigantic.
+BROKEN_PICTURE = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError),
+    *(RuntimeError, struct.error, UnidentifiedImageError, Image.DecompressionBombError),
+)
+MAX_PIXELS = 100_000_000
+"""The largest picture, frame or mask that is decoded; a file of a few kilobytes can claim to be of any size."""
+
+_PAGED = {"TIFF", "GIF", "PNG", "WEBP", "AVIF"}  # Pillow's names of formats whose further pictures are frames
+_REDUCED = 254  # TIFF tag: a picture of odd value is a smaller copy of another page
+_ORIENTATION = 0x0112  # EXIF tag; 5 to 8: turned by 90 degrees
 
 
 def read_image(path: str) -> np.ndarray:
@@ -34,11 +41,12 @@ def read_image(path: str) -> np.ndarray:
     except OSError as error:
         raise UserError(f"{path}: the picture cannot be read: {error.strerror or error}") from None
     image = None
-    if _looks_complete(data) and not _is_animated_png(data):
+    if _looks_complete(data) and not _is_animated_png(data) and _header_says(data, path):
         image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
     if image is None:
         try:
             with Image.open(io.BytesIO(data.tobytes())) as picture:
+                require_size(*picture.size, path)
                 pages = frame_pages(picture)
                 if len(pages) > 1:
                     raise UserError(f"{path}: holds {len(pages)} pictures; a frame is one picture")
@@ -47,9 +55,20 @@ def read_image(path: str) -> np.ndarray:
         except UserError:
             raise
         except BROKEN_PICTURE as error:
-            reason = str(error).replace("\n", " ").partition(" <_io")[0] if len(data) else "the file is empty"
+            reason = one_line(error).partition(" <_io")[0] if len(data) else "the file is empty"
             raise UserError(f"{path}: the picture cannot be decoded: {reason}") from None
     return image
+
+
+def one_line(error: Exception) -> str:
+    """What Pillow says, or the kind of its error where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def require_size(width: int, height: int, where: str) -> None:
+    """Raise a ``UserError`` if there are more pixels than :data:`MAX_PIXELS`."""
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{where}: {width} x {height} pixels, expected {MAX_PIXELS // 10**6} million at most")
 
 
 def frame_pages(picture: Image.Image) -> list[int]:
@@ -77,6 +96,7 @@ def to_rgb(picture: Image.Image, where: str) -> np.ndarray:
     Raises:
         UserError: for 32-bit and floating-point pixels, whose range is unknown.
     """
+    require_size(*picture.size, where)  # each page has a size of its own
     if picture.mode.startswith("I;16"):
         values = np.asarray(picture)
         return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
@@ -112,8 +132,23 @@ def image_size(path: str) -> tuple[int, int]:
             exif = picture.getexif() if picture.format != "PNG" or "exif" in picture.info else {}
             turned = exif.get(_ORIENTATION, 1) >= 5
     except BROKEN_PICTURE as error:
-        raise UserError(f"{path}: not a picture that can be read: {error}") from None
+        raise UserError(f"{path}: not a picture that can be read: {one_line(error)}") from None
+    require_size(width, height, path)
     return (width, height) if turned else (height, width)
+
+
+def _header_says(data: np.ndarray, path: str) -> bool:
+    """Whether the header of a JPEG or PNG tells a size; raises UserError if it is too large."""
+    try:
+        with Image.open(io.BytesIO(memoryview(data[: 1 << 20]))) as picture:
+            require_size(*picture.size, path)
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: the picture cannot be decoded: {one_line(error)}") from None
+    except BROKEN_PICTURE:
+        return False
+    return True
 
 
 def _is_animated_png(data: np.ndarray) -> bool:

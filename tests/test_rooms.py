@@ -11,7 +11,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "ausm_d2"
 
 # What each room may import of the package, beside the foundations. A room that is not named here is above all of them.
-FOUNDATIONS = {"errors", "io", "names", "ids", "pictures", "allocator", "stopping", "visualization", "__init__"}
+FOUNDATIONS = {"errors", "io", "names", "ids", "pictures", "allocator", "processes", "seeds", "stopping"}
+FOUNDATIONS |= {"visualization", "__init__"}
 MAY_IMPORT = {
     **{name: set() for name in FOUNDATIONS},
     "kernels": set(),

@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import train_net
 from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
-from ausm_d2.data import build
+from ausm_d2.data import build, mixture
 from ausm_d2.data.synthvis import CLASSES, SynthVis
 from ausm_d2.errors import cli
 from tests.tiny import tiny_cfg, tiny_model
@@ -80,12 +80,12 @@ def metrics(output_dir: Path, name: str) -> dict[int, float]:
 
 
 @pytest.fixture
-def draws(monkeypatch: pytest.MonkeyPatch) -> list[build.Draw]:
+def draws(monkeypatch: pytest.MonkeyPatch) -> list[mixture.Draw]:
     """What training items have been made of."""
-    made: list[build.Draw] = []
+    made: list[mixture.Draw] = []
     make = build._TrainingItems.__getitem__
 
-    def noted(self: build._TrainingItems, draw: build.Draw) -> dict[str, Any]:
+    def noted(self: build._TrainingItems, draw: mixture.Draw) -> dict[str, Any]:
         made.append(draw)
         return make(self, draw)
 
@@ -94,7 +94,11 @@ def draws(monkeypatch: pytest.MonkeyPatch) -> list[build.Draw]:
 
 
 def test_train_resume_and_evaluate(
-    run: Callable[..., int], data_sets: list[str], draws: list[build.Draw], tmp_path: Path
+    run: Callable[..., int],
+    data_sets: list[str],
+    draws: list[mixture.Draw],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     train, *test = data_sets
     names = ["DATASETS.TRAIN", [train], "DATASETS.TEST", test]
@@ -118,8 +122,14 @@ def test_train_resume_and_evaluate(
     assert resumed["iteration"] == 3
     steps = {int(state["step"]) for state in resumed["trainer"]["_trainer"]["optimizer"]["state"].values()}
     assert max(steps) == 4
-    assert draws == list(islice(build.MixtureSampler([2], [1.0], seed=7), 4))
+    assert draws == list(islice(mixture.MixtureSampler([2], [1.0], seed=7), 4))
     assert not torch.equal(checkpoint["model"]["x_start"], resumed["model"]["x_start"])
+
+    # Again: there is nothing left, and that is said.
+    capsys.readouterr()
+    assert run("--resume", *names, "SOLVER.MAX_ITER", 4) == 0
+    assert "has been through 4 iterations and SOLVER.MAX_ITER is 4: nothing is trained" in capsys.readouterr().out
+    assert len(draws) == 4
 
     # Evaluation of the last checkpoint, by --resume and by name, gives what the training measured at its end.
     measured = metrics(out, "few_val_vos/vos/J&F")[4]
@@ -219,6 +229,8 @@ MISTAKES = {
         ["--num-gpus", 2, "SOLVER.IMS_PER_BATCH", 3],
         "SOLVER.IMS_PER_BATCH: 3 found; a multiple of 2, the processes, expected",
     ),
+    "a time-out that is none": (["--timeout", 0], "--timeout: 0.0, expected a number of seconds above 0"),
+    "an action that is none": (["SOLVER.NON_FINITE", "ignore"], "SOLVER.NON_FINITE: 'ignore' found; stop or skip"),
     "nothing to train on": (["DATASETS.TRAIN", []], "DATASETS.TRAIN: empty"),
     "training files that are not there": (
         ["DATASETS.TRAIN", ["coco_2017_train"], "MODEL.AUSM.LABEL_SETS", [["synthvis", 6], ["coco", 80]]],
@@ -273,7 +285,8 @@ def test_a_checkpoint_to_resume_from_that_is_gone(
     out.mkdir()
     (out / "last_checkpoint").write_text("model_0000499.pth")
     assert run("--resume") == 1
-    assert f"{out}/last_checkpoint: weights file '{out}/model_0000499.pth' does not exist" in capsys.readouterr().err
+    message = f"{out}/last_checkpoint: the checkpoint 'model_0000499.pth' is not there, and there is no other one"
+    assert message in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["last_checkpoint"]
 
 

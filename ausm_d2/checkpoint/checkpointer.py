@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from detectron2.utils.file_io import PathHandler, PathManager
 from torch import nn
 
 from ausm_d2.checkpoint.convert import Origin, Status, convert
-from ausm_d2.checkpoint.reading import read_checkpoint, weights_to_use
+from ausm_d2.checkpoint.reading import is_whole, read_checkpoint, weights_to_use
 from ausm_d2.errors import UserError
 from ausm_d2.io import atomic_write
+
+logger = logging.getLogger(__name__)
 
 
 class ShippedWeights(PathHandler):
@@ -111,11 +115,57 @@ class AUSMCheckpointer(DetectionCheckpointer):
         states = {key: value.state_dict() for key, value in self.checkpointables.items()}
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
-        with atomic_write(path) as temporary:
+        with atomic_write(path, durable=True) as temporary:
             torch.save({"model": self.model.state_dict(), **states, **kwargs}, temporary)
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Write the name of the file to resume from."""
-        with atomic_write(Path(self.save_dir) / "last_checkpoint") as temporary:
+        """Name a file of ``save_dir`` as the one to resume from."""
+        with atomic_write(Path(self.save_dir) / "last_checkpoint", durable=True) as temporary:
             temporary.write_text(last_filename_basename, encoding="utf-8")
+
+    def get_checkpoint_file(self) -> str:
+        """The file to resume from: the one that ``last_checkpoint`` names, or if that is damaged, the one before.
+
+        Raises:
+            UserError: it is damaged, and there is none before it that is whole.
+        """
+        tag = Path(self.save_dir) / "last_checkpoint"
+        try:
+            name = tag.read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return ""
+        except (OSError, UnicodeDecodeError):
+            name = ""
+        last = tag.parent / os.path.basename(name)  # of this folder, whatever is written there
+        if name and is_whole(last):
+            return str(last)
+        state = "is damaged" if last.is_file() else "is not there"
+        problem = f"{tag}: the checkpoint '{last.name}' {state}" if name else f"{tag}: names no checkpoint"
+        for path in self._before(last.name):
+            if is_whole(path):
+                logger.warning("%s; the one before it is used: %s", problem, path.name)
+                return str(path)
+        raise UserError(f"{problem}, and there is no other one in that folder to resume from")
+
+    def _before(self, name: str) -> list[Path]:
+        """The checkpoints of ``save_dir`` that were written before the one of that name, the latest first.
+
+        Higher numbers than its own are of an older training. Without a number (``model_final``), all are before it.
+        """
+        numbers = {path: _iteration(path.name) for path in Path(self.save_dir).glob("model_*.pth")}
+        own = _iteration(name)
+        numbered = {path: number for path, number in numbers.items() if number is not None}
+        return sorted((p for p, n in numbered.items() if own is None or n < own), key=lambda p: -numbered[p])
+
+    def remove_unfinished(self) -> None:
+        """Remove what a process left that was killed while it saved; none may be saving now."""
+        for pattern in (".model_*.*.pth", ".last_checkpoint.*"):
+            for path in Path(self.save_dir).glob(pattern):
+                path.unlink(missing_ok=True)
+
+
+def _iteration(name: str) -> int | None:
+    """The number in the name of a checkpoint."""
+    found = re.fullmatch(r"model_(\d+)\.pth", name)
+    return int(found[1]) if found else None

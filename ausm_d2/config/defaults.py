@@ -128,7 +128,10 @@ def _add_training_keys(cfg: CfgNode) -> None:
     # Exponential moving average of the weights: saved in every checkpoint, used in evaluation.
     cfg.MODEL_EMA = CfgNode({"ENABLED": False, "DECAY": 0.999})
 
-    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone, relative to BASE_LR
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone, times BASE_LR
+    # A step whose loss or gradients are not finite is not taken; it is reported, its batch saved. "stop": the training
+    # ends with that; "skip": it goes on, unless ten steps in a row are so.
+    cfg.SOLVER.NON_FINITE = "stop"
 
 
 def _add_input_keys(cfg: CfgNode) -> None:

@@ -6,15 +6,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 import torch.utils.data
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog
-from detectron2.data.build import build_batch_data_loader, trivial_batch_collator
+from detectron2.data.build import trivial_batch_collator, worker_init_reset_seed
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
@@ -24,59 +23,14 @@ from ausm_d2.data.catalog.base import DEFAULT_TOPK, chosen_label_sets
 from ausm_d2.data.items import TestVideo, TrainingClip
 from ausm_d2.data.mapper import ClipMapper
 from ausm_d2.data.mask_sources import ListedMasks
+from ausm_d2.data.mixture import Draw, DrawnBatches, MixtureSampler, is_portrait
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
+from ausm_d2.seeds import seed_generators
 
 _MAX_FAILURES = 10  # consecutive unreadable videos after which the data set counts as broken
 
 logger = logging.getLogger(__name__)
-
-
-class Draw(NamedTuple):
-    """One draw of the mixture; it determines the training item completely."""
-
-    dataset: int  # index in DATASETS.TRAIN
-    record: int  # index in the data set
-    seed: int  # of clip sampling and augmentation
-
-
-class MixtureSampler(torch.utils.data.Sampler[Draw]):
-    """Endless draws from several data sets, each reshuffled when it is exhausted.
-
-    All processes generate the same stream of draws (the seed is shared) and process r of R takes draws r, r + R, ...
-    No draw is used twice. ``start``: number of draws, over all processes, that a resumed training skips.
-    """
-
-    _BLOCK = 4096  # draws generated at once, so that skipping 100,000 of them is fast
-
-    def __init__(self, sizes: Sequence[int], ratios: Sequence[float], seed: int) -> None:
-        """
-        Args:
-            sizes: records per data set.
-            ratios: relative sampling weights of the data sets.
-            seed: the same in all processes.
-        """
-        self.sizes = sizes
-        self.shares = np.asarray(ratios, dtype=np.float64) / np.sum(ratios)
-        self.seed = seed
-        self.start = 0
-
-    def __iter__(self) -> Iterator[Draw]:
-        yield from islice(self._stream(), self.start + comm.get_rank(), None, comm.get_world_size())
-
-    def _stream(self) -> Iterator[Draw]:
-        rng, *dataset_rngs = np.random.default_rng(self.seed).spawn(1 + len(self.sizes))
-        orders = [_shuffled(size, dataset_rng) for size, dataset_rng in zip(self.sizes, dataset_rngs, strict=True)]
-        while True:
-            datasets = rng.choice(len(self.sizes), self._BLOCK, p=self.shares).tolist()
-            seeds = rng.integers(2**62, size=self._BLOCK).tolist()
-            for dataset, seed in zip(datasets, seeds, strict=True):
-                yield Draw(dataset, next(orders[dataset]), seed)
-
-
-def _shuffled(size: int, rng: np.random.Generator) -> Iterator[int]:
-    while True:
-        yield from rng.permutation(size).tolist()
 
 
 class _TrainingItems(torch.utils.data.Dataset[TrainingClip]):
@@ -91,6 +45,7 @@ class _TrainingItems(torch.utils.data.Dataset[TrainingClip]):
     def __getitem__(self, draw: Draw) -> TrainingClip:
         if torch.utils.data.get_worker_info() is not None:
             prepare_worker()
+            seed_generators(draw.seed)  # nothing here draws from the default ones, but what a user adds may
         name, records = self._names[draw.dataset], self._records[draw.dataset]
         index, rng = draw.record, np.random.default_rng(draw.seed)
         for _ in range(_MAX_FAILURES):
@@ -113,29 +68,34 @@ def prepare_worker() -> None:
 class TrainLoader:
     """Endless batches of clips. Logs the share of each data set as ``data/share_of_<name>``."""
 
-    def __init__(
-        self,
-        batches: Iterable[list[dict[str, Any]]],
-        names: Sequence[str],
-        sampler: MixtureSampler,
-        clips_per_iteration: int,
-    ) -> None:
+    def __init__(self, items: _TrainingItems, names: Sequence[str], drawn: DrawnBatches, *, workers: int) -> None:
         """
         Args:
-            clips_per_iteration: over all processes.
+            items: maps draws to training items.
+            names: of the data sets.
+            drawn: the batches of this process.
+            workers: worker processes; 0: items are made in this process.
         """
-        self._batches = batches
         self._names = names
-        self._sampler = sampler
-        self._clips_per_iteration = clips_per_iteration
+        self._drawn = drawn
+        self._batches = torch.utils.data.DataLoader(
+            items,
+            batch_sampler=drawn,
+            num_workers=workers,
+            collate_fn=trivial_batch_collator,
+            worker_init_fn=worker_init_reset_seed,
+            generator=torch.Generator(),  # not the default one, or a resumed training would draw once more than others
+        )
 
-    def skip(self, iterations: int) -> None:
-        """Skip the clips of this many iterations, to resume a training with the same seed. Call before iterating.
+    @property
+    def seed(self) -> int:
+        """Of the draws."""
+        return self._drawn.draws.seed
 
-        With aspect-ratio grouping, which buffers clips by shape, a few clips around that point may be repeated or
-        skipped.
-        """
-        self._sampler.start = iterations * self._clips_per_iteration
+    def continue_from(self, iteration: int, seed: int) -> None:
+        """Begin with the clips of an iteration (counted from 0) of a training with that seed; before iterating."""
+        self._drawn.start = iteration
+        self._drawn.draws.seed = seed
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         seen: Counter[str] = Counter()
@@ -206,6 +166,8 @@ def check_train_config(cfg: CfgNode, processes: int) -> None:
     for key in ("BASE_LR", "MAX_ITER"):
         if cfg.SOLVER[key] < 0:
             raise UserError(f"SOLVER.{key}: {cfg.SOLVER[key]} found; 0 or more expected")
+    if cfg.SOLVER.NON_FINITE not in ("stop", "skip"):
+        raise UserError(f"SOLVER.NON_FINITE: '{cfg.SOLVER.NON_FINITE}' found; stop or skip expected")
     names, ratios = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.DATASET_RATIO)
     if not names:
         raise UserError("DATASETS.TRAIN: empty, expected the names of the data sets to train on")
@@ -251,7 +213,8 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
     """Endless batches of ``SOLVER.IMS_PER_BATCH`` clips (over all processes) drawn from ``DATASETS.TRAIN``.
 
     ``DATASETS.DATASET_RATIO`` has the sampling weights (empty: numbers of videos). With
-    ``DATALOADER.ASPECT_RATIO_GROUPING`` the clips of a batch are all landscape or all portrait.
+    ``DATALOADER.ASPECT_RATIO_GROUPING`` the clips of a batch are all landscape or all portrait; videos whose size is
+    not known before they are opened count as landscape.
 
     Raises:
         UserError: if a data set is unknown or empty, or the ratios are invalid.
@@ -266,14 +229,12 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
     for name, size, share in zip(names, sizes, sampler.shares, strict=True):
         logger.info("%s: %d videos, %.1f %% of the clips", name, size, 100 * share)
 
-    batches = build_batch_data_loader(
-        _TrainingItems(names, records, ClipMapper(cfg)),
-        sampler,
-        cfg.SOLVER.IMS_PER_BATCH,
-        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-    )
-    return TrainLoader(batches, names, sampler, cfg.SOLVER.IMS_PER_BATCH)
+    portrait = None
+    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        portrait = [[is_portrait(record) for record in of_one] for of_one in records]
+    drawn = DrawnBatches(sampler, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), portrait)
+    items = _TrainingItems(names, records, ClipMapper(cfg))
+    return TrainLoader(items, names, drawn, workers=cfg.DATALOADER.NUM_WORKERS)
 
 
 def build_test_loader(

@@ -24,9 +24,10 @@ from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from ausm_d2.config import add_ausm_config, load_config
-from ausm_d2.data.build import MixtureSampler, get_records, get_training_records
+from ausm_d2.data.build import get_records, get_training_records
 from ausm_d2.data.catalog import register_from_config
 from ausm_d2.data.mapper import ClipMapper
+from ausm_d2.data.mixture import MixtureSampler
 from ausm_d2.data.problems import collect_problems, problem
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError, cli

@@ -137,6 +137,10 @@ class DeferredRecord(VideoRecord):
         self._known = known
         self._loaded: dict[str, Any] | None = None
 
+    def knows(self, name: str) -> bool:
+        """Whether a field costs nothing to ask for."""
+        return name in self._known or self._loaded is not None
+
     def _field(self, name: str) -> Any:
         if name in self._known:
             return self._known[name]

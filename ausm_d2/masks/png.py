@@ -17,15 +17,20 @@ from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ausm_d2.errors import UserError
 from ausm_d2.io import atomic_write
+from ausm_d2.pictures import BROKEN_PICTURE, require_size
 
 VOID = 255  # in 8-bit images: no object
 MANY_IDS = 20  # images with more ids are checked for antialiased edges
 
 _EXACT = {"PNG", "BMP", "DIB", "GIF", "PPM", "TGA", "PCX", "TIFF", "WEBP"}  # Pillow's formats that can be lossless
+
+
+class _NotExact(ValueError):
+    """A picture whose values need not be object ids; its text says why."""
 
 
 def _davis_palette() -> list[int]:
@@ -121,13 +126,16 @@ def decode_picture(file: BinaryIO) -> LabelPicture:
     """
     try:
         with Image.open(file) as picture:
+            require_size(*picture.size, "the mask")
             depth, _ = _png_header(file) if picture.format == "PNG" else (0, 0)
             _require_exact(picture, file, depth)
             picture.load()
             mode, values = picture.mode, np.asarray(picture)
             if mode in ("P", "PA"):
                 _require_black_background(picture, values if mode == "P" else values[..., 0])
-    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+    except (_NotExact, UserError):
+        raise
+    except BROKEN_PICTURE:
         raise ValueError("the mask cannot be decoded: it is no picture, or broken") from None
     if mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         if (values[..., :-1].any(axis=-1) & (values[..., -1] < 255)).any():
@@ -163,7 +171,7 @@ def _png_header(file: BinaryIO) -> tuple[int, int]:
 
 
 def _require_exact(picture: Image.Image, file: BinaryIO, depth: int) -> None:
-    """Raise ``ValueError`` for lossy files and files with several images."""
+    """Raise an error for files whose pixel values need not be those that were saved, or are not one mask."""
     kind = picture.format or "unknown"
     lossy = kind not in _EXACT
     if kind == "TIFF":
@@ -173,18 +181,16 @@ def _require_exact(picture: Image.Image, file: BinaryIO, depth: int) -> None:
         lossy = b"VP8L" not in file.read(1 << 16)
         file.seek(0)
     if lossy:
-        raise ValueError(
-            f"a {kind} picture: its compression changes pixel values, which are object ids; expected a PNG"
-        )
+        raise _NotExact(f"a {kind} picture: its compression changes pixel values, which are object ids; expected a PNG")
     pages = getattr(picture, "n_frames", 1)
     if pages > 1:
-        raise ValueError(f"holds {pages} pictures; a mask is one picture")
-    if depth == 16 and picture.mode in ("RGB", "RGBA", "LA"):  # Pillow would drop the lower 8 bits
-        raise ValueError("16 bits per channel, with several channels; a 16-bit grey PNG expected for ids above 254")
+        raise _NotExact(f"holds {pages} pictures; a mask is one picture")
+    if depth == 16 and picture.mode in ("RGB", "RGBA", "LA"):  # Pillow would keep the upper 8 bits
+        raise _NotExact("16 bits per channel, with several channels; a 16-bit grey PNG expected for ids above 254")
 
 
 def _require_black_background(picture: Image.Image, indices: np.ndarray) -> None:
-    """Raise ``ValueError`` if the background of a palette image is clearly not index 0.
+    """Raise an error if the background of a palette picture is plainly not index 0.
 
     Programs that reduce colours order the palette arbitrarily.
     """
@@ -193,9 +199,7 @@ def _require_black_background(picture: Image.Image, indices: np.ndarray) -> None
         used = np.flatnonzero(np.bincount(indices.ravel(), minlength=1)[: len(palette)])
         black = [index for index in used.tolist() if index and not palette[index].any()]
         if black:
-            raise ValueError(
-                f"a palette whose black is index {black[0]}, not 0; pixel = id and 0 = background expected"
-            )
+            raise _NotExact(f"a palette whose black is index {black[0]}, not 0; pixel = id and 0 = background expected")
 
 
 def read_labels(path: str | os.PathLike[str], video: Iterable[str] | None = None) -> np.ndarray:

@@ -28,6 +28,7 @@ from detectron2.modeling import build_model
 
 from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
 from ausm_d2.checkpoint.fingerprint import fingerprint
+from ausm_d2.checkpoint.reading import require_whole
 from ausm_d2.config import pretrained_config
 from ausm_d2.data.catalog import register_from_config
 from ausm_d2.data.catalog.base import DEFAULT_TOPK
@@ -154,10 +155,9 @@ class VideoPredictor:
         Raises:
             UserError: no such file, no saved session, or one of other weights or settings.
         """
+        require_whole(path)
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
         except Exception as error:  # torch.load raises half a dozen kinds
             raise UserError(f"{path}: not a saved session, or a damaged one") from error
         if not isinstance(saved, dict) or saved.get("format") != FORMAT:

@@ -18,6 +18,7 @@ import numpy as np
 from av.stream import Disposition
 
 from ausm_d2.errors import UserError
+from ausm_d2.pictures import MAX_PIXELS, require_size
 from ausm_d2.video.frame import known_rate
 
 _LOCAL = "file,crypto,data,pipe"  # protocols that a local file (a playlist, say) may make FFmpeg open
@@ -56,6 +57,8 @@ def video_stream(container: av.container.InputContainer, name: str | os.PathLike
     if stream is None or stream.disposition & Disposition.attached_pic:
         raise UserError(f"{name}: holds no video")
     assert isinstance(stream, av.VideoStream)
+    require_size(stream.width, stream.height, str(name))
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # frames may be larger than the header says
     return stream
 
 

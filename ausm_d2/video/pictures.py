@@ -18,7 +18,7 @@ from PIL import Image
 
 from ausm_d2.errors import UserError
 from ausm_d2.names import PICTURES, sorted_files
-from ausm_d2.pictures import BROKEN_PICTURE, check_picture, frame_pages, read_image, to_rgb
+from ausm_d2.pictures import BROKEN_PICTURE, check_picture, frame_pages, one_line, read_image, to_rgb
 from ausm_d2.video.frame import DEFAULT_FPS, Frame, Source
 
 
@@ -99,7 +99,7 @@ def _pages(path: Path) -> list[int]:
         with Image.open(path) as picture:
             return frame_pages(picture)
     except BROKEN_PICTURE as error:
-        raise UserError(f"{path}: the picture cannot be decoded: {error}") from None
+        raise UserError(f"{path}: the picture cannot be decoded: {one_line(error)}") from None
 
 
 def _page_times(path: Path, pages: Sequence[int], fps: Fraction | None) -> list[float]:
@@ -108,9 +108,12 @@ def _page_times(path: Path, pages: Sequence[int], fps: Fraction | None) -> list[
     with Image.open(path) as picture:
         for page in pages:
             times.append(now)
-            picture.seek(page)
-            if picture.format in ("WEBP", "AVIF"):
-                picture.load()  # their durations are known only then
+            try:
+                picture.seek(page)
+                if picture.format in ("WEBP", "AVIF"):
+                    picture.load()  # their durations are known only then
+            except BROKEN_PICTURE as error:
+                raise UserError(f"{path}: page {page} cannot be decoded: {one_line(error)}") from None
             milliseconds = picture.info.get("duration", 0) if fps is None else 0
             now += float(milliseconds) / 1000 if milliseconds else float(1 / (fps or DEFAULT_FPS))
     return times
@@ -123,5 +126,5 @@ def _read_pages(path: Path, pages: Sequence[int], times: Sequence[float], first:
                 picture.seek(pages[index])
                 image = to_rgb(picture, f"{path}: page {pages[index]}")
             except BROKEN_PICTURE as error:
-                raise UserError(f"{path}: page {pages[index]} cannot be decoded: {error}") from None
+                raise UserError(f"{path}: page {pages[index]} cannot be decoded: {one_line(error)}") from None
             yield Frame(f"{index:05d}", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), times[index])

@@ -58,3 +58,55 @@ def test_shipped_weights_are_found_by_their_address_and_a_missing_one_is_named()
     assert local.endswith(os.path.join("ausm_d2", "weights", "some.pth"))
     with pytest.raises(UserError, match=r"MODEL\.WEIGHTS: weights file 'ausm://some\.pth' does not exist"):
         AUSMCheckpointer(torch.nn.Linear(1, 1)).load("ausm://some.pth")
+
+
+def saved(folder: Path, *iterations: int) -> AUSMCheckpointer:
+    """Checkpoints of those iterations."""
+    checkpointer = AUSMCheckpointer(torch.nn.Linear(3, 2), str(folder))
+    for iteration in iterations:
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+    return checkpointer
+
+
+@pytest.mark.parametrize("damage", ["cut", "a byte", "empty", "gone", "no name", "no text"])
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpointer = saved(tmp_path, 99, 3, 11, 7)  # 99: of an older training in this folder
+    last, tag = tmp_path / "model_0000007.pth", tmp_path / "last_checkpoint"
+    assert checkpointer.get_checkpoint_file() == str(last)
+    data = bytearray(last.read_bytes())
+    if damage == "a byte":  # of a weight, which PyTorch would read as another weight
+        data[data.index(checkpointer.model.weight.detach().numpy().tobytes()) + 2] ^= 1
+        last.write_bytes(data)
+        torch.load(last, weights_only=True)
+    elif damage in ("cut", "empty"):
+        last.write_bytes(data[: len(data) // 2 if damage == "cut" else 0])
+    elif damage == "gone":
+        last.unlink()
+    else:
+        tag.write_bytes(b"" if damage == "no name" else b"\xff\xfe")
+    with caplog.at_level("WARNING"):
+        found = checkpointer.get_checkpoint_file()
+    named = damage not in ("no name", "no text")
+    assert Path(found).name == ("model_0000003.pth" if named else "model_0000099.pth")
+    [message] = caplog.messages
+    assert message.startswith(f"{tag}: ") and message.endswith(f"the one before it is used: {Path(found).name}")
+    assert ("is damaged" in message) == (damage in ("cut", "a byte", "empty"))
+
+
+def test_a_folder_whose_checkpoints_are_all_damaged_is_an_error(tmp_path: Path) -> None:
+    checkpointer = saved(tmp_path, 3, 7)
+    for path in tmp_path.glob("*.pth"):
+        path.write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"'model_0000007\.pth' is damaged, and there is no other one in that folder"):
+        checkpointer.get_checkpoint_file()
+
+
+def test_what_was_not_finished_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    checkpointer = saved(tmp_path, 3)
+    (tmp_path / ".model_0000004.abcd1234.pth").write_bytes(b"half")
+    (tmp_path / ".last_checkpoint.x_yz0123").write_bytes(b"")
+    (tmp_path / ".bashrc").write_bytes(b"")
+    checkpointer.remove_unfinished()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".bashrc", "last_checkpoint", "model_0000003.pth"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -88,3 +89,21 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     torch.save({"model": {"a": "text"}}, tmp_path / "named.pth")
     with pytest.raises(UserError, match="'a' is a str, expected a dense tensor"):
         read_checkpoint(tmp_path / "named.pth")
+
+
+def test_weights_that_are_packed_or_damaged_are_refused(tmp_path: Path) -> None:
+    """torch.load would unpack them whatever they take, and looks at no checksum."""
+    path = tmp_path / "weights.pth"
+    torch.save({"model": {"w": torch.zeros(100_000)}}, path)
+    packed, damaged = tmp_path / "packed.pth", tmp_path / "damaged.pth"
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for part in whole.infolist():
+            archive.writestr(part.filename, whole.read(part))
+    with pytest.raises(UserError, match=r"packed\.pth: refused, its contents are packed$"):
+        read_checkpoint(packed)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    assert torch.load(damaged, weights_only=True)["model"]["w"].any()
+    with pytest.raises(UserError, match=r"damaged\.pth: damaged: the checksum of 'weights/data/0' does not fit$"):
+        read_checkpoint(damaged)

@@ -11,7 +11,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from ausm_d2.data import build
-from ausm_d2.data.build import MixtureSampler, build_test_loader, build_train_loader
+from ausm_d2.data.build import build_test_loader, build_train_loader
+from ausm_d2.data.mixture import DrawnBatches, MixtureSampler, is_portrait
+from ausm_d2.data.video import DeferredRecord
 from ausm_d2.errors import UserError
 from tests.data.stubs import moving_square, register, small_cfg
 
@@ -85,7 +87,7 @@ def test_a_resumed_training_goes_on_with_the_clips_that_come_next(monkeypatch: p
     def batches(workers: int, skipped: int, taken: int) -> list[list[tuple[str, int, list[int]]]]:
         keys = {"DATALOADER__NUM_WORKERS": workers, "DATALOADER__ASPECT_RATIO_GROUPING": False}
         loader = build_train_loader(small_cfg("stub_a", "stub_b", SOLVER__IMS_PER_BATCH=4, **keys))
-        loader.skip(skipped)
+        loader.continue_from(skipped, loader.seed)
         of_items = [
             [(item["dataset_name"], item["video_id"], item["frame_indices"]) for item in batch]
             for batch in islice(loader, taken)
@@ -97,7 +99,6 @@ def test_a_resumed_training_goes_on_with_the_clips_that_come_next(monkeypatch: p
     for workers in (0, 2):
         assert batches(workers, 5, 3) == whole[5:]
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr("detectron2.data.build.get_world_size", lambda: 2)
     parts = []
     for rank in range(2):
         monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
@@ -106,13 +107,34 @@ def test_a_resumed_training_goes_on_with_the_clips_that_come_next(monkeypatch: p
     assert together == whole[5:]
 
 
-def test_draws_are_passed_over_where_they_would_have_been() -> None:
-    """Also across the blocks that they are made in."""
-    sampler = MixtureSampler([5, 20], [3, 1], seed=2)
-    whole = list(islice(sampler, 9000))
-    for start in (1, 4095, 4096, 8999):
-        sampler.start = start
-        assert next(iter(sampler)) == whole[start]
+@pytest.mark.parametrize("grouped", [False, True])
+def test_an_iteration_has_the_same_draws_wherever_a_training_begins(grouped: bool) -> None:
+    """Also across the blocks that they are made in, and with batches of one shape."""
+    portrait = [[False] * 5, [i % 3 == 0 for i in range(20)]] if grouped else None
+    batches = DrawnBatches(MixtureSampler([5, 20], [3, 1], seed=2), 3, portrait)
+    whole = list(islice(batches, 3000))
+    for start in (1, 1365, 1366, 2998):
+        batches.start = start
+        assert list(islice(batches, 2)) == whole[start : start + 2]
+    if portrait is not None:
+        assert all(len({portrait[draw.dataset][draw.record] for draw in batch}) == 1 for batch in whole)
+        assert any(portrait[batch[0].dataset][batch[0].record] for batch in whole)
+
+
+def test_the_shape_of_a_video_is_asked_for_only_where_that_reads_nothing() -> None:
+    def load() -> dict[str, object]:
+        raise AssertionError("opened")
+
+    assert is_portrait(moving_square(0, size=(64, 48))) and not is_portrait(moving_square(0))
+    assert not is_portrait(DeferredRecord(load, video_id=1, name="a"))
+    assert is_portrait(DeferredRecord(load, video_id=1, name="a", height=3, width=2))
+
+
+def test_a_loader_draws_nothing_from_the_default_generators() -> None:
+    """Else a training that makes its loader anew, resumed, would draw other numbers than one that did not."""
+    before = torch.get_rng_state()
+    next(iter(build_train_loader(small_cfg("stub_a", DATALOADER__NUM_WORKERS=1))))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_unreadable_video_is_replaced_and_counted(caplog: pytest.LogCaptureFixture) -> None:
@@ -127,7 +149,7 @@ def test_only_unreadable_videos_is_an_error_of_one_line(workers: int) -> None:
     register("stub_d", [moving_square(1, broken=True)])
     cfg = small_cfg("stub_d", DATALOADER__NUM_WORKERS=workers)
     with pytest.raises(
-        UserError, match=r"^stub_d: 10 videos in a row cannot be used; .*: video video1, frame 0000\d: .*: truncated"
+        UserError, match=r"^stub_d: 10 videos in a row cannot be used; the last one: video video1, frame 0000\d: "
     ):
         next(iter(build_train_loader(cfg)))
 

@@ -31,6 +31,7 @@ from ausm_d2.evaluation.evaluators import VideoEvaluators, build_evaluator
 from ausm_d2.evaluation.results import ResultFolder
 from ausm_d2.io import atomic_write
 from ausm_d2.masks.rle import encode
+from ausm_d2.processes import leave_together
 from tests.data.stubs import ArrayFrames, ListedMasks
 from tests.evaluation.cases import random_case
 
@@ -424,10 +425,7 @@ def _in_a_process(rank: int, folder: Path, machines: int, stop_after: int | None
             (folder / f"{name}.json").write_text(json.dumps(scores))
         else:
             assert not scores
-    comm.synchronize()
-    (folder / f"{rank}.through").touch()  # none leaves while another still listens to it, in the barrier itself
-    while not all((folder / f"{other}.through").exists() for other in (0, 1)):
-        time.sleep(0.01)
+    leave_together()
     torch.distributed.destroy_process_group()
 
 

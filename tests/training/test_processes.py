@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ausm_d2.meta_arch import AUSM
+from ausm_d2.processes import leave_together
 from tests.tiny import clip, tiny_model
 from tests.training.fixed import FixedDraws
 
@@ -40,6 +41,7 @@ def _in_a_process(rank: int, folder: Path, empty: bool) -> None:
         losses = step(DistributedDataParallel(model), items)
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     torch.save((losses, gradients), folder / f"{rank}.pt")
+    leave_together()
     torch.distributed.destroy_process_group()
 
 

@@ -15,6 +15,7 @@ from ausm_d2.errors import UserError
 from ausm_d2.ids import as_id, as_number
 from ausm_d2.io import read_json
 from ausm_d2.masks.rle import StoredMask, first_invalid, to_rle
+from ausm_d2.pictures import MAX_PIXELS
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -101,7 +102,12 @@ def read_pixels(where: str, entry: dict[str, Any], of: str) -> tuple[int, int] |
         if side is None or side <= 0:
             problem(f"{where}.{name} ({of}): {entry.get(name)!r} found, pixels expected")
             return None
-    return sides[0], sides[1]  # type: ignore[return-value]
+    height, width = sides
+    assert height is not None and width is not None
+    if height * width > MAX_PIXELS:
+        problem(f"{where} ({of}): {height} x {width} pixels, {MAX_PIXELS // 10**6} million at most expected")
+        return None
+    return height, width
 
 
 def read_mask(where: str, mask: Any, height: int, width: int, left_out: LeftOut) -> StoredMask | None:

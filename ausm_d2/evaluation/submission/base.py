@@ -46,6 +46,9 @@ class DataSet:
                 yield f"{self.name} has {count} videos of the name {name!r}; files of results are named by videos"
 
 
+_LARGE, _PACKED = 100_000_000, 100  # bytes, and times smaller, that no file of results comes to
+
+
 class Files:
     """The files of a submission, in a zip, in a folder, or one on its own."""
 
@@ -73,6 +76,12 @@ class Files:
             UserError: the zip is damaged or asks for a password.
         """
         if self.zip is not None:
+            entry = self.zip.getinfo(name)
+            if entry.file_size > _LARGE and entry.file_size > _PACKED * entry.compress_size:
+                raise UserError(
+                    f"{self.path}: {name} in it is not read: {entry.file_size / 1e9:.1f} GB that were packed into "
+                    f"{entry.compress_size / 1e6:.1f} MB"
+                )
             try:
                 return self.zip.read(name)
             except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:

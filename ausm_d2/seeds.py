@@ -1,0 +1,21 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Random numbers that are a function of where they are drawn, and not of what was drawn before."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+
+def seed_generators(*place: int) -> None:
+    """Seed the default generators of PyTorch (of all devices), NumPy and Python.
+
+    Args:
+        place: whole numbers from 0 on; others of them, or another order, give unrelated numbers.
+    """
+    words = np.random.SeedSequence(place).generate_state(4).tolist()
+    torch.manual_seed(words[0] << 32 | words[1])
+    np.random.seed(words[2])
+    random.seed(words[3])
