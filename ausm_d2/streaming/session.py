@@ -149,6 +149,8 @@ class Session:
         self._given |= given
         for object_id in given:
             self._rows = _with_given(self._rows, object_id)
+        followed = set(self.track_ids)  # a new object may have taken the slot of a hidden track
+        self._rows = self._rows.select([row for row, each in enumerate(self._rows.track_ids) if each in followed])
         self.result = self._render()
         self._take_over(given)
 

@@ -140,7 +140,7 @@ def test_residual_start_keeps_every_level_of_the_frame_encoder_and_learns() -> N
 
 
 def test_residual_start_needs_the_levels_that_it_adds_to() -> None:
-    with pytest.raises(UserError, match=r"MEMORY_STRIDES: \[32, 16, 8\], but .* nothing coarser than stride 16"):
+    with pytest.raises(UserError, match=r"MEMORY_STRIDES: \[32, 16, 8\], expected at most 16, the coarsest"):
         small_model(*RESIDUAL, "MODEL.AUSM.FRAME_ENCODER.IN_FEATURES", ["res2", "res3", "res4"])
 
 

@@ -237,10 +237,7 @@ def test_entries_that_a_server_refuses(tmp_path: Path, change: dict[str, Any], p
     [
         ({"sub/results.json": b"[]"}, ["sub/results.json: a file too many", "expected one results.json at its root"]),
         ({"results.json": b"[1,"}, ["results.json: not a JSON file: Expecting value: line 1 column 4 (char 3)"]),
-        (
-            {"results.json": b"[" * 100000},
-            ["results.json: lists in lists in lists, too deep"],
-        ),
+        ({"results.json": b"[" * 100000}, ["results.json: nested too deeply"]),
         ({"results.json": b"[]"}, ["results.json: expected a list of results that is not empty"]),
         ({"results.json": b"[1]"}, ["results.json: entry 0: int found, an object with fields expected"]),
     ],

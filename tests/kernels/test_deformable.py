@@ -160,7 +160,7 @@ def test_the_sizes_are_those_of_the_tensors() -> None:
     values, offsets, logits = (torch.zeros(1, 30, 2, *rest) for rest in ((8,), (2, 2, 2), (2, 2)))
     deformable_attention(values, offsets, logits, [(2, 3), (4, 6)])
     for sizes in ([(2, 3), (5, 6)], [(5, 6)], [(5, 3), (5, 3), (0, 1)]):
-        with pytest.raises(ValueError, match="30 pixels of 2 levels"):
+        with pytest.raises(ValueError, match="do not match 30 pixels on 2 levels"):
             deformable_attention(values, offsets, logits, sizes)
 
 
