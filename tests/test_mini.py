@@ -31,5 +31,5 @@ def test_three_stages(shared_data: Path, tmp_path: Path, monkeypatch: pytest.Mon
         before = trainer.model.state_dict()
         changed = {key for key, value in before.items() if not torch.equal(value, state[key])}
         assert any(key.startswith("compressor.") for key in changed)
-        assert any(key.startswith("frame_encoder.") for key in changed) == (name != "stage3_long")
+        assert any(key.startswith("frame_encoder.backbone.") for key in changed) == (name != "stage3_long")
         weights = str(out / "model_final.pth")

@@ -31,8 +31,8 @@ def close(found: np.ndarray, expected: np.ndarray) -> bool:
 
 
 def read(source: Source) -> tuple[list[str], list[np.ndarray], list[float]]:
-    names, images, times = zip(*source, strict=True)
-    return list(names), list(images), [round(time, 3) for time in times]
+    frames = list(source)
+    return [each.name for each in frames], [each.image for each in frames], [round(each.time, 3) for each in frames]
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
