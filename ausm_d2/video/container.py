@@ -41,6 +41,7 @@ def open_container(
         av.FFmpegError: it cannot be opened.
     """
     av.logging.set_level(None)
+    kwargs.setdefault("metadata_errors", "replace")  # titles need not be UTF-8
     if isinstance(source, str | os.PathLike) and not url:
         source = os.path.abspath(source)
         kwargs["options"] = {"protocol_whitelist": _LOCAL, **kwargs.get("options", {})}
@@ -57,6 +58,8 @@ def video_stream(container: av.container.InputContainer, name: str | os.PathLike
     if stream is None or stream.disposition & Disposition.attached_pic:
         raise UserError(f"{name}: holds no video")
     assert isinstance(stream, av.VideoStream)
+    if stream.codec_context is None:
+        raise UserError(f"{name}: a video whose codec is not known")
     require_size(stream.width, stream.height, str(name))
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # frames may be larger than the header says
     return stream

@@ -312,3 +312,26 @@ def test_a_damaged_video_ends_though_somebody_has_asked_for_ffmpegs_messages(tmp
     # In a process of its own, which can be ended.
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 1 and "cannot be decoded after frame" in run.stderr
+
+
+def test_a_codec_that_nobody_knows_and_a_title_that_is_not_utf8(tmp_path: Path) -> None:
+    data = write_clip(tmp_path / "clip.mp4").read_bytes()
+    unknown, title = tmp_path / "unknown.mp4", tmp_path / "title.mp4"
+    unknown.write_bytes(data.replace(b"avc1", b"zzzz"))
+    with pytest.raises(UserError, match=r"unknown\.mp4: a video whose codec is not known$"):
+        open_source(unknown)
+    assert b"VideoHandler" in data
+    title.write_bytes(data.replace(b"VideoHandler", b"Vi\x98eoHandler"))
+    assert len(list(open_source(title).frames)) == 6
+
+
+def test_a_frame_that_claims_to_be_gigantic_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ausm_d2.pictures.MAX_PIXELS", 3000)
+        with pytest.raises(UserError, match=r"clip\.mp4: 70 x 50 pixels, expected"):
+            open_source(path)
+        picture = tmp_path / "a.png"
+        cv2.imwrite(str(picture), np.zeros((60, 60, 3), np.uint8))
+        with pytest.raises(UserError, match=r"a\.png: 60 x 60 pixels, expected"):
+            open_source(picture)
