@@ -278,6 +278,9 @@ class _Work:
         with ReadAhead(islice(self._source.frames, limit), newest=self._source.live, stopped=stopped) as ahead:
             for frame in ahead:
                 yield self._step(frame)
+            if ahead.dropped:
+                came = "%s: %d frames that came while the model worked were left out"
+                logger.warning(came, self._source.name, ahead.dropped)
 
     def _step(self, frame: Frame) -> Frame:
         try:

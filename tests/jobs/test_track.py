@@ -167,7 +167,7 @@ class FakeCamera:
 
 
 def test_a_camera_runs_until_it_is_stopped(
-    predictor: VideoPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: VideoPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(cv2, "VideoCapture", FakeCamera)
     with StopRequest() as stop:
@@ -176,6 +176,7 @@ def test_a_camera_runs_until_it_is_stopped(
     assert summary.complete and summary.frames == 3
     data = tracks(tmp_path / "out")
     assert data["video"]["name"] == "camera 0" and data["video"]["fps"] == 24.0
+    assert "camera 0: " in caplog.text and " frames that came while the model worked were left out" in caplog.text
 
 
 def test_the_state_is_saved_on_the_way(
