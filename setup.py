@@ -46,25 +46,8 @@ setup(
     extras_require={
         "cuda": ["mamba-ssm", "causal-conv1d"],  # build against the installed torch: pip install --no-build-isolation
         "demo": ["matplotlib"],
-        "app": ["gradio>=6"],
         "completion": ["argcomplete"],  # of the shell; docs/command_line.md
-        "export": ["onnx", "onnxruntime", "onnxscript"],
-        "ray": ["ray[data]"],
         "supervision": ["supervision"],
-        "docs": ["pdoc"],
-        "dev": [
-            "build",
-            "einops",
-            "hypothesis",
-            "ipykernel",
-            "mypy",
-            "nbclient",
-            "nbformat",
-            "playwright",
-            "pytest",
-            "ruff",
-            "trackeval",
-            "transformers",
-        ],
+        "dev": ["einops", "hypothesis", "mypy", "pytest", "ruff", "trackeval", "transformers"],
     },
 )
