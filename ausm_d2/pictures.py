@@ -140,7 +140,7 @@ def image_size(path: str) -> tuple[int, int]:
 def _header_says(data: np.ndarray, path: str) -> bool:
     """Whether the header of a JPEG or PNG tells a size; raises UserError if it is too large."""
     try:
-        with Image.open(io.BytesIO(memoryview(data[: 1 << 20]))) as picture:
+        with Image.open(io.BytesIO(memoryview(data[: 1 << 20]))) as picture:  # type: ignore[arg-type]  # of one byte each
             require_size(*picture.size, path)
     except UserError:
         raise

@@ -143,7 +143,7 @@ def _check_pickle(file: IO[bytes]) -> None:
     """
     size = os.fstat(file.fileno()).st_size
     for opcode, argument, _ in pickletools.genops(file):
-        if "PUT" in opcode.name and int(argument) > size:
+        if "PUT" in opcode.name and int(argument or 0) > size:
             raise pickle.UnpicklingError("a place in the memo beyond the file")
 
 
@@ -157,7 +157,8 @@ def _numpy_globals() -> list[Any]:
 
 def _safe_callables() -> dict[str, Any]:
     """The globals that a pickle may use. Python functions are wrapped, so that a pickle cannot modify them."""
-    array, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+    array: Any = np.empty(0).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
     buffer: Any = np.empty(1).__reduce_ex__(5)[0]
     plain: dict[str, Any] = {"collections.OrderedDict": OrderedDict}
     for module in ("builtins", "__builtin__"):
