@@ -48,4 +48,4 @@ def known_rate(fps: float | Fraction | None) -> Fraction:
     """Frames a second, or the default where a file or device gives none that can be true (0, -1, NaN, infinity)."""
     if fps is None or not math.isfinite(fps) or not 0 < fps <= _HIGHEST_FPS:
         return DEFAULT_FPS
-    return Fraction(fps).limit_denominator(1001)
+    return Fraction(fps).limit_denominator(1001) or DEFAULT_FPS  # less than one frame in half an hour

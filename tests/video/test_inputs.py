@@ -164,6 +164,7 @@ def test_a_rate_that_cannot_be_true_is_the_default(rate: float | None) -> None:
 
 
 def test_known_rates_are_kept() -> None:
+    assert known_rate(1e-5) == 24, "a damaged file; it would round to 0"
     assert known_rate(30.0) == 30 and known_rate(30000 / 1001) == Fraction(30000, 1001)
 
 
