@@ -144,7 +144,7 @@ class Trainer(DefaultTrainer):
                 f"{self.cfg.OUTPUT_DIR}: the processes would begin with the iterations {starts}; all machines need "
                 "the same checkpoints (a shared folder, or copies)"
             )
-        if resume and comm.is_main_process():
+        if comm.is_main_process():  # also if the first save was interrupted, and there is nothing to resume
             self.checkpointer.remove_unfinished()
         if self.average is not None and not resume:
             self.average.restart()  # with the weights that were loaded

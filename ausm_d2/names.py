@@ -28,7 +28,8 @@ def natural_order(name: str | PurePath) -> Order:
 
 def _pieces(text: str) -> tuple[str | int, ...]:
     """Alternating text and numbers, beginning and ending with text, so that entries of one type are compared."""
-    return tuple(int(piece) if i % 2 else piece for i, piece in enumerate(_DIGITS.split(text)))
+    # Python refuses to read numbers of more than 4300 digits; no file has such a name, but a list of files may.
+    return tuple(int(piece[:1000]) if i % 2 else piece for i, piece in enumerate(_DIGITS.split(text)))
 
 
 def sorted_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> list[str]:

@@ -40,6 +40,8 @@ def read_image(path: str) -> np.ndarray:
         data = np.fromfile(path, np.uint8)
     except OSError as error:
         raise UserError(f"{path}: the picture cannot be read: {error.strerror or error}") from None
+    except ValueError:  # a NUL, or half a surrogate pair
+        raise UserError(f"{path!r}: no file can have this name") from None
     image = None
     if _looks_complete(data) and not _is_animated_png(data) and _header_says(data, path):
         image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)

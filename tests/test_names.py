@@ -68,3 +68,7 @@ def test_names_that_stand_for_one_thing() -> None:
 )
 def test_shifted_numbering_is_told_from_missing_files(names: list[str], of: list[str], shift: int | None) -> None:
     assert numbering_shift(names, of) == shift
+
+
+def test_a_name_of_thousands_of_digits_has_an_order() -> None:
+    assert natural_order("9" * 5000) > natural_order("8")

@@ -116,3 +116,9 @@ def test_smaller_copies_in_a_tiff_are_no_further_frames(tmp_path: Path) -> None:
     copy.encoderinfo = {"tiffinfo": {254: 1}}
     Image.fromarray(picture()).save(tmp_path / "a.tif", save_all=True, append_images=[copy])
     assert np.array_equal(read_image(str(tmp_path / "a.tif")), picture())
+
+
+@pytest.mark.parametrize("name", ["a\0.png", "a\ud800.png"])
+def test_names_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(UserError, match="no file can have this name"):
+        read_image(name)

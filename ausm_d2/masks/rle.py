@@ -26,6 +26,7 @@ from ausm_d2.io import read_json
 # A stored mask: COCO RLE ({"size": [H, W], "counts": bytes | str | list}), COCO polygons
 # (list of flat x, y lists) or a decoded bool array (H, W).
 StoredMask = dict | list | np.ndarray
+FARTHEST = 1e6  # pixels: coordinates of polygons beyond it are refused
 Rle = dict[str, Any]  # {"size": [H, W], "counts": bytes | str}: compressed run lengths, column by column
 
 
@@ -123,7 +124,7 @@ def _polygons_to_rle(polygons: list, height: int, width: int) -> Rle:
     for polygon in polygons:
         # pycocotools walks along the polygon pixel by pixel: coordinates far outside would take forever.
         numbers = isinstance(polygon, (list, tuple)) and all(
-            isinstance(x, (int, float)) and -1e6 < x < 1e6 for x in polygon
+            isinstance(x, (int, float)) and -FARTHEST < x < FARTHEST for x in polygon
         )
         if not numbers or len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(f"expected polygons as lists of x, y pairs, three at least, found {_shorten(polygon)}")

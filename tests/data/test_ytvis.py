@@ -139,6 +139,8 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("annotations.0.segmentations.1", "mask", r"segmentations\[1\]: expected null, run lengths"),
     ("annotations.0.segmentations.1", [[1, 2, float("nan"), 4, 5, 6]], r"\[1\]: a polygon of finite numbers"),
     ("annotations.0.segmentations.1", [["a", "b"]], r"\[1\]: a polygon of finite numbers"),
+    ("annotations.0.segmentations.1", [[1, 2, 3, 4, 5, 2e6]], r"\[1\]: a polygon 1000000 pixels away or more"),
+    ("videos.0.width", 10**7, r"videos\[0\] \(video 10\): 24 x 10000000 pixels, 100 million at most expected"),
 ]  # fmt: skip
 
 
@@ -160,6 +162,7 @@ SKIPPED: list[tuple[str, Any, str, int]] = [
     ("annotations.0.areas", [20, float("nan"), 20], "1 areas that are no numbers", 2),
     ("annotations.0.areas", ["20", 20, 20], "1 areas that are no numbers", 2),
     ("annotations.0.bboxes.1", [1, 2, float("nan"), 4], "1 boxes that hold no finite numbers", 2),
+    ("annotations.0.bboxes", 3, "1 boxes that hold no finite numbers", 2),
 ]
 
 

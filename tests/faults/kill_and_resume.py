@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def training_cfg(folder: Path, *, workers: int, iterations: int, clips: int = 1)
 
 
 class WriteLosses(HookBase):
-    """Notes the loss of every iteration of one process, also of iterations that are run again."""
+    """Notes the losses of every iteration, also of iterations that are run again."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -79,7 +79,9 @@ def train(cfg: CfgNode, attempt: int, rank: int = 0, world: int = 1) -> None:
     # Resumed, nothing may come from these generators any more: they are others then.
     seed_generators(attempt if (folder / "last_checkpoint").exists() else 0)
     trainer = Trainer(cfg)
-    trainer.register_hooks([WriteLosses(folder / f"losses{rank}.txt")])
+    if rank == 0:  # it has the means over all processes
+        trainer.register_hooks([WriteLosses(folder / "losses.txt")])
+        trainer._hooks.insert(0, trainer._hooks.pop())  # before the checkpoint of that iteration
     trainer.resume_or_load(resume=True)
     trainer.train()
     leave_together()
@@ -105,16 +107,20 @@ def start(cfg: CfgNode, attempt: int, world: int) -> list[int]:
     return children
 
 
-def wait(children: Sequence[int], seconds: float) -> list[int | None]:
-    """How each process ended (as ``waitstatus_to_exitcode``); None: it has not, after that many seconds."""
+def wait(children: Sequence[int], seconds: float, until: Callable[[], bool] | None = None) -> list[int | None]:
+    """How each process ended (as ``waitstatus_to_exitcode``); None: it has not, after that many seconds.
+
+    Args:
+        until: ends the waiting as soon as it is true.
+    """
     codes: dict[int, int | None] = dict.fromkeys(children)
-    until = time.monotonic() + seconds
-    while None in codes.values() and time.monotonic() < until:
+    end = time.monotonic() + seconds
+    while None in codes.values() and time.monotonic() < end and not (until and until()):
         for child in [child for child, code in codes.items() if code is None]:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 codes[child] = os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
+        time.sleep(0.001)
     return list(codes.values())
 
 
@@ -133,10 +139,10 @@ def check_files(folder: Path) -> bool:
     return any(folder.glob(".*"))
 
 
-def losses(folder: Path, rank: int = 0) -> dict[int, dict[str, float]]:
+def losses(folder: Path) -> dict[int, dict[str, float]]:
     """By iteration; one that was run twice gave the same both times."""
     found: dict[int, dict[str, float]] = {}
-    for line in (folder / f"losses{rank}.txt").read_text().splitlines():
+    for line in (folder / "losses.txt").read_text().splitlines():
         iteration, values = json.loads(line)
         assert found.setdefault(iteration, values) == values, f"iteration {iteration} was another one when run again"
     return found
@@ -156,10 +162,9 @@ def difference(one: Any, other: Any, name: str = "") -> str | None:
     return None if same else name
 
 
-def compare(alone: Path, killed: Path, world: int) -> None:
+def compare(alone: Path, killed: Path) -> None:
     """Two trainings were the same."""
-    for rank in range(world):
-        assert losses(alone, rank) == losses(killed, rank)
+    assert losses(alone) == losses(killed)
     one, other = (torch.load(folder / "model_final.pth", weights_only=True) for folder in (alone, killed))
     assert (found := difference(one, other)) is None, found
 
@@ -169,16 +174,26 @@ def run(folder: Path, *, kills: int, workers: int, world: int, iterations: int, 
     alone, killed = folder / "alone", folder / "killed"
     counts = {"kills": 0, "while saving": 0}
     options = {"workers": workers, "iterations": iterations, "clips": world}
-    begin = time.monotonic()
+    saves = iterations // 2
     alone.mkdir(parents=True)
-    assert wait(start(training_cfg(alone, **options), 0, world), 600) == [0] * world, (alone / "log0.txt").read_text()
-    duration = time.monotonic() - begin
+    children = start(training_cfg(alone, **options), 0, world)
+    wait(children, 600, until=lambda: any(alone.glob("model_*.pth")))
+    begin = time.monotonic()
+    assert wait(children, 600) == [0] * world, (alone / "log0.txt").read_text()
+    between = (time.monotonic() - begin) / saves  # seconds from one save to the next
     killed.mkdir()
     rng, cfg = random.Random(seed), training_cfg(killed, **options)
     while True:
         children = start(cfg, counts["kills"] + 1, world)
         if counts["kills"] < kills:
-            codes = wait(children, rng.uniform(0.1, 1.5) * duration / max(kills, 4) + 0.25 * duration * rng.random())
+            # Kills are spread over the saves, half of them while it saves, the others any time up to the next save.
+            saved = max(1, counts["kills"] * saves // kills)
+            wait(children, 600, until=lambda saved=saved: len(list(killed.glob("model_*.pth"))) >= saved)
+            if counts["kills"] % 2:
+                codes = wait(children, 600, until=lambda: any(killed.glob(".model_*")))
+                time.sleep(rng.uniform(0, 0.005))
+            else:
+                codes = wait(children, rng.uniform(0, between))
             if None not in codes:  # it was faster
                 break
             victim = rng.randrange(world)
@@ -191,7 +206,7 @@ def run(folder: Path, *, kills: int, workers: int, world: int, iterations: int, 
         else:
             assert wait(children, 600) == [0] * world, (killed / "log0.txt").read_text()
             break
-    compare(alone, killed, world)
+    compare(alone, killed)
     assert not any(killed.glob(".*")), "what was not finished is removed"
     return counts
 

@@ -17,5 +17,5 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are f
 def test_a_training_that_is_killed_and_resumed_is_the_one_left_alone_bit_for_bit(
     workers: int, world: int, kills: int, tmp_path: Path
 ) -> None:
-    counts = run(tmp_path, kills=kills, workers=workers, world=world, iterations=6, seed=workers)
+    counts = run(tmp_path, kills=kills, workers=workers, world=world, iterations=10, seed=workers)
     assert counts["kills"] == kills

@@ -11,5 +11,5 @@ from tests.faults.long_stream import run
 @pytest.mark.parametrize("prompted", [False, True])
 def test_a_still_scene_stays_as_it_is(prompted: bool) -> None:
     drift = run(130, prompted=prompted)
-    # A cell of stride 4 at the edge of the smallest object, of nine cells, may change.
-    assert drift.least_overlap > 0.85 and drift.most_score < 0.02, drift
+    # Two cells of stride 4 at the edge of the smallest object, of nine, may change (docs/reliability.md).
+    assert drift.least_overlap > 0.7 and drift.most_score < 0.06, drift

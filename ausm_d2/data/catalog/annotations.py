@@ -14,7 +14,7 @@ from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.ids import as_id, as_number
 from ausm_d2.io import read_json
-from ausm_d2.masks.rle import StoredMask, first_invalid, to_rle
+from ausm_d2.masks.rle import FARTHEST, StoredMask, first_invalid, to_rle
 from ausm_d2.pictures import MAX_PIXELS
 
 
@@ -126,6 +126,9 @@ def read_mask(where: str, mask: Any, height: int, width: int, left_out: LeftOut)
         if not isinstance(polygon, list) or not _finite(polygon):
             problem(f"{where}: a polygon of finite numbers x, y, x, y, ... expected")
             return None
+        if polygon and not -FARTHEST < min(polygon) <= max(polygon) < FARTHEST:
+            problem(f"{where}: a polygon {FARTHEST:.0f} pixels away or more")
+            return None
         if len(polygon) >= 6 and len(polygon) % 2 == 0:
             polygons.append(polygon)
         else:
@@ -133,8 +136,10 @@ def read_mask(where: str, mask: Any, height: int, width: int, left_out: LeftOut)
     return polygons or None
 
 
-def check_boxes(boxes: Sequence[Any], left_out: LeftOut) -> None:
+def check_boxes(boxes: Any, left_out: LeftOut) -> None:
     """Count boxes that hold anything but finite numbers. Boxes are not used, so nothing else comes of it."""
+    if not isinstance(boxes, list):
+        boxes = [boxes]
     for box in boxes:
         if box is not None and not (isinstance(box, list) and _finite(box)):
             left_out.add("boxes that hold no finite numbers (masks are used, not boxes)")
