@@ -164,7 +164,6 @@ class AUSMNetwork(nn.Module):
     def normalise(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Images (..., 3, H_in, W_in) in 0..255 -> normalised, zero-padded at the bottom and right.
 
-
         Args:
             size: smallest (height, width) before :meth:`padded_size` is applied; None: the size of the images.
 

@@ -84,9 +84,8 @@ class Stream:
         self.detect = detect
         self._first_track_id = first_track_id
         self.state: StreamState | None = None  # None before the first frame
-        self._frame_step = FrameStep(
-            network, label_set, cuda_graph=settings.cuda_graph, confidence=settings.track_score == "mask"
-        )
+        confidence = settings.track_score == "mask"
+        self._frame_step = FrameStep(network, label_set, cuda_graph=settings.cuda_graph, confidence=confidence)
 
     @property
     def track_ids(self) -> list[int]:
@@ -220,7 +219,8 @@ class Stream:
         """
         settings = replace(self.settings, **changes)
         if self.state is None:
-            return Stream(self.network, settings, label_set=self.label_set, detect=self.detect)
+            first = self._first_track_id
+            return Stream(self.network, settings, label_set=self.label_set, detect=self.detect, first_track_id=first)
         return Stream.from_state_dict(self.network, settings, self.state_dict())
 
     def _started(self) -> StreamState:

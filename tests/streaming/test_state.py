@@ -73,6 +73,8 @@ def test_a_fork_is_independent_and_may_have_other_settings() -> None:
     model = tiny_model().eval()
     stream, images = open_stream(model, fg_threshold=0.0), frames(4)
     assert open_stream(model).fork().state is None
+    later = Stream(model, stream.settings, label_set=stream.label_set, detect=True, first_track_id=5).fork()
+    assert min(later.step(images[0]).track_ids) == 5
     stream.step(images[0])
     fork, strict = stream.fork(), stream.fork(fg_threshold=1.0)
     outputs = [stream.step(image) for image in images[1:]]
