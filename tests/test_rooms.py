@@ -1,73 +1,87 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Imports between the rooms of the package point downwards only (docs/architecture.md)."""
+"""Imports between the rooms of the package point downwards only: the table in docs/architecture.md is the rule."""
 
 from __future__ import annotations
 
 import ast
+import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "ausm_d2"
-
-# What each room may import of the package, beside the foundations. A room that is not named here is above all of them.
-FOUNDATIONS = {"errors", "io", "names", "ids", "pictures", "allocator", "processes", "seeds", "stopping"}
-FOUNDATIONS |= {"visualization", "__init__"}
-MAY_IMPORT = {
-    **{name: set() for name in FOUNDATIONS},
-    "kernels": set(),
-    "config": {"kernels"},  # the names of kernels
-    "modeling": {"config", "kernels"},
-    "masks": set(),
-    "video": {"masks"},
-    "data": {"config", "masks", "video"},
-    "checkpoint": {"config"},
-    "evaluation": {"checkpoint", "config", "data", "masks"},
-    "training": {"config", "data", "kernels", "modeling"},
-    "streaming": {"checkpoint", "config", "data", "kernels", "masks", "modeling"},
-    "meta_arch": {"config", "data", "modeling", "streaming", "training"},
-    "jobs": {"config", "masks", "streaming", "video"},
-}
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "ausm_d2"
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+COMMANDS = {"tools", "demo", "datasets", "tests", "train_net"}  # of the checkout; they import the package
 
 
-def imports(path: Path) -> set[str]:
-    """Rooms of the package that a module imports, wherever in it, for type checking too."""
-    found = set()
+def table() -> dict[str, set[str]]:
+    """What each room may import of the package, from rows such as "| `a`, `b` | `c`; a remark |"."""
+    rows = [row.split("|")[1:3] for row in re.findall(r"^\| .*`.*\|$", ARCHITECTURE, re.MULTILINE)]
+    names = [[set(re.findall(r"`(\w+)`", cell.split(";")[0])) for cell in row] for row in rows]
+    foundations = next(rooms for row, (rooms, _) in zip(rows, names, strict=True) if "foundations" in row[0])
+    return {room: allowed | foundations for rooms, allowed in names for room in rooms}
+
+
+MAY_IMPORT = table()
+
+
+def rooms_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).parts[0].removesuffix(".py") for path in MODULES}
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """Names of modules that a module imports, wherever in it, with what is imported from the package itself."""
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module == "ausm_d2":
-            found |= {alias.name for alias in node.names if (PACKAGE / alias.name).is_dir()
-                      or (PACKAGE / f"{alias.name}.py").is_file()}  # fmt: skip
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ausm_d2."):
-            found.add(node.module.split(".")[1])
+            found |= {f"ausm_d2.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("ausm_d2.")}
-    return found
+            found |= {alias.name for alias in node.names}
+    return frozenset(found)
 
 
-def room(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def test_the_table_and_the_tree_name_every_room_and_no_other() -> None:
+    rooms = rooms_in(PACKAGE)
+    assert rooms == MAY_IMPORT.keys()
+    tree = ARCHITECTURE.split("```")[1]
+    assert {room for room in rooms if not re.search(rf"\b{room}(/|\.py)", tree)} == set()
 
 
-@pytest.mark.parametrize("name", sorted(MAY_IMPORT.keys() - {"__init__"}))
-def test_a_room_imports_nothing_above_it(name: str) -> None:
-    modules = [path for path in sorted(PACKAGE.rglob("*.py")) if room(path) == name]
-    assert modules, f"no room {name}: the table above is out of date"
-    allowed = MAY_IMPORT[name] | FOUNDATIONS | {name}
-    wrong = {str(path.relative_to(PACKAGE)): sorted(imports(path) - allowed) for path in modules}
+@pytest.mark.parametrize("room", sorted(MAY_IMPORT))
+def test_a_room_imports_nothing_above_it(room: str) -> None:
+    wrong = {}
+    for path in MODULES:
+        if path.relative_to(PACKAGE).parts[0].removesuffix(".py") == room:
+            above = {name.split(".")[1] for name in imports(path) if name.startswith("ausm_d2.")}
+            above -= {room, *MAY_IMPORT[room], "__version__"}
+            wrong[str(path.relative_to(PACKAGE))] = above
     assert {path: found for path, found in wrong.items() if found} == {}
 
 
+def test_the_package_imports_no_command_of_the_checkout() -> None:
+    for path in (PACKAGE / "__init__.py", *MODULES):
+        assert not COMMANDS & {name.split(".")[0] for name in imports(path)}, path
+
+
 def test_the_table_has_no_circle() -> None:
-    done: set[str] = set()
+    foundations = set.intersection(*MAY_IMPORT.values())
+    done = set(foundations)
     while rest := MAY_IMPORT.keys() - done:
         free = {name for name in rest if MAY_IMPORT[name] <= done}
         assert free, f"a circle among {sorted(rest)}"
         done |= free
 
 
-def test_the_lower_rooms_do_not_import_for_type_checking_only() -> None:
+def test_nothing_of_ours_is_imported_for_type_checking_only() -> None:
     """Such an import hides a circle."""
-    for name in ("kernels", "modeling", "training", "streaming", "meta_arch"):
-        for path in sorted(PACKAGE.rglob("*.py")):
-            if room(path) == name:
-                assert "TYPE_CHECKING" not in path.read_text(encoding="utf-8"), path
+    for folder in ("ausm_d2", "tools", "demo"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                    assert "ausm_d2" not in ast.unparse(node), f"{path}:{node.lineno}"

@@ -20,18 +20,7 @@ from __future__ import annotations
 
 import argparse
 import re
-import signal
-import sys
-from collections.abc import Callable, Sequence
 from fractions import Fraction
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
-
-    from ausm_d2.jobs.track import Request
-    from ausm_d2.video.files import RawFormat
 
 HELP = "follow objects in videos"
 
@@ -135,108 +124,16 @@ def _point(text: str) -> Given:
     return frame, object_id, numbers
 
 
-def _raw(text: str) -> RawFormat:
-    from ausm_d2.video.files import RawFormat
-
+def _raw(text: str) -> tuple[int, int, str]:
+    """Width, height and pixel format."""
     found = re.fullmatch(r"(\d+)x(\d+)(?::(\w+))?", text)
     if not found or not int(found[1]) or not int(found[2]):
         raise argparse.ArgumentTypeError(f"'{text}', expected width and height, such as 640x480 or 640x480:rgb24")
-    return RawFormat(int(found[1]), int(found[2]), found[3] or "bgr24")
+    return int(found[1]), int(found[2]), found[3] or "bgr24"
 
 
 def run(options: argparse.Namespace) -> int:
     """Do it; returns the exit code."""
-    from ausm_d2.jobs.folder import find_videos
+    from ausm_d2.cli import tracking
 
-    changes = list(options.opts)
-    changes += ["MODEL.WEIGHTS", options.weights] if options.weights else []
-    changes += ["MODEL.DEVICE", options.device] if options.device else []
-    cfg = config(options.config, changes)
-    videos = find_videos(options.input, Path(options.output))
-    if videos is not None:
-        return track_many(cfg, videos, request(options), options.workers)
-    return track_one(cfg, request(options))
-
-
-def config(name: str, changes: Sequence[str] = ()) -> CfgNode:
-    """The config of a model by its name or file.
-
-    Raises:
-        UserError: there is none, or it names no weights.
-    """
-    from ausm_d2.config import load_config
-    from ausm_d2.config.files import PRETRAINED
-    from ausm_d2.errors import UserError
-
-    cfg = load_config(PRETRAINED.get(name, name), changes)
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError(f"MODEL.WEIGHTS: empty in '{name}'; add --opts MODEL.WEIGHTS FILE")
-    return cfg
-
-
-def request(options: argparse.Namespace) -> Request:
-    """What the command line asks for.
-
-    Raises:
-        UserError: prompts that cannot be used.
-    """
-    from ausm_d2.jobs.prompt_file import PromptPlan, read_prompt_file, read_prompts
-    from ausm_d2.jobs.track import Request
-    from ausm_d2.streaming.prompts import Box, Mask, Points
-
-    plan = read_prompt_file(options.prompts) if options.prompts else PromptPlan()
-    for object_id, mask in (read_prompts(options.mask) if options.mask else {}).items():
-        plan.add(0, object_id, Mask(mask))
-    for frame, object_id, box in options.box:
-        plan.add(frame, object_id, Box(*box))
-    for frame, object_id, (x, y, *label) in options.point:
-        plan.add(frame, object_id, Points([(x, y)], [int(each) for each in label] or [1]))
-    return Request(
-        source=options.input,
-        output=Path(options.output),
-        prompts=plan.prompts,
-        names=plan.names,
-        given_by=options.mask or options.prompts or "the prompts",
-        find=options.find or plan.find or not plan.prompts,
-        save=options.save,
-        frames=options.frames,
-        fps=options.fps,
-        raw=options.raw,
-        resume=options.resume,
-    )
-
-
-def track_one(cfg: CfgNode, asked: Request, say: Callable[[str], None] = print) -> int:
-    """Track one video, with a progress bar; Ctrl-C and SIGTERM end it in good order.
-
-    Returns:
-        Exit code: 130 after Ctrl-C. After SIGTERM it is 0: who sent it knows that the video is not done.
-    """
-    from ausm_d2.cli.progress import ProgressBar, show_warnings
-    from ausm_d2.jobs.track import track
-    from ausm_d2.stopping import StopRequest
-    from ausm_d2.streaming.predictor import VideoPredictor
-
-    show_warnings()
-    with StopRequest() as stop, ProgressBar() as bar:
-        summary = track(lambda: VideoPredictor(cfg), asked, progress=bar, stopped=stop)
-    say(f"{summary}: see {asked.output}")
-    if summary.complete:
-        return 0
-    print("stopped; --resume goes on", file=sys.stderr)
-    return 130 if stop.signal == signal.SIGINT else 0
-
-
-def track_many(cfg: CfgNode, videos: dict[str, Path], asked: Request, workers: int) -> int:
-    """Track the videos of a folder; returns the exit code: 1 if one of them failed."""
-    from ausm_d2.cli.progress import ProgressBar, show_warnings
-    from ausm_d2.jobs.folder import REPORT, track_all
-
-    show_warnings()
-    with ProgressBar(unit="video") as bar:
-        report = track_all(cfg, videos, asked, workers=workers, progress=bar)
-    print(report.table())
-    waiting = len(videos) - report.count("done") - report.count("failed")
-    left = f", {waiting} not done: the same command goes on" if waiting else ""
-    print(f"{report.count('done')} done, {report.count('failed')} failed{left}: see {asked.output / REPORT}")
-    return 1 if report.count("failed") else 0
+    return tracking.run(options)

@@ -1,8 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Data: registered data sets, training clips, test videos. Importing registers the data sets without reading files."""
+"""Data: registered data sets, training clips, test videos.
 
-from ausm_d2.data import catalog as catalog
-from ausm_d2.data.build import build_test_loader, build_train_loader
-from ausm_d2.data.video import FrameSource, Instance, MaskSource, VideoRecord
-
-__all__ = ["FrameSource", "Instance", "MaskSource", "VideoRecord", "build_test_loader", "build_train_loader", "catalog"]
+Nothing is imported here: the records (``video.py``) need no Detectron2. Importing ``catalog`` registers the data sets.
+"""

@@ -14,16 +14,13 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
+from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.io import atomic_write
 from ausm_d2.masks.rle import Rle
-
-if TYPE_CHECKING:
-    from ausm_d2.data.video import VideoRecord
-
 
 _LONGEST = 200  # characters of a file name; file systems allow 255 bytes
 

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ausm_d2.data.video import VideoRecord
 from ausm_d2.masks.rle import Measures, Rle, intersections, measure, to_rle
-
-if TYPE_CHECKING:
-    from ausm_d2.data.video import VideoRecord
 
 VideoId = int | str
 

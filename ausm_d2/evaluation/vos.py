@@ -18,10 +18,11 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError, cli
 from ausm_d2.evaluation.object_scores import ObjectEvaluator as ObjectEvaluator
 from ausm_d2.evaluation.object_scores import ObjectScore as ObjectScore
@@ -30,9 +31,6 @@ from ausm_d2.evaluation.object_scores import conclude
 from ausm_d2.evaluation.vos_folders import score_folders as score_folders
 from ausm_d2.io import atomic_write
 from ausm_d2.masks.rle import Rle, StoredMask, decode, to_rle
-
-if TYPE_CHECKING:
-    from ausm_d2.data.video import VideoRecord
 
 
 def score_record(

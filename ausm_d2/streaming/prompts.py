@@ -72,6 +72,16 @@ class Drawn:
     on: list[np.ndarray] = field(default_factory=list)  # bool (H, W): clicks and lines on the object
     off: list[np.ndarray] = field(default_factory=list)  # bool (H, W): where it is not
 
+    def marks(self, label: int) -> list[np.ndarray]:
+        """The list for clicks and lines of a label: ``on`` for 1, ``off`` for 0.
+
+        Raises:
+            UserError: another label.
+        """
+        if label not in (0, 1):
+            raise UserError(f"label {label!r}, expected 1 (on the object) or 0 (where it is not)")
+        return self.on if label else self.off
+
     def fit(self, mask: np.ndarray) -> float:
         """How well a mask agrees with what was given, from 0 to 1.
 
@@ -157,9 +167,9 @@ def _draw(prompts: Iterable[Prompt], size: tuple[int, int], current: np.ndarray 
             if len(labels) != len(prompt.points):
                 raise UserError(f"{len(prompt.points)} points, but {len(labels)} labels")
             for point, label in zip(prompt.points, labels, strict=True):
-                out.__dict__[_side(label)].append(clicks_mask(size, [point]))
+                out.marks(label).append(clicks_mask(size, [point]))
         elif isinstance(prompt, Scribble):
-            out.__dict__[_side(prompt.label)].append(scribble_mask(size, prompt.points, prompt.width))
+            out.marks(prompt.label).append(scribble_mask(size, prompt.points, prompt.width))
         else:
             raise UserError(
                 "a prompt is a mask, a bool array (H, W), or Mask, Box, Points or Scribble; "
@@ -175,12 +185,6 @@ def _draw(prompts: Iterable[Prompt], size: tuple[int, int], current: np.ndarray 
     if not out.mask.any():
         raise UserError("what was given is all where the object is not")
     return out
-
-
-def _side(label: int) -> str:
-    if label not in (0, 1):
-        raise UserError(f"label {label!r}, expected 1 (on the object) or 0 (where it is not)")
-    return "on" if label else "off"
 
 
 def checked_mask(mask: object, size: tuple[int, ...]) -> np.ndarray:

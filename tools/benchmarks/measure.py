@@ -13,15 +13,12 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ausm_d2.errors import UserError
 from ausm_d2.io import atomic_write
-
-if TYPE_CHECKING:
-    from ausm_d2.meta_arch import AUSM
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,25 +70,6 @@ def device_of(args: argparse.Namespace) -> torch.device:
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("--device cuda: no GPU was found")
     return torch.device(args.device)
-
-
-def random_model(config_file: str, device: torch.device, opts: tuple[Any, ...] = ()) -> AUSM:
-    """The model of a config, with random, seeded weights, in training mode.
-
-    Raises:
-        UserError: the config is missing or wrong.
-    """
-    # Imported late: the processes that measure the memory of kernels need no model.
-    from detectron2.modeling import build_model
-
-    import ausm_d2.meta_arch  # noqa: F401  registers AUSM
-    from ausm_d2.config import load_config
-
-    torch.manual_seed(0)
-    cfg = load_config(config_file, [*opts, "MODEL.WEIGHTS", "", "MODEL.DEVICE", str(device)])
-    if cfg.MODEL.META_ARCHITECTURE != "AUSM":
-        raise UserError(f"{config_file}: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, expected AUSM")
-    return build_model(cfg)
 
 
 def interleaved(

@@ -18,6 +18,7 @@ from ausm_d2.streaming.inference import prepare_for_inference
 from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.streaming.stream import Stream
 from tools.benchmarks import measure
+from tools.benchmarks.model import random_model
 from tools.benchmarks.stream import noise, prompted, squares
 
 SAM2, VIDEOMT = "SAM 2.1 Tiny", "VidEoMT-S"
@@ -97,7 +98,7 @@ def _measured(
 def _ours(config: str, objects: int | None, args: argparse.Namespace) -> Callable[[], Any]:
     """``objects``: number of prompted objects; None: unprompted, with a threshold that random weights do not reach."""
     opts = ("INPUT.MIN_SIZE_TEST", 0, "TEST.AUSM.AMP", args.amp)
-    model = measure.random_model(config, measure.device_of(args), opts).eval()
+    model = random_model(config, measure.device_of(args), opts).eval()
     settings, size = VideoSettings.from_config(load_config(config, opts)), (args.size, args.size)
     prepare_for_inference(model, settings)
     frame = noise(size)

@@ -24,6 +24,7 @@ from ausm_d2.streaming.inference import prepare_for_inference
 from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.streaming.stream import FrameOutput, Stream
 from tools.benchmarks import measure
+from tools.benchmarks.model import random_model
 
 _SETTLED = 100  # frame from which memory is monitored
 _LATER = 1000  # frame whose state is compared with that of frame 2
@@ -128,7 +129,7 @@ def noise(size: tuple[int, int]) -> np.ndarray:
 
 def _build(config: str, variant: list[str], args: argparse.Namespace) -> tuple[AUSM, VideoSettings]:
     opts = ("INPUT.MIN_SIZE_TEST", 0, "TEST.AUSM.AMP", args.amp, "TEST.AUSM.CUDA_GRAPH", args.cuda_graph, *variant)
-    model = measure.random_model(config, measure.device_of(args), opts).eval()
+    model = random_model(config, measure.device_of(args), opts).eval()
     settings = VideoSettings.from_config(load_config(config, opts))
     prepare_for_inference(model, settings)
     return model, settings

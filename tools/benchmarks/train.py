@@ -21,6 +21,7 @@ import torch
 from ausm_d2.config import load_config
 from ausm_d2.errors import UserError
 from tools.benchmarks import measure
+from tools.benchmarks.model import random_model
 
 CHECKPOINTED = "parallel, checkpointed"
 VARIANTS = ("iterative", "parallel", CHECKPOINTED)
@@ -114,7 +115,7 @@ def _step(name: str, frames: int, args: argparse.Namespace) -> Callable[[], None
         opts += ["MODEL.AUSM.TRAIN.OWN_PASSES", 0]
     elif name == "iterative":
         opts += ["MODEL.AUSM.TRAIN.OWN_PASSES", 0]  # they need the parallel form
-    model = measure.random_model(args.config_file, device, tuple(opts)).train()
+    model = random_model(args.config_file, device, tuple(opts)).train()
     batch = load_config(args.config_file).SOLVER.IMS_PER_BATCH if args.as_trained else 1
     items = [_clip(frames, args.objects, args.size, next(iter(model.label_sets))) for _ in range(batch)]
 
