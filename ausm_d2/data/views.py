@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Views of registered data sets: their first videos only, or one frame of each video as an image.
+"""Views of registered data sets: the first videos, one frame of each video as an image, or all classes as one.
 
 Shape shorthand:
     H, W: frame size in pixels
@@ -16,7 +16,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ausm_d2.data.build import get_records
-from ausm_d2.data.catalog.base import IMAGE_TOPK
+from ausm_d2.data.catalog.base import IMAGE_TOPK, OBJECT_CLASSES, OBJECT_LABEL_SET, class_metadata
 from ausm_d2.data.mask_sources import FirstFrames
 from ausm_d2.data.video import FrameSource, MaskSource, VideoRecord
 from ausm_d2.masks.rle import StoredMask
@@ -39,6 +39,23 @@ def stills(name: str) -> str:
         evaluator_type="coco",
         topk=IMAGE_TOPK,
     )
+
+
+def as_objects(name: str) -> str:
+    """The name of the data set ``name`` with all classes as one, in the label set ``object``."""
+    return _register(
+        f"{name}_objects",
+        name,
+        lambda: [_as_objects(each) for each in get_records(name)],
+        label_set=OBJECT_LABEL_SET,
+        **class_metadata(OBJECT_CLASSES),
+    )
+
+
+def _as_objects(record: VideoRecord) -> VideoRecord:
+    instances = [dataclasses.replace(each, category_id=0) for each in record.instances]
+    values = {each.name: getattr(record, each.name) for each in dataclasses.fields(VideoRecord)}
+    return VideoRecord(**{**values, "instances": instances})
 
 
 def _register(name: str, of: str, load: Callable[[], list[VideoRecord]], **changed: Any) -> str:

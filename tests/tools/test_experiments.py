@@ -253,6 +253,17 @@ def test_rules_of_tracks_are_those_of_the_config(run: Callable[..., list[dict[st
         assert row["scores"] == Trainer.test(cfg, model)
 
 
+def test_rules_of_tracks_can_be_judged_without_classes(run: Callable[..., list[dict[str, Any]]]) -> None:
+    sets = ["MODEL.AUSM.LABEL_SETS", [["synthvis", 6], ["object", 1]]]
+    [row] = run(experiment.main, "rules", "--videos", 1, "--as-objects", "--rules", "all new", "--opts", *sets)
+    assert row["dataset"] == f"{VIS}_first1_objects"
+    assert [name for name in row["scores"]["segm"] if name.startswith("AP-")] == ["AP-object"]
+    [record], classed = get_records(row["dataset"]), get_records(VIS)[0]
+    assert [each.instance_id for each in record.instances] == [each.instance_id for each in classed.instances]
+    assert {each.category_id for each in record.instances} == {0} != {each.category_id for each in classed.instances}
+    assert MetadataCatalog.get(row["dataset"]).label_set == "object"
+
+
 @pytest.mark.parametrize(
     ("command", "differ", "settings"),
     [

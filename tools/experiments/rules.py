@@ -9,7 +9,7 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
-from ausm_d2.data.views import first_videos
+from ausm_d2.data.views import as_objects, first_videos
 from ausm_d2.engine import Trainer
 from ausm_d2.errors import UserError
 from ausm_d2.streaming.settings import VideoSettings
@@ -26,12 +26,14 @@ RULES: dict[str, dict[str, Any]] = {
     "hidden below 0.7": {"HIDE_BELOW": 0.7},
     "new to IoU 0.3": {"BIRTH_IOU": 0.3},
     "new to IoU 0.5": {"BIRTH_IOU": 0.5},
+    "all new": {"BIRTH_IOU": 1.0},
 }
 """Keys of TEST.AUSM by the name of the rule."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rules", nargs="+", default=list(RULES), choices=list(RULES), help="default: all")
+    parser.add_argument("--as-objects", action="store_true", help="all classes as one, in the label set 'object'")
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -43,6 +45,7 @@ def run(args: argparse.Namespace) -> Report:
     model = load_model(cfg)
     report = Report("Rules of tracks", "rule", ordered=False)
     for name in (first_videos(name, args.videos) for name in unprompted):
+        name = as_objects(name) if args.as_objects else name
         for rule in args.rules:
             own = cfg.clone()
             own.DATASETS.TEST = [name]
