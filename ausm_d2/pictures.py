@@ -16,17 +16,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ausm_d2.errors import UserError
 
-# What Pillow raises for files that are no pictures, are cut off, have senseless fields, or claim to be gigantic.
+# Exceptions that Pillow raises for files that are not images, are truncated, have invalid fields, or claim a huge size.
 BROKEN_PICTURE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError),
     *(RuntimeError, struct.error, UnidentifiedImageError, Image.DecompressionBombError),
 )
 MAX_PIXELS = 100_000_000
-"""The largest picture, frame or mask that is decoded; a file of a few kilobytes can claim to be of any size."""
+"""The largest image, frame or mask that is decoded. A file of a few kilobytes can claim any size."""
 
-_PAGED = {"TIFF", "GIF", "PNG", "WEBP", "AVIF"}  # Pillow's names of formats whose further pictures are frames
-_REDUCED = 254  # TIFF tag: a picture of odd value is a smaller copy of another page
-_ORIENTATION = 0x0112  # EXIF tag; 5 to 8: turned by 90 degrees
+_PAGED = {"TIFF", "GIF", "PNG", "WEBP", "AVIF"}  # formats (Pillow's names) whose pages are frames
+_REDUCED = 254  # TIFF tag; an odd value marks a reduced-resolution copy of another page
+_ORIENTATION = 0x0112  # EXIF tag; 5 to 8: rotated by 90 degrees
 
 
 def read_image(path: str) -> np.ndarray:
@@ -40,7 +40,7 @@ def read_image(path: str) -> np.ndarray:
         data = np.fromfile(path, np.uint8)
     except OSError as error:
         raise UserError(f"{path}: the picture cannot be read: {error.strerror or error}") from None
-    except ValueError:  # a NUL, or half a surrogate pair
+    except ValueError:  # a NUL, or a lone surrogate
         raise UserError(f"{path!r}: no file can have this name") from None
     image = None
     if _looks_complete(data) and not _is_animated_png(data) and _header_says(data, path):
@@ -63,7 +63,7 @@ def read_image(path: str) -> np.ndarray:
 
 
 def one_line(error: Exception) -> str:
-    """What Pillow says, or the kind of its error where it says nothing."""
+    """Pillow's message on one line, or the type of the exception if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -140,7 +140,7 @@ def image_size(path: str) -> tuple[int, int]:
 
 
 def _header_says(data: np.ndarray, path: str) -> bool:
-    """Whether the header of a JPEG or PNG tells a size; raises UserError if it is too large."""
+    """Whether the size can be read from the header of a JPEG or PNG; raises UserError if it is too large."""
     try:
         with Image.open(io.BytesIO(memoryview(data[: 1 << 20]))) as picture:  # type: ignore[arg-type]  # of one byte each
             require_size(*picture.size, path)

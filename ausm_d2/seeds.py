@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Random numbers that are a function of where they are drawn, and not of what was drawn before."""
+"""Random numbers that depend on where they are drawn, and not on earlier draws."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def seed_generators(*place: int) -> None:
     """Seed the default generators of PyTorch (of all devices), NumPy and Python.
 
     Args:
-        place: whole numbers from 0 on; others of them, or another order, give unrelated numbers.
+        place: integers, 0 or more. Different values or another order give unrelated random numbers.
     """
     words = np.random.SeedSequence(place).generate_state(4).tolist()
     torch.manual_seed(words[0] << 32 | words[1])

@@ -60,7 +60,7 @@ def _as_objects(record: VideoRecord) -> VideoRecord:
 
 def _register(name: str, of: str, load: Callable[[], list[VideoRecord]], **changed: Any) -> str:
     if name not in DatasetCatalog:
-        get_records(of)  # a user's own data set: its classes are in its file
+        get_records(of)  # sets the classes of a user's own data set, which are in its file
         known = {key: value for key, value in MetadataCatalog.get(of).as_dict().items() if key != "name"}
         DatasetCatalog.register(name, load)
         MetadataCatalog.get(name).set(**{**known, **changed})

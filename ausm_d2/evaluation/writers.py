@@ -1,8 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """The command that writes and checks submissions.
 
-``python -m ausm_d2.evaluation.writers check FILE --dataset NAME`` says what a server would refuse, and
-``... write RESULTS FILE --dataset NAME`` makes FILE of an evaluation's results, ``OUTPUT_DIR/inference/NAME/videos``.
+``python -m ausm_d2.evaluation.writers check FILE --dataset NAME`` lists what a server would refuse, and
+``... write RESULTS FILE --dataset NAME`` writes FILE from the results ``OUTPUT_DIR/inference/NAME/videos``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ausm_d2.evaluation.results import ResultFolder
 from ausm_d2.evaluation.submission.archive import FORMATS, check, write
 from ausm_d2.evaluation.submission.base import DataSet
 
-_SHOWN = 20  # problems; the rest is counted
+_SHOWN = 20  # problems printed; the others are counted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,7 +25,7 @@ __all__ = [
 
 _own: dict[str, tuple[str | bool, ...]] = {}  # data sets registered from configs, by name
 
-# By key of DATASETS: what registers an entry, and what it consists of.
+# By key of DATASETS: the function that registers an entry, and the fields of an entry.
 _STYLES: dict[str, tuple[Callable[..., None], str]] = {
     "YTVIS_STYLE": (register_ytvis_style, "name, annotation file, image folder [, label set]"),
     "DAVIS_STYLE": (register_davis_style, "name, image folder, mask folder [, video list]"),
@@ -35,12 +35,12 @@ _STYLES: dict[str, tuple[Callable[..., None], str]] = {
 
 
 def register_from_config(cfg: CfgNode) -> None:
-    """Register the user's own data sets: every entry of the keys of ``DATASETS`` above.
+    """Register the user's own data sets: all entries of the ``DATASETS`` keys above.
 
     Calling it again with the same entries does nothing.
 
     Raises:
-        UserError: an entry that is not as the key wants it, or two of one name.
+        UserError: if an entry is malformed, or two entries have the same name.
     """
     seen: dict[str, tuple[object, ...]] = {}
     for key, (register, fields) in _STYLES.items():
@@ -56,7 +56,7 @@ def register_from_config(cfg: CfgNode) -> None:
 
 
 def _is_entry(entry: object, most: int) -> bool:
-    """Three to four texts; and, where there may be a fifth field, whether labels are exhaustive."""
+    """Whether an entry has three to ``most`` fields: strings, and as the fifth a boolean (labels are exhaustive)."""
     if not isinstance(entry, list | tuple) or not 3 <= len(entry) <= most:
         return False
     return all(isinstance(text, str) for text in entry[:4]) and all(isinstance(flag, bool) for flag in entry[4:])

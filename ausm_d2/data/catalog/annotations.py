@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Reading annotation files in the forms of COCO and YouTube-VIS, entry by entry."""
+"""Reads and validates annotation files in COCO and YouTube-VIS format, entry by entry."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_table(path: Path) -> dict[str, Any]:
     """The top level of a COCO or YouTube-VIS file.
 
     Raises:
-        UserError: it cannot be read, or is something else.
+        UserError: if it cannot be read, or is not a JSON object.
     """
     data = read_json(path)
     if not isinstance(data, dict):
@@ -34,7 +34,7 @@ def entries(path: Path, data: dict[str, Any], name: str) -> list[dict[str, Any]]
     """The list of objects under ``name``.
 
     Raises:
-        UserError: there is none.
+        UserError: if there is no such list.
     """
     value = data.get(name)
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
@@ -44,7 +44,7 @@ def entries(path: Path, data: dict[str, Any], name: str) -> list[dict[str, Any]]
 
 
 def read_categories(path: Path, data: dict[str, Any]) -> dict[int, str]:
-    """Names of the categories by id. Two of one name stay two."""
+    """Category names by id. Categories with the same name are kept apart."""
     categories: dict[int, str] = {}
     for i, entry in enumerate(entries(path, data, "categories")):
         category_id = as_number(entry.get("id"))
@@ -60,10 +60,10 @@ def read_categories(path: Path, data: dict[str, Any]) -> dict[int, str]:
 
 
 def require_categories(path: Path, found: Mapping[int, str], expected: Mapping[int, str], name: str) -> None:
-    """The categories of a file must be those that the data set is known to have, be they written differently.
+    """Check that a file has the data set's known categories; case and punctuation of the names are ignored.
 
     Raises:
-        UserError: they are not; with other classes every label would be wrong without anybody noticing.
+        UserError: if it has not; otherwise all labels would be wrong without notice.
     """
     for category_id, class_name in expected.items():
         if _plain(found.get(category_id, "")) != _plain(class_name):
@@ -78,7 +78,7 @@ def _plain(name: str) -> str:
 
 
 def read_id(where: str, value: Any) -> int | str | None:
-    """The id of a video or an image: a whole number or text; None, reported, for anything else."""
+    """The id of a video or an image, an integer or text. Anything else is reported, and None is returned."""
     found = as_id(value)
     if found is None:
         problem(f"{where}: {value!r} found, a whole number or text expected")
@@ -86,7 +86,7 @@ def read_id(where: str, value: Any) -> int | str | None:
 
 
 def read_new_number(where: str, value: Any, seen: set[int]) -> int | None:
-    """A whole number that no entry before had, noted in ``seen``; None, reported, for anything else."""
+    """An integer that is not in ``seen``; it is added to ``seen``. Anything else is reported, and None is returned."""
     number = as_number(value)
     if number is None or number in seen:
         problem(f"{where}.id: {value!r} found, a number that no other annotation has expected")
@@ -96,7 +96,7 @@ def read_new_number(where: str, value: Any, seen: set[int]) -> int | None:
 
 
 def read_pixels(where: str, entry: dict[str, Any], of: str) -> tuple[int, int] | None:
-    """Height and width of a video or an image; None, reported, where one is no number of pixels."""
+    """Height and width of a video or an image. An invalid size is reported, and None is returned."""
     sides = [as_number(entry.get(side)) for side in ("height", "width")]
     for name, side in zip(("height", "width"), sides, strict=True):
         if side is None or side <= 0:
@@ -111,9 +111,9 @@ def read_pixels(where: str, entry: dict[str, Any], of: str) -> tuple[int, int] |
 
 
 def read_mask(where: str, mask: Any, height: int, width: int, left_out: LeftOut) -> StoredMask | None:
-    """A mask as a file has it: polygons that can be used stay polygons, run lengths become compressed ones.
+    """A mask of an annotation file: valid polygons are kept as polygons, run lengths are compressed.
 
-    Polygons of fewer than three points are left out, as Detectron2 does; None where nothing remains.
+    Polygons of fewer than three points are left out, as in Detectron2. None if nothing remains.
     """
     if not isinstance(mask, list):
         try:
@@ -137,7 +137,7 @@ def read_mask(where: str, mask: Any, height: int, width: int, left_out: LeftOut)
 
 
 def check_boxes(boxes: Any, left_out: LeftOut) -> None:
-    """Count boxes that hold anything but finite numbers. Boxes are not used, so nothing else comes of it."""
+    """Count boxes with values that are not finite numbers. Boxes are not used, so they are only counted."""
     if not isinstance(boxes, list):
         boxes = [boxes]
     for box in boxes:
@@ -146,7 +146,7 @@ def check_boxes(boxes: Any, left_out: LeftOut) -> None:
 
 
 def keep_areas(record: VideoRecord, instance_id: int, areas: Any, left_out: LeftOut) -> None:
-    """Note the areas of an instance that a file gives, pixels in each frame: sizes are by them, not by the masks."""
+    """Store the areas (pixels, per frame) that a file gives for an instance; AP by size uses them, not the masks."""
     if not isinstance(areas, list):
         return
     if _finite([area for area in areas if area is not None]):
@@ -163,7 +163,7 @@ def _finite(numbers: Sequence[Any]) -> bool:
 
 
 def drop_invalid(where: str, masks: list[StoredMask | None]) -> None:
-    """Report run lengths that do not fill the frame (pycocotools would never come back from some of them)."""
+    """Report run lengths that do not fill the frame and replace them by None (pycocotools would hang on some)."""
     rles = {t: mask for t, mask in enumerate(masks) if isinstance(mask, dict)}
     while (first := first_invalid(list(rles.values()))) is not None:
         t = list(rles)[first]

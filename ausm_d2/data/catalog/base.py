@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What all data sets share: finding their files, and registering them."""
+"""Locates the files of data sets and registers them; shared by all families."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ausm_d2.errors import UserError
 
 OBJECT_LABEL_SET = "object"  # the class-agnostic label set (docs/deviations.md, 5)
 OBJECT_CLASSES = {1: "object"}
-DEFAULT_TOPK = 10  # predictions kept of a video (YouTube-VIS, paper, Sec. 4)
-IMAGE_TOPK = 100  # of an image, as COCO counts
+DEFAULT_TOPK = 10  # predictions kept per video (YouTube-VIS; paper, Sec. 4)
+IMAGE_TOPK = 100  # per image, as in COCO
 
 
 def data_root() -> Path:
@@ -30,7 +30,7 @@ def find(name: str, what: str, candidates: Sequence[str | Path]) -> Path:
     """The first of ``candidates`` (relative to the data root, or absolute) that exists.
 
     Raises:
-        UserError: none does; it lists what was looked for.
+        UserError: if none exists; the message lists all candidates.
     """
     paths = [data_root() / candidate for candidate in candidates]
     for path in paths:
@@ -43,7 +43,7 @@ def find(name: str, what: str, candidates: Sequence[str | Path]) -> Path:
 
 
 def find_all(name: str, candidates: Mapping[str, Sequence[str | Path]]) -> list[Path]:
-    """``find`` for several things: candidates by description."""
+    """``find`` for several files or folders: their candidates by description."""
     return [find(name, what, paths) for what, paths in candidates.items()]
 
 
@@ -60,20 +60,20 @@ def register(
     overlap: bool = False,
     topk: int = DEFAULT_TOPK,
 ) -> None:
-    """Register a data set under a name; one that has the name already is replaced.
+    """Register a data set. An existing one of this name is replaced.
 
     Args:
         name: as in DATASETS.TRAIN and DATASETS.TEST.
-        locate: finds the files and folders; also called only to check that they exist.
-        read: makes the records from what ``locate`` found; called when the data set is loaded.
-        classes: names by the data set's own ids; contiguous ids are their places. None: ``read`` puts
-            :func:`class_metadata` into the metadata.
+        locate: finds the files and folders; also called on its own, to check that they exist.
+        read: makes the records from the paths of ``locate``; called when the data set is loaded.
+        classes: names by the data set's own ids; contiguous ids follow their order. None: ``read`` sets the metadata
+            of :func:`class_metadata`.
         evaluator_type: "ytvis", "vos", "ytvos", "sav" or "coco".
         task: "vis" (unprompted), "vos" (prompted) or "image" (clips are made of one image).
-        label_set: name of the set of classes; data sets of one label set share a classifier.
+        label_set: name of the set of classes; data sets with the same label set share a classifier.
         exhaustive: every object of the classes is labelled.
-        overlap: objects may overlap.
-        topk: predictions kept of a video or an image, unless the config says otherwise.
+        overlap: masks may overlap.
+        topk: predictions kept per video or image, unless the config sets another number.
     """
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
@@ -89,10 +89,10 @@ def register(
 
 
 def chosen_label_sets(cfg: CfgNode) -> dict[str, str]:
-    """The label sets that ``DATASETS.LABEL_SETS`` gives data sets in place of their own, by data set.
+    """The label sets of ``DATASETS.LABEL_SETS``, which replace those of the data sets; by name of the data set.
 
     Raises:
-        UserError: an entry that is not two names.
+        UserError: if an entry is not a pair of names.
     """
     for entry in cfg.DATASETS.LABEL_SETS:
         if not isinstance(entry, list | tuple) or len(entry) != 2 or not all(isinstance(each, str) for each in entry):
@@ -101,7 +101,7 @@ def chosen_label_sets(cfg: CfgNode) -> dict[str, str]:
 
 
 def class_metadata(categories: Mapping[int, str]) -> dict[str, Any]:
-    """Detectron2's metadata of classes, from their names by the data set's own ids."""
+    """Detectron2's metadata of the classes, given their names by the data set's own ids."""
     colours = colormap(rgb=True).astype(int).tolist()
     return {
         "thing_classes": list(categories.values()),

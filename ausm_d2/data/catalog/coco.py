@@ -1,7 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""COCO instances as one-frame videos: for training as pseudo-videos, also with the classes of the video benchmarks.
+"""COCO, and any data in COCO format, as one-frame videos. Training makes pseudo-videos of them.
 
-And any data in COCO's form, with a label set of choice.
+COCO is also registered with the classes of the video benchmarks.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ COCO_SUPER_CLASSES = numbered(
     "person vehicle outdoor animal accessory sports kitchen food furniture electronic appliance indoor"
 )
 
-# COCO category id -> category id of the benchmark: the pairs that VITA and GenVIS train with.
+# COCO category id -> category id of the benchmark, as in VITA and GenVIS.
 COCO_TO_YTVIS_2019 = {
     1: 1, 2: 21, 3: 6, 4: 21, 5: 28, 7: 17, 8: 29, 9: 34, 17: 14, 18: 8, 19: 18, 21: 15, 22: 32, 23: 20, 24: 30, 25: 22,
     35: 33, 36: 33, 41: 5, 42: 27, 43: 40,
@@ -74,7 +74,7 @@ COCO_TO_OVIS = {
 def register_coco() -> None:
     """Register ``coco_2017_{train,val}`` and ``coco2{object,super,ytvis2019,ytvis2021,ovis}_{train,val}``.
 
-    ``coco2object_*`` are the same objects without their classes, ``coco2super_*`` with their supercategories.
+    ``coco2object_*``: all classes as one. ``coco2super_*``: supercategories as classes.
     """
     identity = {category_id: category_id for category_id in COCO_CLASSES}
     for split in ("train", "val"):
@@ -89,7 +89,7 @@ def register_coco() -> None:
             ("ytvis2021", YTVIS_2021_CLASSES, COCO_TO_YTVIS_2021, "ytvis_2021"),
             ("ovis", OVIS_CLASSES, COCO_TO_OVIS, "ovis"),
         ):
-            # Files that other projects write for these hold fewer of the same entries.
+            # The files that other projects write for these are subsets of the original.
             files = [original, f"coco/coco2{benchmark}_{split}.json", f"coco/annotations/coco2{benchmark}_{split}.json"]
             _register(f"coco2{benchmark}_{split}", files, split, classes, mapping, label_set)
 
@@ -120,17 +120,16 @@ def _register(
 def register_coco_style(
     name: str, json_file: str, image_root: str, label_set: str = "", exhaustive: bool = True
 ) -> None:
-    """Register a data set of your own in COCO's form.
+    """Register a data set of your own in COCO format.
 
     Args:
         name: e.g. "birds_train".
         json_file: absolute, or relative to the data root (DETECTRON2_DATASETS).
-        image_root: the folder that the file's ``file_name`` start from; absolute or relative as well.
-        label_set: "object": every category is an object. "coco_super": every category is its ``supercategory``, one of
-            COCO's twelve. Any other: the file's categories. Default: the name without ``_train``, ``_val`` or
-            ``_test``.
-        exhaustive: every object of these categories is labelled. If not, what is not labelled is no background, and the
-            clips are prompted ones.
+        image_root: folder that ``file_name`` is relative to; absolute, or relative to the data root.
+        label_set: "object": all categories as one. "coco_super": the category's ``supercategory``, one of COCO's
+            twelve. Any other: the file's categories. Default: the name without ``_train``, ``_val`` or ``_test``.
+        exhaustive: every object of these categories is labelled. If not, unlabelled objects are not background, and
+            clips are trained as prompted.
     """
     fixed = {OBJECT_LABEL_SET: OBJECT_CLASSES, COCO_SUPER_LABEL_SET: COCO_SUPER_CLASSES}
     label_set = label_set or default_label_set(name)
@@ -168,7 +167,7 @@ def _load_own(name: str, json_file: Path, image_root: Path, label_set: str) -> l
 
 
 def _supercategories(json_file: Path, data: dict[str, Any]) -> dict[int, int]:
-    """Place of each category's supercategory among COCO's twelve, by category id."""
+    """Index of each category's supercategory among COCO's twelve, by category id."""
     places = {class_name: place for place, class_name in enumerate(COCO_SUPER_CLASSES.values())}
     contiguous: dict[int, int] = {}
     for i, entry in enumerate(entries(json_file, data, "categories")):
@@ -192,13 +191,13 @@ def _records(
     """One-frame records of the images of a COCO file.
 
     Args:
-        json_file, data: the file and what is in it.
+        json_file, data: the file and its content.
         image_root: the folder of its images.
-        contiguous: class of the data set by category id; annotations of other categories are no part of it.
-        categories: all that the file may have.
+        contiguous: contiguous class id by category id; annotations of other categories are skipped.
+        categories: all valid categories; annotations of others are reported.
 
     Raises:
-        UserError: the first entry that is not as it must be; file and field.
+        UserError: for the first invalid entry, naming file and field.
     """
     left_out = LeftOut(str(json_file))
     records = _read_images(json_file, data, image_root)
@@ -269,5 +268,5 @@ def _read_annotations(
         assert isinstance(record.masks, ListedMasks)
         record.masks.by_instance[instance_id] = frames
         record.instances.append(Instance(instance_id, contiguous[category_id], bool(entry.get("iscrowd", 0))))
-        if entry.get("area") is not None:  # of the polygons
+        if entry.get("area") is not None:  # area of the polygons
             keep_areas(record, instance_id, [entry["area"]], left_out)

@@ -1,7 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Folders of images with masks (salient, camouflaged or cut-out objects): every image is a video of one frame.
+"""Folders of images with masks (salient, camouflaged or cut-out objects), as one-frame videos.
 
-``<images>/<name>.jpg`` goes with ``<masks>/<name>.png``, pixel = object id; black and white masks hold one object.
+``<masks>/<name>.png`` belongs to ``<images>/<name>.jpg``, pixel = object id; black and white masks hold one object.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def register_masked_images(
     Args:
         name: e.g. "salient_train".
         image_root, mask_root: absolute, or relative to the data root (DETECTRON2_DATASETS).
-        label_set: the masks carry no classes, so that it is a set of one class, of the same name.
-        exhaustive: every object is labelled. If not, what is not labelled is no background, and the clips are prompted
-            ones.
+        label_set: has one class, of the same name, because masks carry no classes.
+        exhaustive: every object is labelled. If not, unlabelled objects are not background, and clips are trained as
+            prompted.
     """
     register(
         name,
@@ -46,14 +46,14 @@ def register_masked_images(
         exhaustive=exhaustive,
         topk=IMAGE_TOPK,
     )
-    MetadataCatalog.get(name).set(unlisted=True)  # the objects are in the masks only
+    MetadataCatalog.get(name).set(unlisted=True)  # objects are known from the masks only
 
 
 def load_masked_images(image_root: Path, mask_root: Path) -> list[VideoRecord]:
-    """One-frame records of the images that have a mask of their name; sizes are read when a record is used.
+    """One-frame records of the images that have a mask of the same name; sizes are read on first use.
 
     Raises:
-        UserError: a mask without its image, or no mask at all.
+        UserError: if a mask has no image, or there are no masks.
     """
     left_out = LeftOut(str(image_root))
     images = _by_stem(picture_files(image_root))

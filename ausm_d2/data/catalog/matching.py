@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Which picture is which frame and which mask is whose: what matches nothing, or twice, is named."""
+"""Matches image files to frames and masks to frames; reports what matches nothing, or matches twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ausm_d2.names import PICTURES, numbering_shift, repeated, sorted_files
 
 
 def read_video_list(path: Path) -> list[str]:
-    """The videos that a list file names, one a line, each once; repetitions are reported."""
+    """The videos of a list file (one name per line), without repetitions, which are reported."""
     names = []
     for name in read_list(path):
         if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
@@ -29,7 +29,7 @@ def read_video_list(path: Path) -> list[str]:
 
 
 def picture_files(folder: Path, suffixes: Sequence[str] = PICTURES) -> list[str] | None:
-    """Names of the pictures of a video, in natural order; None where two stand for one frame, which is reported."""
+    """File names of a video's frames, in natural order. Two files for one frame are reported, and None is returned."""
     files = sorted_files(folder, suffixes)
     twice = repeated(files)
     if twice is not None:
@@ -39,16 +39,16 @@ def picture_files(folder: Path, suffixes: Sequence[str] = PICTURES) -> list[str]
 
 
 def match_masks(folder: Path, masks: Sequence[str], frames: Sequence[str], *, all_frames: bool = True) -> None:
-    """Report mask files that fit no frame, and frames that miss one.
+    """Report masks without a frame, and frames without a mask.
 
     Args:
         folder: of the masks, for messages.
         masks: names of the mask files, without suffix.
         frames: names of the frames.
-        all_frames: report frames without a mask where most have one, unless masks come at every k-th frame.
+        all_frames: report frames without a mask if most have one, unless there is one at every k-th frame.
 
     Raises:
-        UserError: no mask has the name of a frame, or all fit only with other numbers.
+        UserError: if no mask has the name of a frame, or masks match frames only with shifted numbers.
     """
     shift = numbering_shift(masks, frames)
     if shift is not None:
@@ -77,7 +77,7 @@ def match_masks(folder: Path, masks: Sequence[str], frames: Sequence[str], *, al
 
 
 def _gaps(frames: Sequence[str], masks: set[str]) -> list[str]:
-    """The frames without a mask, where more than half of them have one and those are not every k-th."""
+    """The frames without a mask, if more than half of the frames have one and those are not every k-th frame."""
     labelled = [place for place, name in enumerate(frames) if name in masks]
     steps = {after - before for before, after in pairwise(labelled)}
     if 2 * len(labelled) <= len(frames) or (len(steps) == 1 and steps != {1}):

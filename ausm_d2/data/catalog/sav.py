@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""SA-V: training videos as mp4 at 24 fps with run lengths at 6 fps; validation and test as frame folders."""
+"""SA-V: training videos as mp4 at 24 fps with RLE masks at 6 fps; validation and test videos as frame folders."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _load_train(root: Path) -> list[VideoRecord]:
 
 
 def video_with_masklets(video: Path, labels: list[Path]) -> VideoRecord:
-    """A video file with its masklet files, which are read when the record is used."""
+    """The record of a video file and its masklet files, which are read on first use."""
     frames = VideoFile(str(video))
     return DeferredRecord(partial(_read_masklets, labels), video_id=video.stem, name=video.stem, frames=frames)
 
@@ -83,7 +83,7 @@ def video_with_masklets(video: Path, labels: list[Path]) -> VideoRecord:
 def _read_masklets(paths: list[Path]) -> dict[str, Any]:
     """Fields of a record from masklet files: ``masklet[k][i]`` is object i in frame 4 k of the video.
 
-    Objects of all files are numbered in their order; those of ``_auto.json`` follow those of ``_manual.json``.
+    Objects are numbered across the files; those of ``_auto.json`` follow those of ``_manual.json``.
     """
     by_object: dict[int, list[StoredMask | None]] = {}
     height = width = num_frames = 0

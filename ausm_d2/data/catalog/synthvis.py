@@ -1,8 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Names of the embedded procedural data. Registering computes nothing; ``DatasetCatalog.get`` does.
+"""Registers the embedded procedural data. Videos are rendered when ``DatasetCatalog.get`` is called, or later.
 
-``synthvis_train``, ``synthvis_val`` and ``synthvis_val_vos`` (the same videos, prompted); ``synthvis_seed<k>_val`` and
-``synthvis_seed<k>_val_vos`` for k in ``EXTRA_SEEDS`` show how much a result depends on the seed of val.
+``synthvis_train``, ``synthvis_val`` and ``synthvis_val_vos`` (the same videos, prompted). ``synthvis_seed<k>_val`` and
+``synthvis_seed<k>_val_vos``, for k in ``EXTRA_SEEDS``, show how much a score depends on the seed of the data.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _register(name: str, seed: int, num_videos: int, *, complete: bool, task: st
 
 
 def register_synthvis() -> None:
-    """Register every name of the module docstring; names that are registered already are left alone."""
+    """Register all names of the module docstring; names that are already registered are kept."""
     _register("synthvis_train", *SPLITS["train"], complete=False, task="vis")
     val_seed, num_videos = SPLITS["val"]
     for prefix, seed in [("synthvis", val_seed), *((f"synthvis_seed{seed}", seed) for seed in EXTRA_SEEDS)]:

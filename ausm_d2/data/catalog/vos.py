@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Prompted video segmentation: DAVIS 2017, YouTube-VOS 2018 and 2019, MOSE, and any data in such folder trees.
+"""Prompted video segmentation: DAVIS 2017, YouTube-VOS 2018 and 2019, MOSE, and any data in the same folder layout.
 
 A tree has ``<images>/<video>/<frame>.jpg`` and ``<masks>/<video>/<frame>.png``, pixel = object id. Frames without a
 mask file carry no labels. An object's prompt is its mask in the first frame that shows it.
@@ -65,7 +65,7 @@ def register_davis_style(name: str, image_root: str, mask_root: str, video_list:
     Args:
         name: e.g. "cells_val".
         image_root, mask_root: the folders that hold one folder per video; absolute, or relative to the data root.
-        video_list: a text file with one video name a line; default: every folder of ``mask_root``.
+        video_list: a text file with one video name per line; default: all folders of ``mask_root``.
     """
     wanted = {"image folder": [image_root], "mask folder": [mask_root]}
     if video_list:
@@ -116,7 +116,7 @@ def _load_youtube_vos(name: str, images: Path, masks: Path, meta_file: Path) -> 
 
 
 def load_folder_tree(image_root: Path, mask_root: Path, video_list: Path | None = None) -> list[VideoRecord]:
-    """``load_records`` of the videos that a list names, one a line; without one, of every folder of masks."""
+    """``load_records`` of the videos in a list file (one name per line); without it, of all mask folders."""
     if video_list:
         return load_records(image_root, mask_root, read_video_list(video_list))
     videos = subfolders(mask_root)
@@ -135,16 +135,16 @@ def load_records(
     videos: Sequence[str],
     describe: Callable[[str, list[str]], dict[str, Any]] | None = None,
 ) -> list[VideoRecord]:
-    """Records of the ``videos`` of a folder tree. Masks and sizes are looked at when a record is used.
+    """Records of the ``videos`` of a folder tree. Masks and sizes are read on first use.
 
     Args:
         image_root, mask_root: the folders that hold one folder per video.
         videos: names of the videos.
-        describe: gives further fields of a record, from its name and frame names; default: objects are those of the
+        describe: returns more fields of a record, given its name and frame names; default: objects are those of the
             masks, prompted in the first frame that shows them.
 
     Raises:
-        UserError: a video of the list is missing; it names the folder.
+        UserError: if a video is missing; the message names its folder.
     """
     left_out = LeftOut(str(image_root))
     records: list[VideoRecord] = []
@@ -201,9 +201,9 @@ def _read_meta(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read_objects(where: str, objects: dict[str, Any], frame_names: list[str]) -> dict[str, Any]:
-    """Fields of a record from ``meta.json``: an object is given in the first frame it is listed with.
+    """Fields of a record from ``meta.json``: an object is prompted in the first frame that is listed for it.
 
-    ``extra["scored_frames"]``: the frames that results are asked for; ``extra["object_categories"]``: names by object.
+    ``extra["scored_frames"]``: the frames to submit; ``extra["object_categories"]``: category names by object id.
     """
     place = {name: t for t, name in enumerate(frame_names)}
     prompts: dict[int, int] = {}

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""YouTube-VIS 2019 and 2021, OVIS, and any data in their annotation form: one JSON file."""
+"""YouTube-VIS 2019 and 2021, OVIS, and any data in their annotation format: one JSON file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def numbered(names: str) -> dict[int, str]:
-    """Names of classes, parted by blanks, by ids from 1 on."""
+    """Class names, separated by spaces, by ids from 1."""
     return dict(enumerate(names.split(), start=1))
 
 
@@ -111,12 +111,12 @@ def _register_benchmark(
 
 
 def register_ytvis_style(name: str, json_file: str, image_root: str, label_set: str = "") -> None:
-    """Register a data set of your own in the YouTube-VIS form; classes are those of the file's ``categories``.
+    """Register a data set of your own in YouTube-VIS format; classes are the file's ``categories``.
 
     Args:
         name: e.g. "birds_train".
         json_file: absolute, or relative to the data root (DETECTRON2_DATASETS).
-        image_root: the folder that the file's ``file_names`` start from; absolute or relative as well.
+        image_root: folder that ``file_names`` are relative to; absolute, or relative to the data root.
         label_set: default: the name without ``_train``, ``_val`` or ``_test``.
     """
     label_set = label_set or default_label_set(name)
@@ -135,7 +135,7 @@ def register_ytvis_style(name: str, json_file: str, image_root: str, label_set: 
 
 
 def default_label_set(name: str) -> str:
-    """The label set of a data set that names none: its name without the split."""
+    """The default label set of a data set: its name without the split."""
     for split in ("_train", "_val", "_test"):
         if name.endswith(split):
             return name.removesuffix(split)
@@ -152,12 +152,12 @@ def _load_own(name: str, json_file: Path, image_root: Path) -> list[VideoRecord]
 
 
 def load_ytvis_json(name: str, json_file: Path, image_root: Path) -> list[VideoRecord]:
-    """Read a benchmark's file in the YouTube-VIS form.
+    """Read a benchmark's file in YouTube-VIS format.
 
-    ``"annotations": null`` (or none at all) means that labels are not public.
+    If ``"annotations"`` is null or missing, labels are not public.
 
     Raises:
-        UserError: the first entry that is not as it must be; file and field.
+        UserError: for the first invalid entry, naming file and field.
     """
     data = read_table(json_file)
     metadata = MetadataCatalog.get(name)
@@ -213,7 +213,7 @@ def _read_video(where: str, entry: dict[str, Any], image_root: str, left_out: Le
 
 
 def _check_order(where: str, files: Sequence[str]) -> None:
-    """Report frames that are listed twice, or in the order of text (``f10.jpg`` before ``f2.jpg``)."""
+    """Report frames that are listed twice or in lexicographic order (``f10.jpg`` before ``f2.jpg``)."""
     if len(set(files)) < len(files):
         twice = next(file for i, file in enumerate(files) if file in files[:i])
         mismatch(where, f"{where}: {twice!r} is listed twice")
@@ -222,11 +222,11 @@ def _check_order(where: str, files: Sequence[str]) -> None:
         mismatch(where, f"{where}: sorted as text, {files[place]!r} where {in_order[place]!r} comes first")
 
 
-_GENERIC = {"img1", "images", "frames", "rgb", "color", "JPEGImages"}  # folders that hold the frames of any video
+_GENERIC = {"img1", "images", "frames", "rgb", "color", "JPEGImages"}  # folder names that do not identify a video
 
 
 def name_videos(records: Collection[VideoRecord]) -> None:
-    """Name each video by the folder of its frames, or as much of the path as tells it from the others, or by its id."""
+    """Name each video by its frame folder, with as many parent folders as make names unique, or else by its id."""
     parts: list[list[str]] = []
     for record in records:
         assert isinstance(record.frames, ImageFiles)
@@ -284,7 +284,7 @@ def _read_annotations(
         drop_invalid(f"{where}.segmentations", masks)
         if any(mask is not None for mask in masks):
             by_video[video_id][instance_id] = masks
-        else:  # the official evaluator counts it among the objects that are to be found
+        else:  # the official evaluator counts it as an object to be found
             never_visible += 1
         record.instances.append(Instance(instance_id, contiguous[category_id], bool(entry.get("iscrowd", 0))))
         keep_areas(record, instance_id, entry.get("areas"), left_out)

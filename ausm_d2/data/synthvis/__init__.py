@@ -1,8 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Procedural videos with exact masks: every frame is a function of (seed, video, frame), computed when it is asked for.
+"""Procedural videos with exact masks. Each frame is a function of (seed, video, frame), rendered on access.
 
-A video is a plan (``planner``: who moves where, in the terms of ``scene``) and ``textures``, both made once when its
-first frame is asked for, and a ``renderer`` of single frames.
+When a video is first accessed, ``planner`` samples the motion of its layers (types in ``scene``) and ``textures`` their
+surfaces; ``renderer`` draws single frames.
 """
 
 from ausm_d2.data.synthvis.records import SynthFrames, SynthMasks, SynthVis

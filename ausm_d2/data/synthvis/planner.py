@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Who moves where in a procedural video.
+"""Samples the motion of the layers and the camera of a procedural video.
 
 Shape shorthand:
     T: frames of the video
@@ -32,7 +32,7 @@ _Knot = tuple[float, float, float]  # time in frames, x, y in pixels
 
 
 def _smooth(path: np.ndarray, rounds: int = 2) -> np.ndarray:
-    """Round the corners of a (T, ...) path; the ends stay where they are."""
+    """Smooth a (T, ...) path; its ends are fixed."""
     for _ in range(rounds):
         path = path.copy()
         path[1:-1] = 0.25 * path[:-2] + 0.5 * path[1:-1] + 0.25 * path[2:]
@@ -40,7 +40,7 @@ def _smooth(path: np.ndarray, rounds: int = 2) -> np.ndarray:
 
 
 def _through(knots: Sequence[_Knot], frames: int, rounds: int = 2) -> np.ndarray:
-    """(T, 2) path through knots."""
+    """(T, 2) path through knots, smoothed."""
     table = np.array(sorted(knots))
     times = np.arange(frames)
     return _smooth(np.stack([np.interp(times, table[:, 0], table[:, axis]) for axis in (1, 2)], 1), rounds)
@@ -61,7 +61,7 @@ class Planner:
         self.paths: list[np.ndarray] = []  # (T, 2) each, of the objects planned so far
 
     def plan(self) -> tuple[list[Layer], Camera]:
-        """Layers from the farthest to the nearest, and the camera."""
+        """Layers, back to front, and the camera."""
         rng, frames = self.rng, self.spec.num_frames
         pan_speed = rng.uniform(0.3, 1.8) * np.array([rng.choice((-1, 1)), rng.uniform(-0.5, 0.5)])
         layers: list[Layer] = []
@@ -96,7 +96,7 @@ class Planner:
             )
             depth = int(rng.integers(len(layers) + 1))
             layers.insert(depth, layer)
-            if occluder is not None:  # somewhere in front of what it hides
+            if occluder is not None:  # anywhere in front of the object that it hides
                 layers.insert(int(rng.integers(depth, len(layers))) + 1, occluder)
         camera = self._camera(pan_speed)
         middle = (_SIZE - 1) / 2
@@ -118,8 +118,11 @@ class Planner:
         return Camera(np.arange(frames)[:, None] * pan_speed + wander, np.exp(zoom - zoom.min()), angle)
 
     def _place(self, time: int, radius: float, near: tuple[np.ndarray, float] | None = None) -> _Knot:
-        """A waypoint at ``time``, of a few candidates (``near``: a point and how far around it) the one farthest from
-        the other objects."""
+        """A knot at ``time``: of five random points, the one farthest from the other objects.
+
+        Args:
+            near: centre and half side of the square that the points are drawn from; None: the whole frame.
+        """
         low = np.minimum(0.12 * _SIZE, 0.5 * radius + 4)
         high = _SIZE - low
         points = self.rng.uniform(low, high, size=(5, 2))
@@ -141,7 +144,8 @@ class Planner:
         return _through([first, middle, last], frames)
 
     def _edge(self, radius: float) -> tuple[np.ndarray, np.ndarray, float]:
-        """A point on the frame's border, the outward direction there, and how far out an object is out of sight."""
+        """A random point on the frame's border, the outward direction there, and the distance from the border at which
+        an object is out of sight."""
         side = int(self.rng.integers(4))
         outward = np.array([(-1.0, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, 1.0)][side])
         along = _SIZE * self.rng.uniform(0.25, 0.75)
@@ -149,7 +153,7 @@ class Planner:
         return point, outward, 0.8 * radius + 3
 
     def _outside(self, radius: float) -> np.ndarray:
-        """Leaves over a border, comes back over it a little aside."""
+        """A path that leaves the frame and returns across the same border, close by."""
         frames = self.spec.num_frames
         gone = int(self.rng.integers(2, 4))
         leave = int(self.rng.integers(3, max(4, frames - gone - 6)))
@@ -168,7 +172,7 @@ class Planner:
         return _through(knots, frames, 1)
 
     def _late(self, radius: float) -> np.ndarray:
-        """Comes in over a border after a few frames and stays."""
+        """A path that enters the frame after a few frames and stays."""
         frames = self.spec.num_frames
         enter = int(self.rng.integers(3, max(4, frames // 2)))
         point, outward, out = self._edge(radius)
@@ -178,13 +182,13 @@ class Planner:
         return _through([(-1, *outside), (enter - 1, *outside), arrival, rest], frames, 0)
 
     def _behind(self, radius: float, pan_speed: np.ndarray) -> tuple[np.ndarray, Layer]:
-        """Passes behind a pillar or a block, which stands in the scene or moves itself."""
+        """A path behind a pillar or a block, and that occluder, which is static or moves."""
         rng, frames = self.rng, self.spec.num_frames
         gone = int(rng.integers(3, 5))
         time = int(rng.integers(4, max(5, frames - 5))) + 0.5 * (gone % 2 == 0)
-        axis = 0 if radius > 9 or rng.random() < 0.75 else 1  # along which the object passes
+        axis = 0 if radius > 9 or rng.random() < 0.75 else 1  # of the motion
         speed = rng.uniform(3.6, 5.6)
-        share = rng.uniform(0.45, 1.0)  # of the relative speed, the object's part
+        share = rng.uniform(0.45, 1.0)  # the object's share of the relative speed
         sense = rng.choice((-1.0, 1.0))
         meet = _SIZE * rng.uniform(0.35, 0.65, size=2)
         forward = np.eye(2)[axis] * sense
@@ -199,7 +203,7 @@ class Planner:
             self._place(int(max(frames, time + reach + 3)), radius, (after, 12)),
         ]
         path = _through(knots, frames, 1)
-        width = 0.75 * radius + 0.5 * speed * (gone - 1) + 2  # half of it
+        width = 0.75 * radius + 0.5 * speed * (gone - 1) + 2  # half of the occluder's width
         length = 130.0 if rng.random() < 0.5 else radius * rng.uniform(1.5, 2.2) + 6
         lag = (np.arange(frames) - time)[:, None]
         occluder = Layer(
@@ -212,6 +216,6 @@ class Planner:
             scale=np.ones(frames),
             angle=np.full(frames, rng.uniform(-0.08, 0.08)),
         )
-        if share > 0.8:  # it stands in the scene: it and the background then move alike
+        if share > 0.8:  # a static occluder: the background moves with it
             pan_speed[:] = -forward * speed * (1 - share) * rng.uniform(0.7, 1.0)
         return path, occluder

@@ -82,17 +82,17 @@ def _checked(spec: Spec, frame: int) -> int:
 
 
 class SynthVis(Sequence[VideoRecord]):
-    """Procedural videos as records; record i is the same whatever was asked for before, in any process.
+    """Procedural videos as records. Record i depends neither on earlier accesses nor on the process.
 
     Args:
-        seed: any non-negative integer; other seeds, other videos of the same distribution.
-        num_videos: how many of the endless row of videos to show.
+        seed: 0 or more. Different seeds give different videos of the same distribution.
+        num_videos: length of the sequence.
         num_frames: T, at least 2.
-        complete: drop instances that are visible in no frame, and fill ``prompt_frames`` with each one's first visible
-            frame. It renders every video once, so it is for evaluation sets.
+        complete: drop instances that are visible in no frame, and set ``prompt_frames`` to the first visible frame of
+            each. This renders every video once, so it is for evaluation sets.
 
     Raises:
-        UserError: a negative seed, or fewer than 2 frames.
+        UserError: if the seed is negative, or there are fewer than 2 frames.
     """
 
     def __init__(self, seed: int, num_videos: int, num_frames: int = NUM_FRAMES, *, complete: bool = False) -> None:

@@ -7,7 +7,8 @@ of it in sight, is neither drawn nor labelled in that frame, so that image and m
 
 Shape shorthand:
     H, W: frame size in pixels
-    S, R: height and width of a sprite in pixels
+    S, R: height and width of a texture or sprite in pixels
+    h, w: height and width of the part of the frame that a layer covers
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from ausm_d2.data.synthvis.scene import HEIGHT, WIDTH, Layer, Spec, generator
 from ausm_d2.data.synthvis.textures import blotches, mix, noise_table, pattern, rgb, sprite_of
 
 _WARP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-_SHUTTER = 0.6  # part of the time between two frames during which the shutter is open
-_BLUR_FROM = 2.5  # pixels a frame; slower layers are rendered sharp
+_SHUTTER = 0.6  # exposure time, relative to the frame interval
+_BLUR_FROM = 2.5  # pixels per frame; slower layers have no motion blur
 
 
 class Video:
@@ -35,7 +36,7 @@ class Video:
         rng = generator(spec, index, 2)
         count = sum(layer.instance_id > 0 for layer in self.layers)
         hues = (rng.random() + (np.arange(count + 1) + rng.uniform(-0.2, 0.2, count + 1)) / (count + 1)) % 1.0
-        # the scene and every object have their own part of the colour circle: contrast, and who is who after hiding
+        # The scene and each object have separate hues: for contrast, and to tell objects apart after an occlusion.
         hue, object_hues = float(hues[0]), [float(h) for h in rng.permutation(hues[1:])]
         self.background = self._scene(rng, hue)
         self.sprites = [
@@ -46,7 +47,7 @@ class Video:
         ]
         frames = spec.num_frames
         self.gain = 1 + oscillation(rng, frames, rng.uniform(0.0, 0.18))
-        if rng.random() < 0.25:  # the light is switched
+        if rng.random() < 0.25:  # brightness changes at once
             self.gain[int(rng.integers(2, max(3, frames))) :] *= rng.choice((0.72, 1.25))
         self.noise = float(rng.uniform(1.0, 6.0)) / 32
         table = noise_table()
@@ -65,7 +66,7 @@ class Video:
 
     @staticmethod
     def _surface(rng: np.random.Generator, layer: Layer, hue: float | None, scene_hue: float) -> np.ndarray:
-        """(S, R, 3) float32 texture of a layer; an occluder (``hue`` None) is made of what the scene is made of."""
+        """(S, R, 3) float32 texture of a layer. An occluder (``hue`` None) has the hue of the scene."""
         columns, rows = (2 * math.ceil(h) + 4 for h in layer.half)
         period = rng.uniform(0.45, 1.1) * min(layer.half)
         if hue is None:
@@ -77,7 +78,7 @@ class Video:
         value = rng.uniform(0.55, 1.0)
         saturation = rng.uniform(0.6, 1.0)
         first = rgb(hue, saturation, value)
-        # Faint enough that the outline, which tells the class, is the strongest edge of an object.
+        # Low contrast, so that the strongest edge of an object is its outline, which tells the class.
         second = rgb(
             (hue + rng.uniform(-0.03, 0.03)) % 1, saturation * rng.uniform(0.8, 1.0), value * rng.uniform(0.75, 0.92)
         )
@@ -128,7 +129,7 @@ class Video:
         return cv2.warpAffine(self.background, matrix, (WIDTH, HEIGHT), flags=_WARP, borderMode=cv2.BORDER_REFLECT_101)
 
     def _patch(self, layer: Layer, sprite: np.ndarray, frame: int) -> tuple[slice, slice, np.ndarray] | None:
-        """The part of the frame that a layer can touch and its premultiplied pixels there, uint8 (h, w, 4).
+        """The rows and columns of the frame that a layer may cover, and its premultiplied RGBA there, uint8 (h, w, 4).
         None: out of sight."""
         x, y = layer.centre[frame].tolist()
         vx, vy = (_SHUTTER * layer.velocity[frame]).tolist()
@@ -157,6 +158,6 @@ class Video:
 
         patch = warp(0.0)
         if math.hypot(vx, vy) > _SHUTTER * _BLUR_FROM:
-            # the average of sub-frames: both ends of the exposure, and its middle twice
+            # mean of sub-frames: start and end of the exposure, and twice its middle
             patch = cv2.addWeighted(patch, 0.5, cv2.addWeighted(warp(-0.5), 0.5, warp(0.5), 0.5, 0), 0.5, 0)
         return slice(top, bottom), slice(left, right), patch

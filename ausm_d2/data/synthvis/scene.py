@@ -1,8 +1,9 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What a procedural video is made of: its layers, its camera, and how many objects of which classes it shows.
+"""Constants and types of procedural videos: classes, layers, camera, and the objects of a video.
 
 Shape shorthand:
     T: frames of the video
+    P: corners of a polygon
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ NUM_FRAMES = 18
 HEIGHT, WIDTH = 96, 160
 CLASSES = ("disc", "square", "triangle", "star", "ring", "cross")
 CLASS_COLORS = ((230, 80, 60), (70, 140, 230), (90, 190, 80), (240, 200, 50), (170, 90, 210), (60, 200, 200))
-MIN_VISIBLE = 12  # pixels, and
-MIN_PART = 0.1  # of an object's area at scale 1; with less in sight it counts as hidden
+MIN_VISIBLE = 12  # pixels; an object with fewer visible pixels is hidden
+MIN_PART = 0.1  # of an object's area at scale 1; an object with a smaller visible part is hidden
 
 RING_HOLE = 0.52  # inner over outer radius
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What the bytes of a video depend on, besides its index."""
+    """Determines the content of a video, together with its index."""
 
     seed: int
     num_frames: int = NUM_FRAMES
@@ -35,25 +36,25 @@ class Spec:
 
 @dataclass(eq=False)
 class Layer:
-    """One sprite's way through the video, camera included. Arrays are indexed by frame (T)."""
+    """One sprite and its motion in the frame, camera motion included. Arrays are indexed by frame (T)."""
 
     instance_id: int  # 0: an occluder, which has no label
     shape: int  # index into CLASSES; -1: a rectangle
     least: float  # visible pixels, below which the layer is not drawn
     half: tuple[float, float]  # half width and half height at scale 1, pixels
-    stretch: float  # x by this factor, y by its inverse
+    stretch: float  # factor on the width; the height is divided by it
     centre: np.ndarray  # (T, 2) x, y in pixels
     scale: np.ndarray
     angle: np.ndarray  # radians
-    velocity: np.ndarray = field(init=False)  # (T, 2) pixels a frame
+    velocity: np.ndarray = field(init=False)  # (T, 2) pixels per frame
 
 
 @dataclass
 class Camera:
-    """View of the background; zoom and angle act on the objects too."""
+    """Camera motion. Zoom and angle apply to background and objects, pan to the background only."""
 
     pan: np.ndarray  # (T, 2) pixels
-    zoom: np.ndarray  # (T,) >= 1, so that what is outside stays outside
+    zoom: np.ndarray  # (T,) >= 1, so that objects outside of the frame stay outside
     angle: np.ndarray  # (T,) radians
 
 
@@ -70,16 +71,16 @@ def _stratum(spec: Spec, index: int, dimension: int) -> float:
 
 @dataclass(frozen=True)
 class Cast:
-    """How many objects a video has, their classes, and what is asked of them."""
+    """The objects of a video: their classes, and the indices of special ones."""
 
     classes: tuple[int, ...]
     small: frozenset[int]
-    hidden: frozenset[int]  # vanish for some frames and come back
-    late: frozenset[int]
+    hidden: frozenset[int]  # disappear for some frames and come back
+    late: frozenset[int]  # appear after the first frames
 
 
 def _pick(quantile: float, shares: Sequence[float]) -> int:
-    """Index of the share that ``quantile`` falls into; the shares sum to 1 (the last takes what is left)."""
+    """Index of the interval that ``quantile`` falls into. ``shares``: lengths of the intervals, which sum to 1."""
     return int(np.searchsorted(np.cumsum(shares[:-1]), quantile, side="right"))
 
 
@@ -100,7 +101,7 @@ def cast_of(spec: Spec, index: int) -> Cast:
 
 @cache
 def outline(shape: int) -> tuple[np.ndarray, float]:
-    """Polygon (N, 2) of a class inside the unit circle and the area of the class (the ring's hole taken out)."""
+    """Polygon (P, 2) of a class inside the unit circle, and the area of the class (a ring without its hole)."""
     name = CLASSES[shape]
     if name == "cross":
         arm = 0.34

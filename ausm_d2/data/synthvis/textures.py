@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The textures of a procedural video: colours, patterns, sprites, noise.
+"""Textures of procedural videos: colours, patterns, sprites, noise.
 
 Shape shorthand:
     S, R: height and width of a texture in pixels
@@ -46,7 +46,7 @@ def pattern(rng: np.random.Generator, shape: tuple[int, int], period: float) -> 
 
 
 def mix(field: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(S, R, 3) float32 between two colours."""
+    """(S, R, 3) float32: from ``first`` where ``field`` (S, R) is 0 to ``second`` where it is 1."""
     return first.astype(np.float32) + field[..., None] * (second - first).astype(np.float32)
 
 
@@ -72,6 +72,6 @@ def sprite_of(layer: Layer, colour: np.ndarray) -> np.ndarray:
 
 @cache
 def noise_table() -> np.ndarray:
-    """(256, 320, 3) uint8 Gaussian noise around 128, standard deviation 32; frames cut windows of it."""
+    """(256, 320, 3) uint8 Gaussian noise around 128, standard deviation 32. Frames use random windows of it."""
     noise = np.random.default_rng(0).normal(128, 32, size=(256, 320, 3))
     return np.clip(np.round(noise), 0, 255).astype(np.uint8)

@@ -34,10 +34,10 @@ FORMATS: dict[str, Format] = {  # the first five by metadata evaluator_type
 
 
 def write(path: str | os.PathLike[str], members: Iterable[Member]) -> None:
-    """Write the files of a submission as a zip, a single ``.json`` or else a folder, which is complete or not there.
+    """Write the files of a submission to a zip, a single ``.json`` or a folder. Nothing is left if that fails.
 
     Raises:
-        UserError: it cannot be written, two files would have one name, or one would lie outside of the submission.
+        UserError: if it cannot be written, two files have the same name, or a name lies outside of the submission.
     """
     target = Path(path)
     if target.suffix == ".zip":
@@ -58,7 +58,7 @@ def write(path: str | os.PathLike[str], members: Iterable[Member]) -> None:
 
 
 def _each_once(target: Path, members: Iterable[Member]) -> Iterator[Member]:
-    """The members, as long as their names are usable."""
+    """Yield the members; raise UserError at a name that is repeated or lies outside of the submission."""
     seen: set[str] = set()
     for name, content in members:
         parts = PurePosixPath(name).parts
@@ -73,7 +73,7 @@ def _each_once(target: Path, members: Iterable[Member]) -> Iterator[Member]:
 def write_submission(
     dataset_name: str, records: Sequence[VideoRecord], results: ResultFolder, output_dir: str | os.PathLike[str]
 ) -> None:
-    """Write ``output_dir/submission.zip`` for a data set whose labels are not public, and say what to do with it."""
+    """Write ``output_dir/submission.zip`` for a data set whose labels are not public, and log where to submit it."""
     path = Path(output_dir, "submission.zip")
     metadata = MetadataCatalog.get(dataset_name)
     write(path, FORMATS[metadata.evaluator_type].members(DataSet.of(dataset_name, records), results))
@@ -82,13 +82,13 @@ def write_submission(
 
 
 def check(path: str | os.PathLike[str], dataset_name: str, form: str | None = None) -> list[str]:
-    """What a server would refuse in a submission for a data set; nothing, if it is as it should be.
+    """The reasons why a server would refuse a submission for a data set; empty if it is valid.
 
     Args:
-        form: key of ``FORMATS``; by default the one that the data set's server takes.
+        form: key of ``FORMATS``; default: the format of the data set's server.
 
     Raises:
-        UserError: no such file, no such data set.
+        UserError: if the file or the data set does not exist.
     """
     records = get_records(dataset_name)
     kind = form or MetadataCatalog.get(dataset_name).evaluator_type

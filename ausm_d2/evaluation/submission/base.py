@@ -32,7 +32,7 @@ class DataSet:
 
     @classmethod
     def of(cls, name: str, records: Sequence[VideoRecord]) -> DataSet:
-        """From the metadata of a registered data set; without category ids of its own, they count from 1."""
+        """From the metadata of a registered data set. Category ids start at 1 if it has none of its own."""
         metadata = MetadataCatalog.get(name)
         own = metadata.get("thing_dataset_id_to_contiguous_id")
         if own is None:
@@ -40,13 +40,13 @@ class DataSet:
         return cls(name, records, {contiguous: category for category, contiguous in own.items()})
 
     def problems(self) -> Iterator[str]:
-        """Videos of one name, of which a server would see one."""
+        """Names of several videos: a server would see one of these videos only."""
         for name, count in Counter(record.name for record in self.records).items():
             if count > 1:
                 yield f"{self.name} has {count} videos of the name {name!r}; files of results are named by videos"
 
 
-_LARGE, _PACKED = 100_000_000, 100  # bytes, and times smaller, that no file of results comes to
+_LARGE, _PACKED = 100_000_000, 100  # bytes, compression ratio: no file of results exceeds both
 
 
 class Files:
@@ -66,14 +66,14 @@ class Files:
             self.names = [self.path.name]
 
     def problems(self) -> Iterator[str]:
-        """Files of one name, of which a server would see one."""
+        """Names of several files in a zip: a server would see one of these files only."""
         yield from (f"{name}: in the zip {count} times" for name, count in Counter(self.names).items() if count > 1)
 
     def read(self, name: str) -> bytes:
         """The contents of a file.
 
         Raises:
-            UserError: the zip is damaged or asks for a password.
+            UserError: if the zip is damaged, encrypted, or compressed more than results can be.
         """
         if self.zip is not None:
             entry = self.zip.getinfo(name)
@@ -93,7 +93,7 @@ class Format:
     """A submission format."""
 
     def members(self, data: DataSet, results: ResultFolder) -> Iterator[Member]:
-        """The files of a submission, from results."""
+        """Yield the files of a submission, made from results."""
         raise NotImplementedError
 
     def problems(self, data: DataSet, files: Files) -> Iterator[str]:

@@ -24,8 +24,8 @@ class JSONFormat(Format):
         """
         Args:
             file_name: may contain ``*``, which matches any text.
-            entries: gives the entries of one video.
-            check: says what is wrong with an entry.
+            entries: yields the entries of one video.
+            check: returns what is wrong with an entry, or None.
         """
         self.file_name = file_name
         self._entries = entries
@@ -58,7 +58,7 @@ class JSONFormat(Format):
         except RecursionError:
             yield f"{names[0]}: nested too deeply"
             return
-        except ValueError as error:  # no text, no JSON, or a number of thousands of digits
+        except ValueError as error:  # not text, not JSON, or a number of thousands of digits
             yield f"{names[0]}: not a JSON file: {error}"
             return
         if not isinstance(entries, list) or not entries:

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Submissions of mask pictures: DAVIS, MOSE and YouTube-VOS, SA-V."""
+"""Submissions of mask images: DAVIS, MOSE, YouTube-VOS and SA-V."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ausm_d2.masks.rle import decode
 
 
 class MaskTree(Format):
-    """Palette PNGs, ``<video>/<frame>.png``: DAVIS and MOSE; below a top folder for YouTube-VOS."""
+    """Palette PNGs, ``<video>/<frame>.png``: DAVIS and MOSE; YouTube-VOS has a top folder."""
 
     def __init__(self, top: str = "") -> None:
         self.top = top
@@ -28,7 +28,7 @@ class MaskTree(Format):
         return record.extra.get("scored_frames", range(record.length))
 
     def expected(self, record: VideoRecord) -> Iterator[tuple[str, int, int | None]]:
-        """(path inside, frame, object or ``None`` for all) of every picture of a video."""
+        """(path in the submission, frame, object id or ``None`` for all objects) of every image of a video."""
         for frame in self.frames(record):
             yield f"{self.top}{record.name}/{record.frames.names[frame]}.png", frame, None
 
@@ -85,7 +85,7 @@ def _check_picture(content: bytes, record: VideoRecord, ids: np.ndarray | None) 
 
 
 class ObjectTree(MaskTree):
-    """A folder of PNGs for each object, ``<video>/<object>/<frame>.png``, which may overlap: SA-V."""
+    """Binary PNGs, ``<video>/<object>/<frame>.png``; masks may overlap: SA-V."""
 
     def expected(self, record: VideoRecord) -> Iterator[tuple[str, int, int | None]]:
         for object_id, prompt in sorted((record.prompt_frames or {}).items()):

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Boxes around the masks as MOTChallenge's text."""
+"""Bounding boxes of the masks, in MOTChallenge's text format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ausm_d2.evaluation.submission.base import DataSet, Files, Format, Member
 
 
 class MOTText(Format):
-    """MOTChallenge: ``<video>.txt``, a line for each box: frame, id, left, top, width, height, score, -1, -1, -1."""
+    """MOTChallenge: ``<video>.txt``, one line per box: frame, id, left, top, width, height, score, -1, -1, -1."""
 
     def members(self, data: DataSet, results: ResultFolder) -> Iterator[Member]:
         for record in data.records:
@@ -24,7 +24,7 @@ class MOTText(Format):
         output = results.read(record)
         tracks = [(track["track_id"], track["score"], track["segmentations"]) for track in output.best_classes()]
         tracks += [(object_id, 1.0, masks) for object_id, masks in (output.objects or {}).items()]
-        # Frames, pixels and ids count from 1; a user's ids are kept where they do.
+        # Frames, pixels and ids start at 1; ids are shifted by 1 only if one of them is 0.
         first = min((track_id for track_id, _, _ in tracks), default=1)
         for frame in range(record.length):
             for track_id, score, masks in tracks:
