@@ -1,12 +1,12 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Frames that are read and encoded in a second thread, while the stream is at those before them.
+"""Reads and encodes frames ahead of the stream, in a second thread.
 
-No information passes between frames in the frame encoder, so it may run ahead, and take several frames at once where
-they are there already: those of a file.
+The frame encoder passes no information between frames, so it can run ahead, and encode several frames as one batch if
+they are available, as in a file.
 
 Shape shorthand:
     H, W: size of the frames in pixels; H_in, W_in: the network's input size, before padding
-    k: frames that are encoded at once
+    k: frames per batch of the encoder
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.modeling.transfer import upload
 from ausm_d2.streaming.settings import VideoSettings
 
-_MOST = {"cuda": 16, "cpu": 4}  # k at the most; more gain nothing
-_SHARE = 8  # k frames may take this part of the memory that is free
-_ACTIVATIONS = 16  # what the encoder needs while it runs, over what it gives: more than any of our configs needs
+_MOST = {"cuda": 16, "cpu": 4}  # maximum of k; larger batches are not faster
+_SHARE = 8  # k frames may use 1 / _SHARE of the free memory
+_ACTIVATIONS = 16  # encoder's peak memory over the size of its output; an upper bound for our configs
 
 
 class EncodedFrame(NamedTuple):
-    """A frame, and what the frame encoder makes of it."""
+    """A frame and its features."""
 
     image: np.ndarray  # uint8 (H, W, 3), RGB
     resized: Tensor  # uint8 (3, H_in, W_in), RGB
-    features: FrameFeatures | None  # of B = 1; None: the stream has to encode it (it is captured in a CUDA graph)
+    features: FrameFeatures | None  # batch size 1; None: encoded by the stream, as part of its CUDA graph
 
 
 def pixels(frame: np.ndarray | EncodedFrame) -> np.ndarray:
-    """uint8 (H, W, 3), RGB."""
+    """The frame itself: uint8 (H, W, 3), RGB."""
     return frame.image if isinstance(frame, EncodedFrame) else frame
 
 
 def network_input(
     frame: np.ndarray | EncodedFrame, settings: VideoSettings, size: tuple[int, int]
 ) -> tuple[Tensor, FrameFeatures | None]:
-    """uint8 (3, H_in, W_in) = ``size``, and its features where the frame was encoded at that size."""
+    """The frame at ``size`` (H_in, W_in), uint8 (3, H_in, W_in), and its features if it was encoded at that size."""
     if isinstance(frame, EncodedFrame) and frame.resized.shape[1:] == size:
         return frame.resized, frame.features
     return settings.resize(pixels(frame), size), None
@@ -66,16 +66,17 @@ def encode_ahead(
     given: Iterable[np.ndarray] = (),
     at_once: int | None = None,
 ) -> Generator[EncodedFrame, None, None]:
-    """The same frames, encoded; :meth:`Stream.step` takes them in place of plain ones.
+    """The same frames, encoded; :meth:`Stream.step` takes them in place of plain frames.
 
-    What raises an exception, a frame that cannot be read or encoded, raises it when it is that frame's turn. When the
-    iterator is closed, the thread ends after the frames that it is at.
+    An exception from reading or encoding a frame is raised when that frame is due. When the iterator is closed, the
+    thread ends after its current batch.
 
     Args:
         network: in evaluation mode.
-        frames: uint8 (H, W, 3), RGB; asked for 2 k ahead at the most.
-        given: bool (H, W) masks that will be given with the first frame; see :meth:`VideoSettings.input_size`.
-        at_once: k. None: as many as fit well into free memory. 1 for a camera, whose frames come one by one.
+        frames: uint8 (H, W, 3), RGB; requested at most 2 k ahead.
+        given: bool (H, W) masks that will be prompted at the first frame; see :meth:`VideoSettings.input_size`.
+        at_once: k; 1 for a camera, whose frames arrive one by one. None: as many as fit into ``1 / _SHARE`` of the free
+            memory.
     """
     done = threading.Event()
     ready: queue.Queue[EncodedFrame | _End] = queue.Queue(maxsize=at_once or _MOST.get(network.device.type, 1))
@@ -90,7 +91,7 @@ def encode_ahead(
             raise item.error
     finally:
         done.set()
-        while thread.is_alive():  # it may wait for a place
+        while thread.is_alive():  # it may be blocked by a full queue
             with suppress(queue.Empty):
                 ready.get_nowait()
             thread.join(0.01)
@@ -99,7 +100,7 @@ def encode_ahead(
 def _resized(
     settings: VideoSettings, frames: Iterable[np.ndarray], given: list[np.ndarray]
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Frames, and uint8 (3, H_in, W_in) as their stream resizes them."""
+    """Frames, and the same resized as the stream does: uint8 (3, H_in, W_in)."""
     first: tuple[int, int] | None = None
     for frame in frames:
         size = (frame.shape[0], frame.shape[1])
@@ -115,9 +116,9 @@ def _work(
     ready: queue.Queue[EncodedFrame | _End],
     done: threading.Event,
 ) -> None:
-    """The second thread. Autocast and gradients are switched per thread."""
+    """Body of the second thread. Autocast and gradient mode are thread-local."""
     waiting: list[tuple[np.ndarray, Tensor]] = []
-    count = at_once or 1  # the first frame says how much memory one takes
+    count = at_once or 1  # the first frame shows how much memory a frame takes
     captured = settings.cuda_graph and network.device.type == "cuda"
 
     def hand_over() -> None:
@@ -144,15 +145,15 @@ def _work(
                         hand_over()
                     if done.is_set():
                         break
-            finally:  # those before a frame that cannot be read
+            finally:  # the frames before an unreadable one
                 hand_over()
-    except BaseException as raised:  # to whoever asks for the next frame
+    except BaseException as raised:  # raised again in the consumer's thread
         error = raised
     ready.put(_End(error))
 
 
 def _encode(network: AUSMNetwork, images: list[Tensor]) -> list[FrameFeatures]:
-    """uint8 (3, H_in, W_in) images of one size -> features of B = 1 each."""
+    """Encode uint8 (3, H_in, W_in) images of one size as a batch; returns features of batch size 1."""
     batch = torch.stack([upload(image, network.device) for image in images])
     features = network.encode(network.normalise(batch))
     return [
@@ -166,7 +167,7 @@ def _encode(network: AUSMNetwork, images: list[Tensor]) -> list[FrameFeatures]:
 
 
 def frames_at_once(features: FrameFeatures, device: torch.device) -> int:
-    """k for frames like the one that ``features`` are of: what fits into an eighth of the memory that is free."""
+    """k for frames with such features: as many as fit into ``1 / _SHARE`` of the free memory."""
     tensors = [features.x, features.mask_features, *features.multi_scale]
     needed = _ACTIVATIONS * sum(each.numel() * each.element_size() for each in tensors)
     if device.type == "cuda":

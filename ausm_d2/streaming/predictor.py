@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""A trained model to use: frames in, masks out, in the manner of Detectron2's DefaultPredictor.
+"""A trained model for use: frames in, masks out, like Detectron2's DefaultPredictor.
 
     predictor = VideoPredictor.from_pretrained("ausm_edge")     # or VideoPredictor(cfg)
     for result in predictor.stream(frames):            # unprompted; any iterator of frames
@@ -9,7 +9,6 @@
 
 Shape shorthand:
     H, W: size of the frames in pixels, as given
-    N: rows of a result
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class VideoPredictor:
     """Loads ``MODEL.WEIGHTS`` and segments any number of videos with them.
 
     Frames are uint8 (H, W, 3) BGR arrays, as OpenCV reads them. They are resized by ``INPUT.MIN_SIZE_TEST`` and
-    ``MAX_SIZE_TEST``; masks come at the size of the frames. A frame costs one frame of work, memory does not grow.
+    ``MAX_SIZE_TEST``; masks have the size of the frames. Time per frame and memory do not grow with the video.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -58,19 +57,19 @@ class VideoPredictor:
             cfg: a complete config, such as :func:`~ausm_d2.config.load_config` returns.
 
         Raises:
-            UserError: weights that are missing or do not fit, or a key with a value that is none.
+            UserError: if weights are missing or do not fit, or a config value is invalid.
         """
         self.cfg = cfg.clone()
         if cfg.TEST.AUSM.REPEAT > 1 or cfg.TEST.AUSM.SPATIAL_TRAVERSAL:
             logger.warning("TEST.AUSM.REPEAT and SPATIAL_TRAVERSAL act in evaluation only: a stream sees a frame once")
         self.settings = VideoSettings.from_config(cfg)
         self.settings.topk = self.settings.topk or DEFAULT_TOPK
-        # The network alone: nothing of it needs the losses. A variant of it registers a meta-architecture of its own.
+        # The network alone, without losses. Variants register a meta-architecture of their own.
         plain = cfg.MODEL.META_ARCHITECTURE == "AUSM"
         self.model: AUSMNetwork = (AUSMNetwork(cfg).to(cfg.MODEL.DEVICE) if plain else build_model(cfg)).eval()
         AUSMCheckpointer(self.model, complete=True).load(cfg.MODEL.WEIGHTS)
         if self.settings.amp and not cfg.MODEL.WEIGHTS:
-            _ = self.fingerprint  # of the weights themselves, before they are rounded: the same on every device
+            _ = self.fingerprint  # computed from the weights before they are rounded: the same on every device
         prepare_for_inference(self.model, self.settings)
         self.label_set: str = cfg.TEST.AUSM.LABEL_SET or cfg.MODEL.AUSM.LABEL_SETS[0][0]  # label set of detections
 
@@ -82,19 +81,18 @@ class VideoPredictor:
             opts: alternating keys and values that replace those of its config, such as ``["MODEL.DEVICE", "cpu"]``.
 
         Raises:
-            UserError: an unknown name or key.
+            UserError: if the name or a key is unknown.
         """
         return cls(pretrained_config(name, opts))
 
     def stream(self, frames: Iterable[np.ndarray | EncodedFrame]) -> Iterator[FrameResult]:
-        """Find and follow all objects of a video, without prompts. A result leaves before the next frame is asked for.
+        """Detect and track all objects of a video. Each result is yielded before the next frame is requested.
 
         Args:
-            frames: uint8 (H, W, 3), BGR; or those of :meth:`ahead`, which is faster for a file and where two cores are
-                free.
+            frames: uint8 (H, W, 3), BGR; or those of :meth:`ahead`, which is faster for files if two cores are free.
 
         Raises:
-            UserError: a frame that is none, or of another size than the first.
+            UserError: if an item is not a frame, or not of the first frame's size.
         """
         session = None
         for frame in frames:
@@ -107,35 +105,35 @@ class VideoPredictor:
     def ahead(
         self, frames: Iterable[np.ndarray], given: Iterable[np.ndarray] = (), *, at_once: int | None = None
     ) -> Generator[EncodedFrame, None, None]:
-        """The same frames, read and encoded in a second thread while a session is at those before: give them to
-        :meth:`stream`, :meth:`start` and :meth:`Session.step` in place of plain ones. Their masks are the same but for
-        rounding. With ``OMP_NUM_THREADS=1`` two cores are used in full.
+        """The same frames, read and encoded ahead by a second thread. :meth:`stream`, :meth:`start` and
+        :meth:`Session.step` take them in place of plain frames; masks are the same up to rounding. With
+        ``OMP_NUM_THREADS=1`` it uses two cores fully.
 
         Args:
-            frames: uint8 (H, W, 3), BGR. They are asked for before they are needed.
-            given: bool (H, W) masks that :meth:`start` will get: where they are small, frames are larger at the input.
-            at_once: frames that the encoder takes together: 1 for a camera; None, for a file: as memory allows.
+            frames: uint8 (H, W, 3), BGR; requested before they are needed.
+            given: bool (H, W) masks that :meth:`start` will be called with; small ones enlarge the network's input.
+            at_once: frames per batch of the encoder: 1 for a camera; None (for a file): as memory allows.
 
         Raises:
-            UserError: a frame that is none, when it is its turn.
+            UserError: if an item is not a frame, when that item is due.
         """
         return encode_ahead(self.model, self.settings, map(as_rgb, frames), given=given, at_once=at_once)
 
     def start(
         self, frame: np.ndarray | EncodedFrame, prompts: Prompts | None = None, discover: bool = False
     ) -> Session:
-        """Begin a video with its first frame.
+        """Start a session with the first frame of a video.
 
         Args:
             frame: uint8 (H, W, 3), BGR; or the first one of :meth:`ahead`.
-            prompts: the objects to follow, by ids of one's own choice (1 or more): masks (bool or 0/1 uint8 (H, W)),
-                or ``Box``, ``Points`` and ``Scribble`` of :mod:`ausm_d2.streaming.prompts`, one or several for each;
-                see :meth:`Session.add`. No other object is looked for; objects may be added later, so it may be empty.
-                None: find all objects.
-            discover: beside the objects given, find all others; they get ids above those given.
+            prompts: the objects to track, by ids of the user's choice (1 or more): masks (bool or 0/1 uint8 (H, W)),
+                or ``Box``, ``Points`` and ``Scribble`` of :mod:`ausm_d2.streaming.prompts`, one or several per object;
+                see :meth:`Session.add`. Other objects are not detected. It may be empty, if objects are added later.
+                None: detect all objects.
+            discover: also detect all other objects; their ids follow the prompted ones.
 
         Raises:
-            UserError: a frame or a prompt that cannot be used.
+            UserError: if the frame or a prompt is invalid.
         """
         detect = discover or prompts is None
         stream = Stream(
@@ -150,10 +148,10 @@ class VideoPredictor:
         return session
 
     def load(self, path: str | os.PathLike[str]) -> Session:
-        """The session that :meth:`Session.save` wrote; it continues as if it had never been interrupted.
+        """Load a session written by :meth:`Session.save`. It continues as if it had not been interrupted.
 
         Raises:
-            UserError: no such file, no saved session, or one of other weights or settings.
+            UserError: if the file is missing, not a session, or was saved with other weights or settings.
         """
         require_whole(path)
         try:
@@ -176,11 +174,11 @@ class VideoPredictor:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the weights and of the settings that may change what a stream says."""
+        """SHA-256 of the weights and of the settings that affect results."""
         return fingerprint(self.cfg, self.model)
 
     def class_names(self, label_set: str) -> list[str]:
-        """The classes of a label set, named as in the first data set of the config that has it."""
+        """Class names of a label set, from the first data set of the config that has it."""
         register_from_config(self.cfg)
         for name in (*self.cfg.DATASETS.TEST, *self.cfg.DATASETS.TRAIN):
             if name in DatasetCatalog and MetadataCatalog.get(name).get("label_set") == label_set:

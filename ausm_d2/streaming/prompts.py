@@ -1,7 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What a user may give for an object in a frame, and the mask that it is drawn as.
+"""Prompts: masks, boxes, points and scribbles, and how they become masks.
 
-The network takes masks. Everything else is drawn as a coarse mask (masks/drawn.py) and refined by the network itself
+The network takes masks. Other prompts are drawn as coarse masks (masks/drawn.py), which the network refines
 (:mod:`ausm_d2.streaming.refinement`).
 
 Shape shorthand:
@@ -32,7 +32,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class Box:
-    """A box around the object: its left, top, right and bottom side."""
+    """A box around the object: left, top, right, bottom."""
 
     x0: float
     y0: float
@@ -42,7 +42,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Points:
-    """Clicks: on the object (label 1), or where it is not (label 0)."""
+    """Clicks on the object (label 1) or off it (label 0)."""
 
     points: Sequence[Sequence[float]]  # x, y of each
     labels: Sequence[int] | None = None  # None: all are on the object
@@ -50,9 +50,9 @@ class Points:
 
 @dataclass(frozen=True)
 class Scribble:
-    """A line through points: on the object (label 1), or where it is not (label 0)."""
+    """A line through points, on the object (label 1) or off it (label 0)."""
 
-    points: Sequence[Sequence[float]]  # x, y of each, in their order
+    points: Sequence[Sequence[float]]  # x, y of each, in drawing order
     label: int = 1
     width: float | None = None  # pixels; None: 12 in a frame whose shorter side has 480
 
@@ -64,29 +64,30 @@ Prompts = Mapping[int, Prompt | Sequence[Prompt]]  # by the user's object id
 
 @dataclass
 class Drawn:
-    """What was given for one object, as masks."""
+    """The prompts of one object, drawn as masks."""
 
     mask: np.ndarray  # bool (H, W)
-    exact: bool  # it is the object's mask; otherwise a coarse one
+    exact: bool  # the mask was given as a mask; otherwise it is coarse
     boxes: list[np.ndarray] = field(default_factory=list)  # bool (H, W) each
-    on: list[np.ndarray] = field(default_factory=list)  # bool (H, W): clicks and lines on the object
-    off: list[np.ndarray] = field(default_factory=list)  # bool (H, W): where it is not
+    on: list[np.ndarray] = field(default_factory=list)  # bool (H, W): clicks and scribbles on the object
+    off: list[np.ndarray] = field(default_factory=list)  # bool (H, W): clicks and scribbles off the object
 
     def marks(self, label: int) -> list[np.ndarray]:
-        """The list for clicks and lines of a label: ``on`` for 1, ``off`` for 0.
+        """The list for clicks and scribbles of a label: ``on`` for 1, ``off`` for 0.
 
         Raises:
-            UserError: another label.
+            UserError: if the label is neither 0 nor 1.
         """
         if label not in (0, 1):
             raise UserError(f"label {label!r}, expected 1 (on the object) or 0 (where it is not)")
         return self.on if label else self.off
 
     def fit(self, mask: np.ndarray) -> float:
-        """How well a mask agrees with what was given, from 0 to 1.
+        """How well a mask agrees with the prompts, from 0 to 1.
 
-        The mean, over all that was given, of: IoU of the bounding boxes; the covered share of a click or line on the
-        object; the share left free of one where it is not. A drawn disc is a guess: half of it counts as all.
+        The mean over all prompts of: the IoU of the bounding boxes, for a box; the covered share of a click or scribble
+        on the object; the uncovered share of one off it. These shares are doubled, up to 1, because a click is drawn as
+        a disc, which may reach beyond the object.
         """
         if not mask.any():
             return 0.0
@@ -97,7 +98,7 @@ class Drawn:
         return float(np.mean(scores)) if scores else 1.0
 
     def without_off(self, mask: np.ndarray) -> np.ndarray:
-        """The mask without the pixels where the object is not."""
+        """The mask without the clicks and scribbles off the object."""
         return mask & ~np.any(self.off, axis=0) if self.off else mask
 
 
@@ -115,13 +116,13 @@ def _box_iou(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -
 
 
 def draw(prompts: Prompts, size: Sequence[int], current: Mapping[int, np.ndarray] | None = None) -> dict[int, Drawn]:
-    """Check and draw what a user gives.
+    """Check prompts and draw them as masks.
 
     Args:
-        prompts: by object id; several for one object are put together.
+        prompts: by object id; several prompts of one object are combined.
         size: (H, W).
-        current: bool (H, W) by id: masks of objects that are followed. Clicks and lines correct them; a mask or a box
-            takes their place.
+        current: bool (H, W) by id: masks of tracked objects. Clicks and scribbles edit them; a mask or a box replaces
+            them.
 
     Raises:
         UserError: naming the object and what is wrong.
@@ -140,10 +141,10 @@ def draw(prompts: Prompts, size: Sequence[int], current: Mapping[int, np.ndarray
 
 
 def check_object_id(object_id: int) -> int:
-    """The id, if it is one that a user may choose.
+    """Return the id as an int, if a user may choose it.
 
     Raises:
-        UserError: it is not.
+        UserError: if not.
     """
     if isinstance(object_id, bool) or not isinstance(object_id, int | np.integer) or not 0 < object_id < 2**31:
         raise UserError(f"object id {object_id!r}: ids are whole numbers from 1 on")
@@ -188,10 +189,10 @@ def _draw(prompts: Iterable[Prompt], size: tuple[int, int], current: np.ndarray 
 
 
 def checked_mask(mask: object, size: tuple[int, ...]) -> np.ndarray:
-    """A mask in any of the forms that users give it in, as bool (H, W).
+    """A mask in any accepted form, as bool (H, W).
 
     Raises:
-        UserError: what is wrong with it.
+        UserError: saying what is wrong with it.
     """
     if isinstance(mask, Tensor):
         mask = mask.cpu().numpy()

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""From a coarse mask to the object's: the network is shown the frame again, and its mask takes the coarse one's place.
+"""Refines coarse masks: the network sees the frame again, and its prediction replaces the coarse mask.
 
 Shape shorthand:
     H, W: size of the frames in pixels
@@ -18,27 +18,27 @@ from ausm_d2.streaming.stream import Stream
 
 logger = logging.getLogger(__name__)
 
-_CANDIDATE = 0.1  # foreground probability from which a detection is looked at
-_BETTER = 0.05  # by which a detection must fit better than the refined mask
-_FITS = 0.3  # fit below which nothing that was found is taken
+_CANDIDATE = 0.1  # minimum foreground probability of detections that are considered
+_BETTER = 0.05  # minimum gain in fit for a detection to replace the refined mask
+_FITS = 0.3  # minimum fit; below it the coarse mask is kept
 
 
 def refine(stream: Stream, frame: np.ndarray, drawn: Mapping[int, Drawn]) -> dict[int, np.ndarray]:
-    """The masks of objects that were given at the latest frame of a stream. The stream stays as it is.
+    """The masks of objects that are prompted at the latest frame of a stream. The stream is not changed.
 
-    A coarse mask enters the history of a copy, which is shown the frame again. Where a detection of that frame fits
-    better what was given (:meth:`Drawn.fit`), it is taken.
+    The coarse mask enters the history of a copy of the stream, which processes the frame again. A detection of that
+    frame replaces the result if it agrees better with the prompts (:meth:`Drawn.fit`).
 
     Args:
-        stream: behind the frame.
+        stream: after the frame.
         frame: uint8 (H, W, 3), RGB.
-        drawn: by object id.
+        drawn: prompts by object id.
 
     Returns:
         bool (H, W) by object id.
 
     Raises:
-        UserError: too few free ID vectors.
+        UserError: if there are too few free ID vectors.
     """
     coarse = {object_id: each for object_id, each in drawn.items() if not each.exact}
     if not coarse:
@@ -58,7 +58,7 @@ def refine(stream: Stream, frame: np.ndarray, drawn: Mapping[int, Drawn]) -> dic
 
 
 def _masks(stream: Stream, frame: np.ndarray) -> dict[int, np.ndarray]:
-    """The masks, bool (H, W), of all rows in a frame that the stream is shown, by track id."""
+    """Step the stream: the masks of all rows, bool (H, W), by track id."""
     output = stream.step(frame)
     masks = (stream.logits(output) > 0).cpu().numpy()
     return dict(zip(output.track_ids, masks, strict=True))

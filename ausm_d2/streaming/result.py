@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What a session says of one frame.
+"""The result of a session for one frame.
 
 Shape shorthand:
     H, W: size of the frames in pixels, as given
@@ -20,22 +20,22 @@ from ausm_d2.errors import UserError
 
 @dataclass
 class FrameResult:
-    """What there is in one frame. All tensors are on the model's device."""
+    """The objects of one frame. All tensors are on the model's device."""
 
     frame_index: int  # from 0
     instances: Instances
-    """Of N objects: ``pred_masks`` bool (N, H, W), which may overlap; ``scores`` (N): the mean probability, since the
-    track began, of its class, or, where the user gave the object, of being there; ``pred_classes`` int64 (N);
-    ``track_ids`` int64 (N). Unprompted work lists the objects in sight, prompted work all that are followed."""
+    """N objects: ``pred_masks`` bool (N, H, W), may overlap; ``scores`` (N): mean probability of the track's class or,
+    for a prompted object, of foreground, since the track began; ``pred_classes`` int64 (N); ``track_ids`` int64 (N).
+    Prompted objects are always listed, others only while they are visible."""
     id_map: Tensor
-    """int32 (H, W): track id of every pixel, 0 for background. Where masks overlap, the surest has the pixel: the
-    largest logit. A mask given at this frame is surer than any prediction; of two the one listed first has it."""
+    """int32 (H, W): track id of every pixel, 0 for background. Where masks overlap, the largest logit has the pixel. A
+    mask prompted at this frame goes before predictions; of two such masks, the one listed first."""
 
     def to_supervision(self) -> Any:
-        """The objects in sight as ``supervision.Detections``: boxes, masks, scores, classes and ids.
+        """The visible objects as ``supervision.Detections``: boxes, masks, scores, classes and ids.
 
         Raises:
-            UserError: supervision is not installed.
+            UserError: if supervision is not installed.
         """
         try:
             import supervision

@@ -1,10 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""One video in use: frames and prompts in the user's form, results under the user's ids.
+"""A session: one video, with the user's frames, prompts and object ids.
 
 Shape shorthand:
     H, W: size of the frames in pixels, as given
-    H4, W4: mask size, stride 4 of the network's padded input
-    N: objects of a result; K: classes of the label set
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ FORMAT = "ausm_d2 stream, version 3"  # of saved sessions
 
 @dataclass(frozen=True)
 class Keyframe:
-    """A session as it was behind one frame; :meth:`Session.keyframe` makes it."""
+    """The state of a session after a frame, from :meth:`Session.keyframe`."""
 
     stream: Stream
     rows: FrameOutput
@@ -48,22 +46,22 @@ class Keyframe:
 
 
 class Session:
-    """One video, frame by frame. ``VideoPredictor.start`` and ``VideoPredictor.load`` make one."""
+    """One video, frame by frame. Created by ``VideoPredictor.start`` and ``VideoPredictor.load``."""
 
     result: FrameResult  # of the latest frame
 
     def __init__(self, stream: Stream, *, topk: int | None, weights: Callable[[], str]) -> None:
         """
         Args:
-            stream: that has seen no frame yet.
-            topk: objects in a frame's result, where objects are looked for.
-            weights: gives a text that identifies weights and settings, for saved sessions.
+            stream: before its first frame.
+            topk: maximum number of objects in a result, if the stream detects objects.
+            weights: returns the fingerprint of weights and settings, which saved sessions contain.
         """
         self._stream = stream
         self._topk = topk if stream.detect else None
         self._weights = weights
-        self._rows: FrameOutput  # of the latest frame, those that the result is made of
-        self._given: dict[int, np.ndarray] = {}  # bool (H, W) by id: masks given at the latest frame
+        self._rows: FrameOutput  # the rows of the latest frame that make up the result
+        self._given: dict[int, np.ndarray] = {}  # bool (H, W) by id: masks prompted at the latest frame
         self._image: np.ndarray | None = None  # the latest frame, uint8 (H, W, 3), RGB: prompts are refined on it
         self._paused: set[int] = set()
 
@@ -77,7 +75,7 @@ class Session:
         topk: int | None,
         weights: Callable[[], str],
     ) -> Session:
-        """The session that :meth:`save` wrote.
+        """Restore a session from the content of a file of :meth:`save`.
 
         Raises:
             KeyError, ValueError: if an entry is missing or does not fit.
@@ -93,16 +91,16 @@ class Session:
 
     @property
     def track_ids(self) -> list[int]:
-        """Ids of the objects that are followed, hidden ones included."""
+        """Ids of all tracked objects, hidden ones included."""
         return self._stream.track_ids
 
     @property
     def label_set(self) -> str:
-        """The label set that ``pred_classes`` refer to; ``VideoPredictor.class_names`` has its names."""
+        """The label set of ``pred_classes``; see ``VideoPredictor.class_names``."""
         return self._stream.label_set
 
     def begin(self, frame: np.ndarray | EncodedFrame, prompts: Prompts) -> FrameResult:
-        """The first frame, and what is given at it; see ``VideoPredictor.start``."""
+        """Process the first frame and its prompts; see ``VideoPredictor.start``."""
         image = frame if isinstance(frame, EncodedFrame) else as_rgb(frame)
         drawn = draw(prompts, pixels(image).shape[:2])
         exact = {object_id: each.mask for object_id, each in drawn.items() if each.exact}
@@ -112,35 +110,35 @@ class Session:
         return self.result
 
     def step(self, frame: np.ndarray | EncodedFrame) -> FrameResult:
-        """The next frame, uint8 (H, W, 3), BGR, or one of ``VideoPredictor.ahead``.
+        """Process the next frame, uint8 (H, W, 3), BGR, or one of ``VideoPredictor.ahead``.
 
         Raises:
-            UserError: it is no frame, or of another size than the first. The session can go on with the next one.
+            UserError: if it is not a frame, or not of the first one's size. The session is unchanged and can continue.
         """
         return self._advance(frame if isinstance(frame, EncodedFrame) else as_rgb(frame), {})
 
     def add(self, object_id: int, prompt: Prompt | Sequence[Prompt]) -> None:
-        """Follow one more object from the latest frame on, or correct one that is followed; updates :attr:`result`.
+        """Track a new object from the latest frame on, or correct a tracked one; updates :attr:`result`.
 
-        A mask is taken as it is. Boxes, clicks and lines are drawn as a coarse mask, which the network refines on the
-        latest frame. Of an object that is followed, clicks and lines change its mask of the latest frame; a mask or a
-        box takes its place. Where objects are looked for, a track that the network found itself and that covers the
-        same object (IoU 0.5) ends: the object has the user's id from here on.
+        A mask is used as it is. Boxes, clicks and scribbles are drawn as a coarse mask, which the network refines on
+        the latest frame. Clicks and scribbles edit a tracked object's mask of the latest frame; a mask or box replaces
+        it. If the session detects objects, an unprompted track of the same object (IoU of at least 0.5) ends: the
+        object has the user's id from then on.
 
         Args:
             object_id: 1 or more; it is never renumbered.
-            prompt: one or several, of the kinds in :mod:`ausm_d2.streaming.prompts`; a bool or 0/1 uint8 (H, W) is a
-                mask.
+            prompt: one or several of the types in :mod:`ausm_d2.streaming.prompts`; a bool or 0/1 uint8 (H, W) array is
+                a mask.
 
         Raises:
-            UserError: a prompt that cannot be used, or no free ID vector; then nothing has changed.
+            UserError: if a prompt is invalid, or no ID vector is free; the session is unchanged.
         """
         found = zip(self.result.instances.track_ids.tolist(), self.result.instances.pred_masks, strict=True)
         current = {track_id: mask.cpu().numpy() for track_id, mask in found if track_id == object_id}
         self._give(draw({object_id: prompt}, tuple(self.result.id_map.shape), current))
 
     def _give(self, drawn: Mapping[int, Drawn]) -> None:
-        """Objects given at the latest frame, after its step."""
+        """Prompt objects at the latest frame, after its step."""
         if not drawn:
             return
         assert self._image is not None
@@ -155,7 +153,7 @@ class Session:
         self._take_over(given)
 
     def _take_over(self, given: Mapping[int, np.ndarray]) -> None:
-        """End the tracks that were found and are what the user gives."""
+        """End the unprompted tracks of objects that the user prompts."""
         if not self._stream.detect:
             return
         prompted = {track_id for track_id, each in zip(self._rows.track_ids, self._rows.prompted, strict=True) if each}
@@ -165,10 +163,10 @@ class Session:
             self.remove(track_id)
 
     def remove(self, object_id: int) -> None:
-        """Stop following an object; updates :attr:`result`.
+        """Stop tracking an object; updates :attr:`result`.
 
         Raises:
-            UserError: if it is not followed.
+            UserError: if it is not tracked.
         """
         self._stream.remove(object_id)
         self._given.pop(object_id, None)
@@ -177,10 +175,10 @@ class Session:
         self.result = self._render()
 
     def pause(self, object_id: int) -> None:
-        """Leave an object out of the results until :meth:`resume`; it is followed all the same, and keeps its id.
+        """Leave an object out of the results until :meth:`resume`. It is still tracked, and keeps its id.
 
         Raises:
-            UserError: if it is not followed.
+            UserError: if it is not tracked.
         """
         self._stream.require(object_id)
         self._paused.add(object_id)
@@ -198,10 +196,10 @@ class Session:
         self.result = self._render()
 
     def rename(self, object_id: int, new_id: int) -> None:
-        """Give an object another id, from the latest frame on.
+        """Change the id of an object, from the latest frame on.
 
         Raises:
-            UserError: if it is not followed, or the new id is none or in use; then nothing has changed.
+            UserError: if it is not tracked, or the new id is invalid or in use; the session is unchanged.
         """
         self._stream.rename(object_id, check_object_id(new_id))
         self._rows = replace(
@@ -214,11 +212,11 @@ class Session:
         self.result = self._render()
 
     def keyframe(self) -> Keyframe:
-        """The session as it is now, to come back to: as much memory as the stream's state takes."""
+        """A copy of the current state, for :meth:`back_to`. It takes as much memory as the stream's state."""
         return Keyframe(self._stream.fork(), self._rows, dict(self._given), self._image, frozenset(self._paused))
 
     def back_to(self, keyframe: Keyframe) -> FrameResult:
-        """Be again where a keyframe was taken; returns the result of that frame."""
+        """Restore the state of a keyframe; returns the result of its frame."""
         self._stream = keyframe.stream.fork()
         self._rows, self._given, self._image = keyframe.rows, dict(keyframe.given), keyframe.image
         self._paused = set(keyframe.paused)
@@ -228,15 +226,15 @@ class Session:
     def redo(
         self, keyframe: Keyframe, frames: Iterable[np.ndarray], prompts: Prompts | None = None
     ) -> Iterator[FrameResult]:
-        """Go back, correct, and do the frames since then again.
+        """Return to a keyframe, add prompts there, and process the frames after it again.
 
         Args:
-            keyframe: from which the correction holds.
-            frames: those that followed it, uint8 (H, W, 3), BGR.
-            prompts: as for :meth:`add`, at the keyframe's frame.
+            keyframe: where the prompts are added.
+            frames: the frames after it, uint8 (H, W, 3), BGR.
+            prompts: as for :meth:`add`, by object id.
 
         Yields:
-            The results of the keyframe's frame and of those after it.
+            The result of the keyframe's frame, then those of ``frames``.
 
         Raises:
             UserError: as :meth:`add` and :meth:`step`.
@@ -249,7 +247,7 @@ class Session:
             yield self.step(frame)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all that is needed to go on with the next frame in another process; see ``VideoPredictor.load``.
+        """Save the session, so that another process can continue with the next frame; see ``VideoPredictor.load``.
 
         Raises:
             UserError: if the file cannot be written.
@@ -270,7 +268,7 @@ class Session:
             raise UserError(f"{path}: cannot be written: {error}") from error
 
     def _advance(self, image: np.ndarray | EncodedFrame, given: dict[int, np.ndarray]) -> FrameResult:
-        """The stream's step, to :attr:`result`."""
+        """Run the stream's step and update :attr:`result`."""
         output = self._stream.step(image, given)
         self._image = pixels(image)
         self._paused &= {*output.track_ids}
@@ -280,15 +278,15 @@ class Session:
         return self.result
 
     def _render(self) -> FrameResult:
-        """The rows of the latest frame at the size of the frames."""
+        """The result of the latest frame, at frame size."""
         rows = self._rows
         if self._paused:
             rows = rows.select([row for row, each in enumerate(rows.track_ids) if each not in self._paused])
         logits = self._stream.logits(rows, self._given)
         owner = winners(logits)
         masks = logits > 0
-        listed = rows.prompted  # where all rows are prompted, only the masks need the device: no sync
-        if not listed.all():  # a mask may have been in the padding only
+        listed = rows.prompted  # if all rows are prompted, there is no device sync
+        if not listed.all():  # a mask may lie in the padding only
             listed = listed | masks.flatten(1).any(dim=1).cpu()
         listed = listed.nonzero()[:, 0]
         ids, mean = torch.tensor(rows.track_ids, dtype=torch.int64), rows.mean_probabilities
@@ -299,15 +297,15 @@ class Session:
             pred_masks=masks if len(listed) == len(masks) else masks[upload(listed, masks.device)],
             **{name: upload(each[listed], masks.device) for name, each in known.items()},
         )
-        id_map = upload(F.pad(ids, (0, 1)).int(), masks.device)[owner]  # -1, background, looks up the 0 at the end
+        id_map = upload(F.pad(ids, (0, 1)).int(), masks.device)[owner]  # background is -1: the last entry, 0
         return FrameResult(rows.frame_index, instances, id_map)
 
 
 def as_rgb(frame: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 3), BGR -> RGB, as the network reads it.
+    """uint8 (H, W, 3), BGR -> RGB.
 
     Raises:
-        UserError: if it is no such array.
+        UserError: if it is not such an array.
     """
     if not isinstance(frame, np.ndarray):
         raise UserError(f"a frame is a NumPy array, uint8 (H, W, 3), BGR; found {type(frame).__name__}")
@@ -317,7 +315,7 @@ def as_rgb(frame: np.ndarray) -> np.ndarray:
 
 
 def _with_given(rows: FrameOutput, object_id: int) -> FrameOutput:
-    """The rows with one that the user has given: certain to be there, of the class it had, or of unknown class."""
+    """Mark a row as prompted, or append one: its foreground probability is 1, its class as before or unknown."""
     num_classes = rows.probabilities.shape[1]
     if object_id not in rows.track_ids:
         certain = rows.probabilities.new_full((1, num_classes), 1 / num_classes)

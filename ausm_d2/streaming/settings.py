@@ -23,19 +23,19 @@ from ausm_d2.errors import UserError
 
 @dataclass
 class VideoSettings:
-    """How videos are streamed; TEST.AUSM and INPUT.*_TEST of the config."""
+    """See the keys of the same names in the config."""
 
-    min_size: int  # short side at the model's input, pixels; 0: as stored
-    max_size: int  # long side at most
-    small_cells: int  # of stride 4, that the smallest object given at the start is to cover; 0: any number
-    small_scale: float  # largest factor on the sizes above for that
+    min_size: int  # short side of the network's input, pixels; 0: as stored
+    max_size: int  # maximum of the long side
+    small_cells: int  # stride-4 cells that the smallest object prompted at the start should cover; 0: no enlargement
+    small_scale: float  # maximum factor on the sizes above for that
     fg_threshold: float
     fg_thresholds: Mapping[str, float]  # of data sets that have another one
-    topk: int | None  # None: the data set's own
+    topk: int | None  # None: the data set's
     topk_scope: str  # "video" or "frame"
     track_score: str  # "mean", "visible", "mask" or "max"
-    hide_below: float  # foreground probability under which a row that was not given is hidden
-    birth_iou: float  # with a tracked mask, above which a detection is no new track
+    hide_below: float  # unprompted rows with a lower foreground probability are hidden
+    birth_iou: float  # a detection with a larger mask IoU with a tracked row does not start a track
     prompt_label_set: str  # of prompted rows
     amp: bool  # bfloat16 autocast
     cuda_graph: bool  # capture the step (on CUDA only)
@@ -87,16 +87,16 @@ class VideoSettings:
         )
 
     def for_item(self, item: TestVideo) -> VideoSettings:
-        """The settings for a test item: its data set's threshold and, unless the config has one, its ``topk``."""
+        """The settings for a test item: its data set's threshold and, unless the config sets one, its ``topk``."""
         threshold = self.fg_thresholds.get(item["dataset_name"], self.fg_threshold)
         return replace(self, fg_threshold=threshold, topk=self.topk or item["topk"])
 
     def input_size(self, size: tuple[int, int], given: Iterable[np.ndarray] = ()) -> tuple[int, int]:
-        """(H_in, W_in) of a video: that of its frames, scaled; larger where a small object is given at its start.
+        """(H_in, W_in) of a video; larger if a small object is prompted at its start.
 
         Args:
             size: (H, W) of its frames.
-            given: bool (H, W) masks that are given with the first one.
+            given: bool (H, W) masks prompted at the first frame.
         """
         if self.min_size <= 0:
             return size
@@ -110,14 +110,15 @@ class VideoSettings:
         return height, width
 
     def resize(self, frame: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
-        """uint8 (H, W, 3) -> uint8 (3, H_in, W_in); ``size``: those, if not :meth:`input_size` of the frame."""
+        """uint8 (H, W, 3) -> uint8 (3, H_in, W_in), of ``size`` (H_in, W_in); default: :meth:`input_size`."""
         height, width = size or self.input_size((frame.shape[0], frame.shape[1]))
         if (height, width) != frame.shape[:2]:
             frame = cv2.resize(frame, (width, height), interpolation=_interpolation(height, frame.shape[0]))
         return torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))
 
     def resize_mask(self, mask: np.ndarray, size: tuple[int, int]) -> Tensor:
-        """bool (H, W) -> bool (H_in, W_in) = ``size``: the pixels that are covered by half, or else the most."""
+        """bool (H, W) -> bool (H_in, W_in) = ``size``: pixels that are at least half covered; if there are none, the
+        pixels of largest coverage."""
         if mask.shape != size:
             interpolation = _interpolation(size[0], mask.shape[0])
             coverage = cv2.resize(mask.astype(np.float32), size[::-1], interpolation=interpolation)
