@@ -1,10 +1,11 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Masks drawn over pictures, pictures put together. Works on plain arrays.
+"""Draws masks over images and combines images. Works on plain arrays.
 
 Shape shorthand:
-    H, W: picture size in pixels
-    S: scale, a whole number: what is drawn is S * H high and S * W wide
+    H, W: image size in pixels
+    S: integer scale: the output has S * H rows and S * W columns
     N: masks
+    C: colours
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from detectron2.utils.colormap import colormap
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _OPACITY = 0.45  # of the fill
-_READABLE = 360  # pixels: the short side that texts and lines are made for
-_LARGE = 1920  # pixels: a long side that needs no enlarging
-_TITLE = 28  # pixels: height of a title
+_READABLE = 360  # short side that text and lines are designed for, pixels
+_LARGE = 1920  # long side from which images are not enlarged, pixels
+_TITLE = 28  # height of a title, pixels
 
 
 @cache
 def _palette() -> np.ndarray:
-    """Detectron2's colours without the dark, the pale and the nearly equal ones, each as far as can be from those
-    before it: uint8 (C, 3), BGR."""
+    """Detectron2's colours without dark, pale and nearly equal ones, ordered so that each is as different as possible
+    from all before it: uint8 (C, 3), BGR."""
     colours = colormap(rgb=False)
     lab = cv2.cvtColor((colours / 255).astype(np.float32)[None], cv2.COLOR_BGR2LAB)[0]
     lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
@@ -40,14 +41,14 @@ def _palette() -> np.ndarray:
 
 
 def colour(track_id: int) -> tuple[int, int, int]:
-    """The colour, BGR, that a track id (1 or more) has in every picture of every run."""
+    """The BGR colour of a track id (1 or more), the same in every image of every run."""
     palette = _palette()
     blue, green, red = palette[(track_id - 1) % len(palette)].tolist()
     return blue, green, red
 
 
 def readable_scale(height: int, width: int) -> int:
-    """The scale S at which texts fit on a small picture, without making it large."""
+    """The scale S at which text fits on a small image, without making it large."""
     return max(1, min(round(_READABLE / min(height, width)), _LARGE // max(height, width)))
 
 
@@ -59,22 +60,22 @@ def draw_masks(
     *,
     scale: int = 1,
 ) -> np.ndarray:
-    """Masks over a picture: filled, outlined, labelled.
+    """Draw masks over an image: filled, outlined, labelled.
 
     Args:
         picture: uint8 (H, W, 3), BGR.
         masks: bool (N, H, W).
         track_ids: N ids, which choose the colours.
-        labels: N texts; None: no texts.
+        labels: N texts; None: no text.
         scale: S.
 
     Returns:
-        uint8 (S * H, S * W, 3), BGR; ``picture`` is left alone.
+        uint8 (S * H, S * W, 3), BGR; ``picture`` is not changed.
     """
     height, width = (side * scale for side in picture.shape[:2])
     canvas = cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC) if scale > 1 else picture.copy()
     line = max(1, round(min(height, width) / _READABLE))
-    corners: list[tuple[int, int] | None] = []  # of the largest part of each mask: its label goes there
+    corners: list[tuple[int, int] | None] = []  # of the largest part of each mask, for its label
     for mask, track_id in zip(masks, track_ids, strict=True):
         binary = np.ascontiguousarray(mask).view(np.uint8)
         x, y, columns, rows = cv2.boundingRect(binary)
@@ -97,7 +98,7 @@ def draw_masks(
 
 
 def _write(canvas: np.ndarray, text: str, corner: tuple[int, int], background: tuple[int, int, int]) -> None:
-    """A text on a coloured ground, above ``corner`` (x, y) where there is room."""
+    """Write text on a coloured background, above ``corner`` (x, y) if there is room."""
     size = 0.4 * max(1.0, min(canvas.shape[:2]) / _READABLE)
     (width, height), below = cv2.getTextSize(text, _FONT, size, 1)
     left = max(0, min(corner[0], canvas.shape[1] - width))
@@ -109,12 +110,12 @@ def _write(canvas: np.ndarray, text: str, corner: tuple[int, int], background: t
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = (), *, gap: int = 4) -> np.ndarray:
-    """Pictures side by side, row under row, on white.
+    """Arrange images in rows on white.
 
     Args:
-        rows: uint8 (H, W, 3) BGR pictures, all of one size; rows may be of different lengths.
-        titles: a text over each row; empty: none.
-        gap: pixels between pictures.
+        rows: uint8 (H, W, 3) BGR images, all of one size; rows may have different lengths.
+        titles: text above each row; empty: none.
+        gap: pixels between images.
 
     Returns:
         uint8, BGR.

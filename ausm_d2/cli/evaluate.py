@@ -9,7 +9,7 @@ HELP = "score a model on data sets: ausm evaluate --config-file FILE [KEY VALUE 
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Do it; returns the exit code."""
+    """Run the command; returns the exit code."""
     from ausm_d2.launch import main
 
     main(["--eval-only", *arguments], prog="ausm evaluate")

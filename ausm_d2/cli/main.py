@@ -2,9 +2,9 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """``ausm COMMAND ...``.
 
-A command is a module of this package with ``HELP``, a line, and ``run``, which returns the exit code. One that has
-``add_arguments(parser)`` gets parsed options; the others get their arguments as they are, and explain them themselves.
-What takes time to import is imported in ``run``: ``ausm --help`` and the completion of the shell answer at once.
+A command is a module of this package with ``HELP`` (one line) and ``run``, which returns the exit code. ``run`` gets
+parsed options if the module has ``add_arguments(parser)``, else the plain arguments, which it parses itself. Slow
+imports are in ``run``, so that ``ausm --help`` and shell completion are fast.
 """
 
 from __future__ import annotations

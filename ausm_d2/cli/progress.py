@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What is said while the work goes on: a progress bar with frames a second and the time left, and warnings."""
+"""Terminal output during a run: a progress bar with frame rate and remaining time, and warnings."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tqdm import tqdm
 
 
 class ProgressBar:
-    """A bar on standard error; none where that is no terminal."""
+    """A progress bar on standard error, if that is a terminal."""
 
     def __init__(self, unit: str = "frame") -> None:
         self._unit = unit
         self._bar: tqdm | None = None
 
     def __call__(self, done: int, total: int | None) -> None:
-        """So many are done."""
+        """Show that ``done`` of ``total`` items are done."""
         if self._bar is None:
             quiet = not sys.stderr.isatty()
             self._bar = tqdm(initial=done - 1, total=total, unit=self._unit, disable=quiet, dynamic_ncols=True)
@@ -35,7 +35,7 @@ class ProgressBar:
 
 
 class _AboveTheBar(logging.Handler):
-    """Messages as lines above a bar, on standard error."""
+    """Prints messages above the progress bar, on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)

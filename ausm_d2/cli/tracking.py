@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What ``ausm track`` does once its command line is parsed (track.py, which imports nothing that takes time)."""
+"""Runs ``ausm track`` after its command line is parsed by track.py, which has no slow imports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ausm_d2.video.files import RawFormat
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what the command line asks for; returns the exit code."""
+    """Run the command; returns the exit code."""
     changes = list(options.opts)
     changes += ["MODEL.WEIGHTS", options.weights] if options.weights else []
     changes += ["MODEL.DEVICE", options.device] if options.device else []
@@ -37,10 +37,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def config(name: str, changes: Sequence[str] = ()) -> CfgNode:
-    """The config of a model by its name or file.
+    """The config of a model, by name or file.
 
     Raises:
-        UserError: there is none, or it names no weights.
+        UserError: if it does not exist, or has no weights.
     """
     cfg = load_config(PRETRAINED.get(name, name), changes)
     if not cfg.MODEL.WEIGHTS:
@@ -49,10 +49,10 @@ def config(name: str, changes: Sequence[str] = ()) -> CfgNode:
 
 
 def request(options: argparse.Namespace) -> Request:
-    """What the command line asks for.
+    """The request that the command line describes.
 
     Raises:
-        UserError: prompts that cannot be used.
+        UserError: if prompts are invalid.
     """
     plan = read_prompt_file(options.prompts) if options.prompts else PromptPlan()
     for object_id, mask in (read_prompts(options.mask) if options.mask else {}).items():
@@ -77,10 +77,10 @@ def request(options: argparse.Namespace) -> Request:
 
 
 def track_one(cfg: CfgNode, asked: Request, say: Callable[[str], None] = print) -> int:
-    """Track one video, with a progress bar; Ctrl-C and SIGTERM end it in good order.
+    """Track one video, with a progress bar. Ctrl-C and SIGTERM stop it cleanly.
 
     Returns:
-        Exit code: 130 after Ctrl-C. After SIGTERM it is 0: who sent it knows that the video is not done.
+        The exit code: 130 after Ctrl-C, 0 after SIGTERM, whose sender expects the interruption.
     """
     show_warnings()
     with StopRequest() as stop, ProgressBar() as bar:

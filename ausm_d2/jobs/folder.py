@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Every video of a folder, once each, in one process or several; a report at the end."""
+"""Tracks all videos of a folder, in one or several processes, and writes a report."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ TABLE = "report.md"
 
 
 def find_videos(text: str, output: Path) -> dict[str, Path] | None:
-    """The videos of a folder or pattern, by the names of their results; None: the input is one video.
+    """The videos of a folder or pattern, by the names of their results; None if the input is a single video.
 
-    A folder with pictures in it is one video. Else every video file in it or below, and every folder below that holds
-    pictures, is a video of its own.
+    A folder that contains images is one video. Otherwise every video file in it or below, and every folder below that
+    contains images, is a video.
 
     Args:
-        text: what the user calls the input.
-        output: folder of the results; it is not looked into, should it lie in the folder.
+        text: the input as the user gave it.
+        output: folder of the results; it is skipped if it lies in the input folder.
 
     Raises:
-        UserError: a folder with neither, or with pictures and videos side by side.
+        UserError: if a folder contains neither images nor videos, or both.
     """
     root = Path(text)
     if not root.is_dir():
@@ -74,7 +74,7 @@ def find_videos(text: str, output: Path) -> dict[str, Path] | None:
 
 
 def _unique(files: Sequence[Path]) -> dict[str, Path]:
-    """Names of results: those of the files, or, where two files have one name, their paths."""
+    """Files by the names of their results: the file names, or the paths if file names are not unique."""
     names = [path.name for path in files]
     if len(set(names)) == len(names):
         return dict(zip(names, files, strict=True))
@@ -83,7 +83,7 @@ def _unique(files: Sequence[Path]) -> dict[str, Path]:
 
 @dataclass
 class Row:
-    """What became of one video."""
+    """The outcome of one video."""
 
     video: str
     status: str  # done, stopped or failed
@@ -94,19 +94,19 @@ class Row:
 
 
 def track_one_of_many(predictor: VideoPredictor, name: str, asked: Request, stopped: Callable[[], bool]) -> Row:
-    """One video; whatever is wrong with it becomes its row."""
+    """Track one video. Errors are returned in its row."""
     try:
         summary = track(lambda: predictor, asked, stopped=stopped)
     except UserError as error:
         return Row(name, "failed", error=str(error))
-    except Exception as error:  # one bad file never stops the rest
+    except Exception as error:  # one bad file must not stop the others
         return Row(name, "failed", error=f"{type(error).__name__}: {error}".splitlines()[0])
     status = "done" if summary.complete else "stopped"
     return Row(name, status, summary.frames, summary.objects, round(summary.seconds, 2))
 
 
 class Report:
-    """``report.json`` and ``report.md`` in the folder of the results, written anew after every video."""
+    """``report.json`` and ``report.md`` in the folder of the results, rewritten after every video."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.rows: dict[str, Row] = {}
@@ -147,16 +147,16 @@ def track_all(
     workers: int = 1,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Report:
-    """Track every video into a folder of its own below ``asked.output``. Videos that are done already are passed over.
+    """Track every video into a folder of its own below ``asked.output``. Completed videos are skipped.
 
     Args:
         videos: by the names of their results.
-        asked: what is asked for of each; its source is replaced.
-        workers: processes; 1: this one.
-        progress: called with the number of videos dealt with and of all.
+        asked: the request for each video; source, output and resume are replaced.
+        workers: number of processes; 1: this process.
+        progress: called with the number of processed videos and the number of all.
 
     Raises:
-        UserError: the output folder cannot be written.
+        UserError: if the output folder is not writable.
     """
     if workers < 1:
         raise UserError(f"--workers: {workers}, expected 1 or more")
@@ -187,7 +187,7 @@ def _here(cfg: CfgNode, requests: dict[str, Request], stop: StopRequest) -> Iter
 
 
 class _Worker:
-    """A process with a predictor of its own."""
+    """A process with its own predictor."""
 
     def __init__(self, cfg: CfgNode, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -195,14 +195,14 @@ class _Worker:
         self.process: BaseProcess = context.Process(target=_work, args=(cfg, theirs, threads), daemon=True)
         self.process.start()
         theirs.close()
-        self.video: str | None = None  # that it works on
+        self.video: str | None = None  # the current one
 
     def give(self, name: str, asked: Request) -> None:
         self.video = name
         self.connection.send((name, asked))
 
     def answer(self) -> Row:
-        """Of the video that it works on; a process that died is a failure of that video."""
+        """The row of the current video; failed if the process died."""
         assert self.video is not None
         try:
             row: Row = self.connection.recv()
@@ -221,9 +221,9 @@ class _Worker:
 
 
 def _work(cfg: CfgNode, connection: Connection, threads: int) -> None:
-    """What a process does: videos come, rows go, until the other end is closed."""
+    """Body of a process: receives requests and sends rows, until the connection is closed."""
     torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the first one passes it on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent stops its workers
     with StopRequest(signals=(signal.SIGTERM,)) as stop:
         try:
             predictor = VideoPredictor(cfg)
@@ -231,7 +231,7 @@ def _work(cfg: CfgNode, connection: Connection, threads: int) -> None:
                 name, asked = connection.recv()
                 connection.send(track_one_of_many(predictor, name, asked, stop))
         except (EOFError, OSError):
-            return  # the first process has no more videos, or is gone
+            return  # the parent has no more videos, or has ended
 
 
 def _in_processes(cfg: CfgNode, requests: dict[str, Request], workers: int, stop: StopRequest) -> Iterator[Row]:
@@ -251,7 +251,7 @@ def _in_processes(cfg: CfgNode, requests: dict[str, Request], workers: int, stop
             if stop() and not told:
                 told = True
                 for worker in busy:
-                    worker.process.terminate()  # it stops in good order
+                    worker.process.terminate()  # SIGTERM: it stops cleanly
             if not busy:
                 return
             ready = wait([worker.connection for worker in busy], timeout=0.2)

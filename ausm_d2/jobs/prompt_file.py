@@ -1,7 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Prompts from files: a label picture for the first frame, or one JSON for all kinds, objects and frames.
+"""Reads prompts from files: a label image for the first frame, or a JSON file with any prompts at any frames.
 
-docs/command_line.md explains the JSON, docs/prompts.schema.json is its schema.
+The JSON format is described in docs/command_line.md; its schema is docs/prompts.schema.json.
 
 Shape shorthand:
     H, W: frame size in pixels
@@ -27,28 +27,28 @@ from ausm_d2.streaming.prompts import Box, Mask, Points, Prompt, Scribble, check
 
 @dataclass
 class PromptPlan:
-    """What is given, when, and how the user calls the objects."""
+    """Prompts by frame, and the user's names of objects."""
 
     prompts: dict[int, dict[int, list[Prompt]]] = field(default_factory=dict)  # by frame, then by object id
     names: dict[int, str] = field(default_factory=dict)  # by object id
-    find: bool = False  # beside the objects given, find all others
+    find: bool = False  # also detect all other objects
 
     def add(self, frame: int, object_id: int, prompt: Prompt) -> None:
-        """One more prompt."""
+        """Add a prompt."""
         self.prompts.setdefault(frame, {}).setdefault(object_id, []).append(prompt)
 
 
 def read_prompts(path: str | os.PathLike[str]) -> dict[int, np.ndarray]:
-    """The objects of a label picture (pixel = object id; 0 and 255 alone: one object, id 1): bool (H, W) by id.
+    """The objects of a label image (pixel = object id; of 0 and 255 only: one object, id 1): bool (H, W) by id.
 
     Raises:
-        UserError: no picture of that kind, one without objects, or one whose edges were smoothed.
+        UserError: if it is not a label image, has no objects, or has antialiased edges.
     """
     labels = read_labels(path)
     ids, counts = np.unique(labels[labels > 0], return_counts=True)
     if not len(ids):
         raise UserError(f"{path}: the prompt is empty: every pixel is background")
-    # Smoothed edges are lines of in-between values, which no object is made of.
+    # Antialiased edges are thin lines of intermediate values.
     thin = len(edge_ids(labels))
     if 2 * thin > len(ids) and (len(ids) > MANY_IDS or (read_picture(path).values == VOID).sum() > counts.sum()):
         raise UserError(

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""One video through a predictor into a folder of results.
+"""Tracks one video and writes a folder of results.
 
 Shape shorthand:
     H, W: frame size in pixels
@@ -37,34 +37,34 @@ from ausm_d2.video.tracked import Done, TrackedFrame, VideoInfo
 
 logger = logging.getLogger(__name__)
 
-_CHECKPOINT = 30.0  # seconds between two saved states
-_NEVER = 1e9  # seconds: later than any frame
+_CHECKPOINT = 30.0  # seconds between saved states
+_NEVER = 1e9  # seconds; later than any frame
 
 
 @dataclass
 class Request:
-    """What is asked for."""
+    """A video to track, and how."""
 
     source: Any  # as ``open_source`` takes it
     output: Path
-    prompts: Mapping[int, Prompts] = field(default_factory=dict)  # by the frame at which they are given
-    names: Mapping[int, str] = field(default_factory=dict)  # the user's names of objects
-    given_by: str = "the prompts"  # file that the prompts are from, for messages
-    find: bool = True  # look for objects that nobody gave
+    prompts: Mapping[int, Prompts] = field(default_factory=dict)  # by frame
+    names: Mapping[int, str] = field(default_factory=dict)  # the user's names of objects, by id
+    given_by: str = "the prompts"  # the file of the prompts, for messages
+    find: bool = True  # also detect objects without a prompt
     save: Sequence[str] = DEFAULT_OUTPUTS
-    frames: int | None = None  # stop after so many
-    fps: Fraction | None = None  # of pictures without times
+    frames: int | None = None  # stop after this number
+    fps: Fraction | None = None  # of images without time stamps
     raw: RawFormat | None = None  # of standard input
     resume: bool = False
 
 
 @dataclass
 class Summary:
-    """What came of it."""
+    """The outcome of a request."""
 
     frames: int
     objects: int
-    complete: bool  # False: it was stopped; ``resume`` goes on
+    complete: bool  # False: it was stopped, and ``resume`` continues it
     output: Path
     seconds: float  # spent on ``new`` frames
     new: int  # frames of this run
@@ -75,7 +75,7 @@ class Summary:
 
 
 Progress = Callable[[int, "int | None"], None]
-"""Called after every frame with the number of frames done and of all, where it is known."""
+"""Called after every frame with the number of frames done and, if known, of all."""
 
 
 def track(
@@ -85,15 +85,15 @@ def track(
     progress: Progress | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Summary:
-    """Do what a request asks for. What is cheap to check comes before what takes time.
+    """Run a request. Cheap checks come first.
 
     Args:
-        make_predictor: called once the input and the output can be used.
-        stopped: asked between frames; True ends the work in good order.
+        make_predictor: called after input and output have been checked.
+        stopped: polled between frames; True stops the run cleanly.
 
     Raises:
-        UserError: anything wrong with what was given. If it is a frame in the middle, or a full disk, the results of
-            the frames before it are complete.
+        UserError: if the request is invalid, a frame cannot be processed, or the disk is full. Results of the frames
+            before are complete.
     """
     names = check_outputs(request.save)
     if request.frames is not None and request.frames < 1:
@@ -154,7 +154,7 @@ def _track(
 
 
 def _open(request: Request, first: int) -> tuple[Source, Any]:
-    """The source from a frame on, and that frame; None if it has no more and ``first`` is not 0."""
+    """The source from frame ``first`` on, and that frame. The frame is None if a continued video has ended."""
     source = open_source(request.source, fps=request.fps, raw=request.raw, first=first)
     frame = next(iter(source), None)
     if frame is None and not first:
@@ -163,7 +163,7 @@ def _open(request: Request, first: int) -> tuple[Source, Any]:
 
 
 def _check_prompts(request: Request, source: Source, first: Frame) -> None:
-    """Raise a ``UserError`` for prompts that cannot belong to this video."""
+    """Raise a ``UserError`` if the prompts do not fit the video."""
     last = max(request.prompts, default=0)
     if source.count is not None and last >= source.count:
         raise UserError(f"{request.given_by}: given at frame {last}, the video has frames 0 to {source.count - 1}")
@@ -179,12 +179,12 @@ def _check_prompts(request: Request, source: Source, first: Frame) -> None:
 
 
 def _first_prompts(request: Request) -> Prompts | None:
-    """What is given at the first frame; None: nothing is given at any, and everything is looked for."""
+    """The prompts of the first frame; None (detect everything) if there are no prompts at any frame."""
     return request.prompts.get(0, {}) if request.prompts else None
 
 
 def _settings(request: Request, source: Source, predictor: VideoPredictor) -> dict[str, Any]:
-    """Everything that decides the results, by a name for messages."""
+    """All settings that affect results, by a name for messages."""
     prompts = {
         str(frame): {str(object_id): _digest(each) for object_id, each in given.items()}
         for frame, given in sorted(request.prompts.items())
@@ -267,11 +267,11 @@ class _Work:
         )
 
     def _frames(self, first: Frame, done: int, stopped: Callable[[], bool]) -> Iterator[Frame]:
-        """The frames, each after the session has seen it."""
+        """Step the session and yield each frame after its step."""
         limit = None if self._request.frames is None else self._request.frames - done - 1
         if limit is not None and limit < 0:
             return
-        if done == 0:  # the session began with it
+        if done == 0:  # the session was started with it
             yield first
         else:
             yield self._step(first)
@@ -295,25 +295,25 @@ class _Work:
         return tracked_frame(self._session.result, frame, self._classes, self._request.names)
 
     def _close(self, *, complete: bool, saved: bool) -> int:
-        """Complete the results; of unfinished ones, keep the state of the stream where that can be done."""
+        """Complete the results. If the video is not done, also save the state of the stream, if possible."""
         if not complete and not saved and self._source.key is not None and self._at_journal():
-            with suppress(UserError, OSError):  # a full disk: an earlier state is there, or it begins anew
+            with suppress(UserError, OSError):  # disk full: resume uses an earlier state, or starts again
                 self._folder.checkpoint(self._session.save)
         return self._folder.finish(complete=complete)
 
     def _at_journal(self) -> bool:
-        """Whether the session stands behind the last frame that was written, not behind one that was not."""
+        """Whether the last frame of the session has been written."""
         return self._session.result.frame_index + 1 == self._folder.frames
 
 
 def tracked_frame(
     result: FrameResult, frame: Frame, classes: Sequence[str], names: Mapping[int, str] | None = None
 ) -> TrackedFrame:
-    """A result with its frame, as outputs take it.
+    """Combine a result with its frame, for the outputs.
 
     Args:
-        classes: names of the label set.
-        names: the user's names of objects, which come before those of their classes.
+        classes: class names of the label set.
+        names: the user's names of objects, by id; they replace class names.
     """
     found = result.instances.to("cpu")
     rows = zip(found.track_ids.tolist(), found.pred_classes.tolist(), found.scores.tolist(), strict=True)

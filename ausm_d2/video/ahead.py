@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Frames are read in a thread of their own while the model works on the one before."""
+"""Reads frames in a separate thread, while the model processes earlier ones."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
-_DEPTH = 3  # frames that wait at most: 19 MB of 1080p
-_PATIENCE = 0.1  # seconds between two looks at whether to stop
+_DEPTH = 3  # maximum number of waiting frames: 19 MB at 1080p
+_PATIENCE = 0.1  # seconds between checks whether to stop
 
 
 class _End:
@@ -20,9 +20,9 @@ class _End:
 
 
 class ReadAhead(Generic[Item]):
-    """An iterator over ``items`` that a thread keeps a few items ahead of its user.
+    """An iterator over ``items`` that a thread keeps a few items ahead of the consumer.
 
-    An error of ``items`` is raised where its item would have come. ``close`` ends the thread; so does the end.
+    An exception of ``items`` is raised when its item is due. The thread ends with ``close`` or after the last item.
     """
 
     def __init__(
@@ -35,17 +35,17 @@ class ReadAhead(Generic[Item]):
     ) -> None:
         """
         Args:
-            items: what is read; only the thread touches it from here on.
-            depth: items that wait at most, besides the one that is being read.
-            newest: a live source, read as fast as it comes: only the newest item waits, older ones are dropped.
-            stopped: asked while waiting; True ends the iteration.
+            items: from now on used by the thread only.
+            depth: maximum number of waiting items, besides the one that is being read.
+            newest: for a live source, which is read at full speed: only the newest item waits, older ones are dropped.
+            stopped: polled while waiting; True ends the iteration.
         """
         self._items = items
         self._newest = newest
         self._stopped = stopped
         self._waiting: queue.Queue[Item | _End] = queue.Queue(1 if newest else depth)
         self._closed = threading.Event()
-        self.dropped = 0  # items of a live source that came too fast
+        self.dropped = 0  # items of a live source that arrived too fast
         self._thread = threading.Thread(target=self._read, name="read-ahead", daemon=True)
         self._thread.start()
 
@@ -55,10 +55,10 @@ class ReadAhead(Generic[Item]):
             for item in self._items:
                 if self._closed.is_set() or not self._put(item):
                     break
-        except BaseException as error:  # it is the user's: raised in the thread that asks for items
+        except BaseException as error:  # raised again in the consumer's thread
             end = _End(error)
         finally:
-            close = getattr(self._items, "close", None)  # a generator's: frees files and cameras
+            close = getattr(self._items, "close", None)  # of a generator: releases files and cameras
             if close is not None:
                 close()
         self._put(end, force=True)
@@ -95,7 +95,7 @@ class ReadAhead(Generic[Item]):
         raise StopIteration
 
     def close(self) -> None:
-        """End the thread. It may wait for a device for a while: it is waited for no longer than a second."""
+        """End the thread; waits at most one second, because it may be blocked by a device."""
         self._closed.set()
         self._thread.join(timeout=1.0)
 

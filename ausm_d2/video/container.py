@@ -1,8 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Video files as FFmpeg opens them: which stream is the video, which way up it is, how much of it is there.
+"""Opens video files with FFmpeg: selects the video stream, rotates frames upright, checks files for completeness.
 
 Shape shorthand:
-    H, W: frame size in pixels, as a player shows it
+    H, W: frame size in pixels, upright
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from ausm_d2.errors import UserError
 from ausm_d2.pictures import MAX_PIXELS, require_size
 from ausm_d2.video.frame import known_rate
 
-_LOCAL = "file,crypto,data,pipe"  # protocols that a local file (a playlist, say) may make FFmpeg open
+_LOCAL = "file,crypto,data,pipe"  # protocols that FFmpeg may open for a local file, such as a playlist
 
 
 def open_container(
     source: str | os.PathLike[str] | BinaryIO, *, url: bool = False, **kwargs: Any
 ) -> av.container.InputContainer:
-    """A video file as PyAV opens it, whatever its name (``12:30.mp4`` is no address).
+    """Open a video file with PyAV, whatever its name (``12:30.mp4`` is not taken for a URL).
 
-    FFmpeg's messages to Python are turned off, for the whole process. They are off unless somebody asks for them, as
-    torchvision does in the versions that use PyAV. With them on, closing a damaged file can be a deadlock: who closes
-    it holds Python's lock and waits for the thread that decodes, which has a message and waits for the lock.
+    This turns off FFmpeg's log messages to Python for the whole process. They are off by default, but torchvision turns
+    them on in the versions that use PyAV. With them on, closing a damaged file can deadlock: the closing thread holds
+    the GIL and waits for the decoding thread, which needs the GIL to log.
 
     Args:
-        source: a path, an open file, or, with ``url``, an address.
+        source: a path, an open file, or, with ``url``, a URL.
         kwargs: of ``av.open``.
 
     Raises:
-        av.FFmpegError: it cannot be opened.
+        av.FFmpegError: if it cannot be opened.
     """
     av.logging.set_level(None)
     kwargs.setdefault("metadata_errors", "replace")  # titles need not be UTF-8
@@ -49,10 +49,10 @@ def open_container(
 
 
 def video_stream(container: av.container.InputContainer, name: str | os.PathLike[str]) -> av.VideoStream:
-    """The stream that players show: FFmpeg's choice, and never a cover picture.
+    """The stream that players show: FFmpeg's choice, but never a cover image.
 
     Raises:
-        UserError: there is none.
+        UserError: if there is none, its codec is unknown, or its frames are too large.
     """
     stream = container.streams.best("video")
     if stream is None or stream.disposition & Disposition.attached_pic:
@@ -66,12 +66,12 @@ def video_stream(container: av.container.InputContainer, name: str | os.PathLike
 
 
 def upright(frame: av.VideoFrame, pixel_format: str = "bgr24") -> np.ndarray:
-    """A decoded frame as players show it, turned and mirrored as the file says: uint8 (H, W, 3), contiguous."""
+    """A decoded frame, rotated and mirrored by the file's display matrix: uint8 (H, W, 3), contiguous."""
     image = frame.to_ndarray(format=pixel_format)
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image
-    # Column x and row y of the stored picture are shown at column a x + c y + e and row b x + d y + f.
+    # Column x and row y of the stored frame are shown at column a x + c y + e and row b x + d y + f.
     values = np.frombuffer(matrix, np.int32)  # type: ignore[call-overload]  # it is a buffer, PyAV's types do not say so
     a, b, _, c, d = values[:5].tolist()
     if abs(b) + abs(c) > abs(a) + abs(d):
@@ -81,18 +81,18 @@ def upright(frame: av.VideoFrame, pixel_format: str = "bgr24") -> np.ndarray:
 
 @dataclass
 class Contents:
-    """What a look at all packets of a file says of its video; nothing is decoded."""
+    """Properties of a video, found by reading all packets of its file, without decoding."""
 
     count: int  # frames
     fps: Fraction  # mean rate
-    warnings: list[str]  # whole sentences without the file's name
+    warnings: list[str]  # without the file's name
 
 
 def examine(path: str | os.PathLike[str]) -> Contents:
-    """Count the frames of a file, and find out now, rather than after an hour of work, what is wrong with it.
+    """Count the frames of a file and check it before it is processed.
 
     Raises:
-        UserError: it is no video, holds no frame, or was cut off.
+        UserError: if it is not a video, has no frames, or is truncated.
     """
     try:
         with open_container(path) as container:
@@ -110,7 +110,7 @@ def _examine(path: Path, container: av.container.InputContainer, video: av.Video
         whole = not packet.is_corrupt
         if packet.stream.index == video.index:
             count += not packet.is_discard
-            skipped += packet.is_discard  # on purpose: the file says that playing starts later
+            skipped += packet.is_discard  # marked by the file: playback starts later
             if packet.pts is not None and not packet.is_discard:
                 first = packet.pts if first is None else min(first, packet.pts)
                 last = packet.pts if last is None else max(last, packet.pts)
@@ -122,7 +122,7 @@ def _examine(path: Path, container: av.container.InputContainer, video: av.Video
     start = (container.start_time or 0) / av.time_base
     length, found = (container.duration or 0) / av.time_base, end - start
     short = found < length - max(1.0, 0.02 * length)
-    lost = video.frames - count - skipped  # of an index that lists every frame
+    lost = video.frames - count - skipped  # frames that the index lists and the file does not have
     if not whole or _is_cut(path) or (short and lost > 0):
         raise UserError(f"{path}: cut off: of {length:.1f} seconds, only the first {found:.1f} are there")
     if short:
@@ -132,7 +132,7 @@ def _examine(path: Path, container: av.container.InputContainer, video: av.Video
     rate = video.average_rate
     if first is not None and last is not None and last > first and count > 1 and video.time_base:
         measured = Fraction(count - 1) / ((last - first) * video.time_base)
-        if rate is None or abs(float(measured / rate) - 1) > 0.01:  # a made-up or a variable rate
+        if rate is None or abs(float(measured / rate) - 1) > 0.01:  # a wrong or a variable rate
             rate = measured
     return Contents(count, known_rate(rate), warnings)
 
@@ -141,7 +141,7 @@ _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
 def _is_cut(path: Path) -> bool:
-    """Whether an AVI, Matroska or WebM file is shorter than its own header says. FFmpeg does not tell."""
+    """Whether an AVI, Matroska or WebM file is shorter than its header says. FFmpeg does not report this."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(4096)
@@ -151,7 +151,7 @@ def _is_cut(path: Path) -> bool:
     if head[:4] != _EBML or at < 0:
         return False
     at += len(_SEGMENT)
-    width = 9 - head[at].bit_length()  # the leading zeros of the first byte tell how many bytes the number has
+    width = 9 - head[at].bit_length()  # bytes of the number: leading zero bits of its first byte, plus 1
     value = int.from_bytes(head[at : at + width], "big") & ((1 << 7 * width) - 1)
-    unknown = (1 << 7 * width) - 1  # as recorders write that could not go back
+    unknown = (1 << 7 * width) - 1  # written by recorders that cannot seek back
     return value != unknown and at + width + value > size

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Video files, read once from beginning to end, and videos that arrive through a pipe.
+"""Reads videos sequentially from files, pipes and URLs.
 
 Shape shorthand:
     H, W: frame size in pixels
@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 
 
 def open_video(path: Path, first: int = 0) -> Source:
-    """A video file, whose packets are all looked at beforehand.
+    """Open a video file, after a check of all its packets.
 
     Args:
-        first: frames before this one are decoded, but not given.
+        first: frames before this one are decoded but not yielded.
 
     Raises:
-        UserError: it cannot be read, has no frames, or was cut off.
+        UserError: if it cannot be read, has no frames, or is truncated.
     """
     contents = examine(path)
     for warning in contents.warnings:
@@ -42,7 +42,7 @@ def open_video(path: Path, first: int = 0) -> Source:
 
 
 def read_video(path: Path, contents: Contents, first: int = 0) -> Iterator[Frame]:
-    """The frames of a file; says at the end which could not be decoded."""
+    """Yield the frames of a file; warns at the end about damaged and undecodable frames."""
     try:
         with open_container(path) as container:
             damaged = yield from _decode(container, str(path), contents.fps, first)
@@ -59,10 +59,10 @@ def read_video(path: Path, contents: Contents, first: int = 0) -> Iterator[Frame
 
 @dataclass
 class _Decoded:
-    """What decoding a video came to."""
+    """Counts of frames."""
 
-    decoded: int = 0  # frames
-    marked: int = 0  # those that FFmpeg calls damaged
+    decoded: int = 0
+    marked: int = 0  # reported as damaged by FFmpeg
 
 
 def _decode(
@@ -92,7 +92,7 @@ def _decode(
 
 @dataclass(frozen=True)
 class RawFormat:
-    """How frames lie in a pipe that carries nothing but pixels."""
+    """The format of raw frames in a pipe."""
 
     width: int
     height: int
@@ -100,7 +100,7 @@ class RawFormat:
 
 
 class _Pipe:
-    """A file that can only be read forwards. (PyAV would try to seek in whatever has the method.)"""
+    """A file without ``seek``: PyAV seeks in every file that has this method."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -110,14 +110,14 @@ class _Pipe:
 
 
 def open_pipe(file: BinaryIO, raw: RawFormat | None = None, fps: Fraction | None = None) -> Source:
-    """A video that is read from a pipe: Y4M, anything else that FFmpeg recognises without seeking, or raw frames.
+    """A video from a pipe: Y4M, any other format that FFmpeg recognises without seeking, or raw frames.
 
     Args:
-        raw: size and format of raw frames; None: the stream says what it is.
+        raw: size and format of raw frames; None: the format is detected.
         fps: of raw frames.
 
     Raises:
-        UserError: it is no video.
+        UserError: if it is not a video.
     """
     options: dict[str, str] = {}
     if raw is not None:
@@ -145,10 +145,10 @@ def open_pipe(file: BinaryIO, raw: RawFormat | None = None, fps: Fraction | None
 
 
 def open_address(url: str) -> Source:
-    """A video at an address (rtsp://, http:// and so on). RTSP and its like are live.
+    """A video at a URL. All protocols but http, https and file count as live, such as rtsp.
 
     Raises:
-        UserError: nobody answers within ten seconds, or it is no video.
+        UserError: if there is no answer within ten seconds, or it is not a video.
     """
     options = {"rtsp_transport": "tcp"} if url.startswith("rtsp") else {}
     try:

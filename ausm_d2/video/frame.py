@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What every reader gives.
+"""The types that all readers return.
 
 Shape shorthand:
     H, W: frame size in pixels
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-DEFAULT_FPS = Fraction(24)  # of frames that come without a time
+DEFAULT_FPS = Fraction(24)  # for frames without time stamps
 _HIGHEST_FPS = 1000
 
 
@@ -25,27 +25,27 @@ class Frame(NamedTuple):
     name: str  # without extension; result files use it
     image: np.ndarray  # uint8 (H, W, 3), BGR
     time: float  # seconds since the first frame
-    file: str | None = None  # of a frame that is a picture file: its name with extension
+    file: str | None = None  # name with extension, if the frame is an image file
 
 
 @dataclass
 class Source:
-    """Frames and what is known of them. ``frames`` can be read once; closing it ends threads and frees devices."""
+    """Frames and their properties. ``frames`` can be read once; closing it ends threads and releases devices."""
 
     name: str
     frames: Iterator[Frame]
-    count: int | None  # of frames; None: unknown
+    count: int | None  # number of frames; None: unknown
     fps: Fraction  # mean rate
-    is_image: bool = False  # one still picture
-    live: bool = False  # a camera: frames that are not fetched in time are lost
-    key: str | None = None  # the same for the same unchanged files; None: cannot be read again
+    is_image: bool = False  # a single image
+    live: bool = False  # a camera: frames that are not read in time are lost
+    key: str | None = None  # identifies the files and their state; None: the source cannot be read again
 
     def __iter__(self) -> Iterator[Frame]:
         return self.frames
 
 
 def known_rate(fps: float | Fraction | None) -> Fraction:
-    """Frames a second, or the default where a file or device gives none that can be true (0, -1, NaN, infinity)."""
+    """Frames per second, or the default if a file or device reports an impossible value (0, -1, NaN, infinity)."""
     if fps is None or not math.isfinite(fps) or not 0 < fps <= _HIGHEST_FPS:
         return DEFAULT_FPS
     return Fraction(fps).limit_denominator(1001) or DEFAULT_FPS  # less than one frame in half an hour

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What the user calls a video -> its frames."""
+"""Opens any input that a user may name: files, folders, patterns, cameras, URLs, standard input, arrays."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def open_source(
     """Open any kind of video.
 
     Args:
-        source: a path (video file, folder of pictures, picture with one or more pages), a pattern such as
-            ``frames/*.png``, the number of a camera, an address (``rtsp://...``), ``-`` for standard input; or pictures
-            in any iterable, as BGR arrays or as paths.
-        fps: frames a second of pictures without times.
-        raw: standard input carries raw frames of this form.
-        first: frames before this one are left out; only of sources with a ``key``.
+        source: a path (video file, image folder, image file with one or more pages), a pattern such as
+            ``frames/*.png``, a camera number, a URL (``rtsp://...``), ``-`` for standard input; or an iterable of
+            images, as BGR arrays or paths.
+        fps: frames per second of images without time stamps.
+        raw: format of raw frames on standard input.
+        first: skip the frames before this one; for sources with a ``key`` only.
 
     Raises:
-        UserError: it is not there, cannot be read, or has no frames.
+        UserError: if it does not exist, cannot be read, or has no frames.
     """
     if not isinstance(source, str | Path):
         return _open_iterable(source, fps)
@@ -71,10 +71,10 @@ def open_source(
 
 
 def matches(pattern: str) -> list[Path] | None:
-    """The files that a pattern with ``*``, ``?`` or ``[...]`` matches, in natural order; None if it is no pattern.
+    """The files that a pattern with ``*``, ``?`` or ``[...]`` matches, in natural order; None if it is not a pattern.
 
     Raises:
-        UserError: there is none.
+        UserError: if no file matches.
     """
     if not glob.has_magic(pattern):
         return None
@@ -109,10 +109,10 @@ def _open_iterable(items: Iterable[np.ndarray | str | Path], fps: Fraction | Non
 
 
 def with_first(source: Source) -> tuple[Frame, Source]:
-    """The first frame, and a source that still gives it.
+    """The first frame, and a source that still yields it.
 
     Raises:
-        UserError: there is none.
+        UserError: if there is no frame.
     """
     start = list(islice(source.frames, 1))
     if not start:

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Pictures of a camera on this machine."""
+"""Reads a camera of this machine."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ausm_d2.video.frame import Frame, Source, known_rate
 
 
 def open_camera(number: int) -> Source:
-    """The camera of this number, until it has no more pictures or its frames are closed.
+    """Open a camera. It is read until it stops or the source's ``frames`` are closed.
 
     Raises:
-        UserError: there is none, or another program uses it.
+        UserError: if there is no such camera, or another program uses it.
     """
     camera = cv2.VideoCapture(number)
     if not camera.isOpened():

@@ -1,8 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Pictures -> video files that can be played at any moment, also if the program is killed, and can be gone on with.
+"""Writes video files that are playable at any time, even after a kill, and can be continued.
 
 Shape shorthand:
-    H, W: picture size in pixels
+    H, W: frame size in pixels
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from ausm_d2.errors import UserError
 from ausm_d2.io import atomic_write
 from ausm_d2.video.container import open_container, video_stream
 
-_CLOCK = Fraction(1, 90000)  # seconds: the unit of time stamps
-_START = "comment"  # entry of the metadata: time stamp of the first picture of a growing file
+_CLOCK = Fraction(1, 90000)  # unit of time stamps, seconds
+_START = "comment"  # metadata entry with the time stamp of the first frame of an unfinished file
 
 
 @dataclass(frozen=True)
 class MovieFormat:
-    """How pictures are encoded."""
+    """How frames are encoded. All names are FFmpeg's."""
 
-    container: str  # FFmpeg's name
+    container: str
     codec: str
     pixel_format: str
-    source_format: str  # of the pictures
-    encoder: tuple[tuple[str, str], ...]  # options
-    growing: tuple[tuple[str, str], ...]  # options of the file that is being written: each frame is on disk at once
+    source_format: str  # of the frames given
+    encoder: tuple[tuple[str, str], ...]  # options of the encoder
+    growing: tuple[tuple[str, str], ...]  # options of the unfinished file: each frame is flushed to disk
     finished: tuple[tuple[str, str], ...]  # options of the complete file
 
 
-# No frame waits in the encoder (zerolatency, lag 0), so what was written can be shown.
+# The encoder buffers no frames (zerolatency, lag 0), so every frame written so far can be played.
 H264 = MovieFormat(
     container="mp4",
     codec="libx264",
@@ -61,7 +61,7 @@ VP9_ALPHA = MovieFormat(
         ("deadline", "realtime"),
         ("cpu-used", "8"),
         ("lag-in-frames", "0"),
-        ("auto-alt-ref", "0"),  # it would lose the alpha channel
+        ("auto-alt-ref", "0"),  # otherwise the alpha channel is lost
         ("g", "50"),
     ),
     growing=(("cluster_time_limit", "1"), ("flush_packets", "1")),
@@ -70,10 +70,10 @@ VP9_ALPHA = MovieFormat(
 
 
 class MovieWriter:
-    """Pictures with times -> a video file (H.264 in MP4, as browsers play it).
+    """Writes frames with time stamps to a video file (default: H.264 in MP4, which browsers play).
 
-    While it is written the file is fragmented; ``close`` turns it into an ordinary one with its index in front. A
-    closed writer, or a new one for a file that exists, goes on where the file ends.
+    The file is fragmented while it is written; ``close`` rewrites it with its index at the front. A closed writer, or a
+    new one for an existing file, appends to the file.
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class MovieWriter:
         """
         Args:
             path: of the video.
-            fps: pictures a second; of those that come without times, and for the encoder's bit rate.
+            fps: frames per second, for frames without a time and for the encoder's bit rate.
             form: container and codec.
-            scratch: folder for what was there before, while the file is gone on with; default: that of ``path``.
-            until: a file that exists is gone on with from this time, in seconds; None: it is replaced.
+            scratch: folder for the earlier part of a file that is continued; default: that of ``path``.
+            until: continue an existing file from this time in seconds; None: replace it.
         """
         self.path = Path(path)
         self._fps = Fraction(fps)
@@ -99,7 +99,7 @@ class MovieWriter:
         self._earlier = (scratch or self.path.parent) / f".{self.path.name}.earlier"
         self._container: Any = None
         self._stream: Any = None
-        self._last = -1  # time stamp of the last picture
+        self._last = -1  # time stamp of the last frame
         self.empty = True
         if until is not None:
             self._last = self._set_aside(round(until / _CLOCK))
@@ -108,12 +108,12 @@ class MovieWriter:
             self._earlier.unlink(missing_ok=True)
 
     def write(self, picture: np.ndarray, time: float | None = None) -> None:
-        """The next picture: uint8 (H, W, 3) BGR, or (H, W, 4) BGRA with alpha; all of one size.
+        """Write the next frame: uint8 (H, W, 3) BGR, or (H, W, 4) BGRA for a format with alpha; all of one size.
 
-        Odd sides are widened by a pixel: 4:2:0 has half as many samples of colour. Two pictures never share a time.
+        Odd sides are padded by one pixel, as 4:2:0 needs even ones. Time stamps always increase.
 
         Args:
-            time: seconds since the first picture of the video; None: at an even rate.
+            time: seconds since the first frame of the video; None: one frame interval after the last frame.
         """
         picture = cv2.copyMakeBorder(picture, 0, picture.shape[0] % 2, 0, picture.shape[1] % 2, cv2.BORDER_REPLICATE)
         step = max(1, round(1 / self._fps / _CLOCK))
@@ -135,15 +135,15 @@ class MovieWriter:
         self._stream = self._container.add_stream(form.codec, rate=self._fps, options=dict(form.encoder))
         self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, form.pixel_format
         self._stream.codec_context.time_base = _CLOCK
-        # FFmpeg lets every MP4 begin at 0, also one that is to be put behind another.
+        # FFmpeg shifts every MP4 to start at 0, even one that will be appended to another.
         self._container.metadata[_START] = str(self._last)
         self.empty = False
 
     def _set_aside(self, until: int | None) -> int:
-        """What is there so far, up to a time stamp, becomes the part that later pictures are put behind.
+        """Move the frames written so far, up to a time stamp, to the earlier part, which later frames are appended to.
 
         Returns:
-            Its last time stamp; -1: there is nothing.
+            Its last time stamp; -1 if it is empty.
         """
         last = -1
         parts = [part for part in (self._earlier, self.path) if part.exists()]
@@ -153,7 +153,7 @@ class MovieWriter:
         return last
 
     def close(self) -> None:
-        """Complete the file. Nothing was written: there is none, or what was there before."""
+        """Complete the file. If nothing was written, there is no file, or the earlier one."""
         container, self._container = self._container, None
         if container is not None:
             try:
@@ -175,16 +175,16 @@ class MovieWriter:
 
 
 def _join(parts: Sequence[Path], target: Path, form: MovieFormat, until: int | None) -> int:
-    """Write the pictures of several files, as they are encoded, into one file with its index in front.
+    """Concatenate several files without re-encoding, into one file with its index at the front.
 
     Args:
-        until: time stamp; pictures from there on are left out.
+        until: time stamp; frames from there on are left out.
 
     Returns:
-        The time stamp of the last picture; -1: there is none.
+        The time stamp of the last frame; -1 if there is none.
 
     Raises:
-        UserError: they were encoded in different ways.
+        UserError: if their encodings differ.
     """
     last = -1
     with (
@@ -212,7 +212,7 @@ def _join(parts: Sequence[Path], target: Path, form: MovieFormat, until: int | N
                         shift = int(container.metadata.get(_START, stamp)) - stamp
                     stamp += shift
                     if stamp <= last or (until is not None and stamp >= until):
-                        continue  # a part may hold the one before it, if joining them was interrupted
+                        continue  # after an interrupted join, a part may contain the one before it
                     packet.stream = stream
                     packet.pts = packet.dts = round(stamp * _CLOCK / packet.time_base)
                     out.mux(packet)

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The outputs that are made frame by frame.
+"""The outputs that are written frame by frame.
 
 Shape shorthand:
     H, W: frame size in pixels
@@ -21,19 +21,19 @@ from ausm_d2.video.movie import VP9_ALPHA, MovieWriter
 from ausm_d2.video.tracked import Done, TrackedFrame, TrackedObject, VideoInfo
 from ausm_d2.visualization import contact_sheet, draw_masks, readable_scale
 
-OBJECTS = "objects"  # folder of what is made per object
+OBJECTS = "objects"  # folder of the outputs per object
 
 
 class Output(ABC):
-    """Takes the frames of a video in their order."""
+    """Takes the frames of a video in order."""
 
     def __init__(self, folder: Path, scratch: Path, info: VideoInfo, done: Done | None) -> None:
         """
         Args:
             folder: of the results.
-            scratch: folder for what is needed only while the output is made.
+            scratch: folder for temporary files.
             info: of the video.
-            done: the output exists and is gone on with from here; None: it is made anew.
+            done: where an existing output is continued; None: start a new one.
         """
         self.folder = folder
         self.scratch = scratch
@@ -42,10 +42,10 @@ class Output(ABC):
 
     @abstractmethod
     def write(self, frame: TrackedFrame) -> None:
-        """The next frame."""
+        """Write the next frame."""
 
     def close(self) -> None:  # noqa: B027  # most have nothing to do
-        """Complete the files, after the last frame or when the work was interrupted."""
+        """Complete the files, after the last frame or an interruption."""
 
 
 class Overlay(Output):
@@ -72,7 +72,7 @@ class Overlay(Output):
 
 
 def draw_frame(image: np.ndarray, objects: list[TrackedObject], *, prompted: bool) -> np.ndarray:
-    """A frame, uint8 (H, W, 3) BGR, with the objects in it; small frames are enlarged by a whole factor."""
+    """Draw objects over a frame, uint8 (H, W, 3) BGR; small frames are enlarged by an integer factor."""
     labels = [
         f"{each.id} {each.score:.2f}" if prompted else f"{each.id} {each.name} {each.score:.2f}" for each in objects
     ]
@@ -81,10 +81,10 @@ def draw_frame(image: np.ndarray, objects: list[TrackedObject], *, prompted: boo
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
-    """A PNG, complete or not at all.
+    """Write a PNG atomically.
 
     Raises:
-        OSError: it cannot be written. (OpenCV would only return False.)
+        OSError: if it cannot be written. (OpenCV would only return False.)
     """
     done, data = cv2.imencode(".png", picture)
     assert done
@@ -101,7 +101,7 @@ class Masks(Output):
 
 
 class Cutouts(Output):
-    """``objects/<id>/<frame>.png``: the object on transparent ground, in the frames in which it is in sight."""
+    """``objects/<id>/<frame>.png``: the object on a transparent background, in the frames where it is visible."""
 
     def write(self, frame: TrackedFrame) -> None:
         assert frame.image is not None
@@ -112,23 +112,23 @@ class Cutouts(Output):
 
 
 def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 4), BGRA: an image whose pixels outside a mask, bool (H, W), are transparent."""
+    """uint8 (H, W, 4), BGRA: the image, transparent outside of the mask, bool (H, W)."""
     return np.dstack([image, mask.view(np.uint8) * np.uint8(255)])
 
 
-_REST = 50  # frames after which the encoder of a hidden object is closed
+_REST = 50  # hidden frames after which an object's encoder is closed
 
 
 class AlphaMovies(Output):
-    """``objects/<id>.webm``: the object on transparent ground, in step with the video (VP9 with alpha, for editors).
+    """``objects/<id>.webm``: the object on a transparent background, synchronous with the video (VP9 with alpha).
 
-    It is transparent until the object comes into sight. While the object is hidden, its last, empty picture stays.
+    It is transparent until the object appears. While the object is hidden, the last, empty frame stays.
     """
 
     def __init__(self, folder: Path, scratch: Path, info: VideoInfo, done: Done | None) -> None:
         super().__init__(folder, scratch, info, done)
         self._movies: dict[int, MovieWriter] = {}
-        self._hidden: dict[int, int] = {}  # frames since each object of an open encoder was in sight
+        self._hidden: dict[int, int] = {}  # by object with an open encoder: frames since it was visible
         if done is not None:
             for path in sorted((folder / OBJECTS).glob("*.webm")):
                 if path.stem.isdecimal():
@@ -185,7 +185,7 @@ class MOTText(Output):
             data = data[self._file.write(data) :]
 
     def line(self, number: int, found: TrackedObject) -> str:
-        """Of one object in the frame of this number."""
+        """The line of one object in frame ``number``."""
         left, top, width, height = coco_mask.toBbox(found.mask)
         return f"{number},{found.id},{left + 1:g},{top + 1:g},{width:g},{height:g},{found.score:.6g},-1,-1,-1"
 
@@ -205,8 +205,8 @@ class MOTSText(MOTText):
         return f"{number} {found.id} {found.class_id + 1} {height} {width} {found.owned['counts']}"
 
 
-_SHEET = 12  # pictures at most
-_THUMBNAIL = 360  # pixels: width
+_SHEET = 12  # maximum number of images
+_THUMBNAIL = 360  # width in pixels
 
 
 class Sheet(Output):
@@ -226,7 +226,7 @@ class Sheet(Output):
         if frame.index % self._stride:
             return
         assert frame.image is not None
-        if len(self._kept) == 2 * _SHEET:  # nobody knows how many frames will come
+        if len(self._kept) == 2 * _SHEET:  # the length of the video may be unknown: double the stride
             self._stride *= 2
             for index in self._kept[1::2]:
                 (self._thumbnails / f"{index}.png").unlink()

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Videos that are stored as pictures: files of a folder or a list, or the pages of one file.
+"""Reads videos stored as images: the files of a folder or list, or the pages of one file.
 
 Shape shorthand:
     H, W: frame size in pixels
@@ -23,15 +23,15 @@ from ausm_d2.video.frame import DEFAULT_FPS, Frame, Source
 
 
 def read_bgr(path: str | os.PathLike[str]) -> np.ndarray:
-    """A picture file as uint8 (H, W, 3), BGR, upright."""
+    """Read an image file as uint8 (H, W, 3), BGR, upright."""
     return cv2.cvtColor(read_image(str(path)), cv2.COLOR_RGB2BGR)
 
 
 def open_folder(folder: Path, fps: Fraction | None = None, first: int = 0) -> Source:
-    """The pictures of a folder, in natural order.
+    """The images of a folder, in natural order.
 
     Raises:
-        UserError: it holds none, or what :func:`open_files` refuses.
+        UserError: if there are none, or for the reasons of :func:`open_files`.
     """
     files = sorted_files(folder, PICTURES)
     if not files:
@@ -40,14 +40,15 @@ def open_folder(folder: Path, fps: Fraction | None = None, first: int = 0) -> So
 
 
 def open_files(files: Sequence[Path], *, name: str, fps: Fraction | None = None, first: int = 0) -> Source:
-    """Picture files as the frames of one video, in the order given. Their headers and ends are looked at beforehand.
+    """Image files as the frames of one video, in the given order. The start and end of each file are checked first.
 
     Args:
-        fps: pictures a second, for the times of the frames.
+        fps: frames per second, for the times of the frames.
         first: frames before this one are not read.
 
     Raises:
-        UserError: two have one name, one is broken or cut off, has several pages, or another size than the first.
+        UserError: if two files have the same name, or one is damaged, truncated, has several pages, or has not the
+            first one's size.
     """
     rate = fps or DEFAULT_FPS
     places: dict[str, Path] = {}
@@ -77,10 +78,10 @@ def open_files(files: Sequence[Path], *, name: str, fps: Fraction | None = None,
 
 
 def open_picture(path: Path, fps: Fraction | None = None, first: int = 0) -> Source:
-    """One file: a picture, or all pages of a TIFF stack, GIF, animated PNG, WebP or AVIF.
+    """One file: an image, or all pages of a TIFF stack, GIF, animated PNG, WebP or AVIF.
 
     Raises:
-        UserError: it is no picture, or broken.
+        UserError: if it is not an image, or is damaged.
     """
     pages = _pages(path)
     status = path.stat()
@@ -111,7 +112,7 @@ def _page_times(path: Path, pages: Sequence[int], fps: Fraction | None) -> list[
             try:
                 picture.seek(page)
                 if picture.format in ("WEBP", "AVIF"):
-                    picture.load()  # their durations are known only then
+                    picture.load()  # sets the duration
             except BROKEN_PICTURE as error:
                 raise UserError(f"{path}: page {page} cannot be decoded: {one_line(error)}") from None
             milliseconds = picture.info.get("duration", 0) if fps is None else 0

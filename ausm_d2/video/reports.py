@@ -1,10 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The outputs that are made at the end, of the frames done so far: JSON files and the timeline.
+"""The outputs that are written at the end, from all frames done: JSON files and the timeline.
 
-Each is written piece by piece from the journal: memory does not grow with the video.
-
-Shape shorthand:
-    T: frames
+They are written piece by piece from the journal: at most the masks of one frame or one track are in memory.
 """
 
 from __future__ import annotations
@@ -25,13 +22,13 @@ from ausm_d2.visualization import colour
 
 
 class Run(NamedTuple):
-    """What the reports are about."""
+    """The input of a report."""
 
     folder: Path
     info: VideoInfo
     journal: Journal
-    complete: bool  # the video was seen to its end
-    key: str  # the same for the same video and settings
+    complete: bool  # all frames of the video were processed
+    key: str  # identifies video and settings
 
 
 class _Frames(NamedTuple):
@@ -55,7 +52,7 @@ def _write_json(path: Path, pieces: Iterable[str]) -> None:
 
 
 def _listed(entries: Iterable[str]) -> Iterator[str]:
-    """The elements of a JSON list, with what stands between them."""
+    """The elements of a JSON list, with separators."""
     for number, entry in enumerate(entries):
         yield f", {entry}" if number else entry
 
@@ -153,7 +150,7 @@ _MOST_ROWS = 60
 
 
 def write_timeline(run: Run) -> None:
-    """``timeline.png``: a row for each object; coloured where it is in sight, the darker the surer."""
+    """``timeline.png``: a row for each object, coloured where it is visible, darker where its score is higher."""
     frames = _frames(run.journal)
     length = max(1, len(frames.times))
     columns = min(_COLUMNS, length)

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""A folder of results that grows frame by frame, can be used however the work ends, and can be gone on with."""
+"""A folder of results that is written frame by frame, is usable after any interruption, and can be continued."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from ausm_d2.video.tracked import Done, Journal, TrackedFrame, VideoInfo
 
 logger = logging.getLogger(__name__)
 
-OUTPUTS: dict[str, str] = {  # name -> what it is, for people
+OUTPUTS: dict[str, str] = {  # name -> description for users
     name: (make.__doc__ or "").splitlines()[0].replace("``", "") for name, make in {**STREAMED, **REPORTS}.items()
 }
 DEFAULT_OUTPUTS = ("overlay", "masks", "tracks")
 
-_PROGRESS = ".progress"  # folder of what is needed to go on; it is there until the video is done
+_PROGRESS = ".progress"  # folder with the state for a continuation; removed when the video is complete
 _FILES = {"overlay.mp4", "overlay.png", "masks", OBJECTS, "mot.txt", "mots.txt", "sheet.png"}
 _FILES |= {"tracks.json", "ytvis.json", "coco.json", "timeline.png"}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -38,10 +38,10 @@ _RESERVE = 1 << 18  # bytes
 
 
 def check_outputs(names: Sequence[str]) -> list[str]:
-    """The outputs that were asked for, and ``tracks``, which all others rest on.
+    """The requested outputs, and ``tracks``, which is always written: later runs read it.
 
     Raises:
-        UserError: there is no such output.
+        UserError: if there is no such output.
     """
     for name in names:
         if name not in OUTPUTS:
@@ -51,26 +51,26 @@ def check_outputs(names: Sequence[str]) -> list[str]:
 
 @dataclass
 class Earlier:
-    """Results that are in the folder already."""
+    """Existing results in the folder."""
 
-    key: str  # of the run that made them
+    key: str  # of the run that wrote them
     complete: bool
-    frames: int = 0  # that are done, or can be gone on with
+    frames: int = 0  # frames done; of an unfinished run, those that it can be continued after
     objects: int = 0  # of a complete run
     settings: dict[str, Any] | None = None  # of an unfinished run
 
 
 class ResultFolder:
-    """One folder, from before the first frame to after the last.
+    """The folder of one video's results.
 
-    Nothing in it is touched before ``begin``; then results of an earlier run are removed. A folder that holds anything
-    else is refused. Links and mount points are fine: the folder itself is never replaced.
+    Existing results are kept until ``begin`` removes them. A folder with any other content is refused. Links and mount
+    points work: the folder itself is never replaced.
     """
 
     def __init__(self, path: Path) -> None:
         """
         Raises:
-            UserError: ``path`` holds something else, or nothing can be written there.
+            UserError: if ``path`` has other content, or is not writable.
         """
         self.path = Path(os.path.abspath(path))
         self.scratch = self.path / _PROGRESS
@@ -94,7 +94,7 @@ class ResultFolder:
             raise UserError(f"'{path}' cannot be written: {error.strerror}") from None
 
     def earlier(self) -> Earlier | None:
-        """What is there; None: nothing that can be recognised."""
+        """Existing results; None if there are none."""
         with suppress(UserError, KeyError, TypeError):
             if (self.scratch / "run.json").exists():
                 run = read_json(self.scratch / "run.json")
@@ -115,10 +115,10 @@ class ResultFolder:
         """Open the outputs.
 
         Args:
-            names: of the outputs, as ``check_outputs`` gives them.
+            names: of the outputs, from ``check_outputs``.
             key: of the run.
-            settings: what the key stands for, in words, for messages.
-            done: go on from here; None: begin anew, and remove earlier results.
+            settings: the settings behind the key, for messages.
+            done: continue from here; None: remove earlier results and start again.
         """
         self.info, self.names, self.key = info, list(names), key
         if done is None:
@@ -140,7 +140,7 @@ class ResultFolder:
         return self._journal.frames if self._journal else 0
 
     def write(self, frame: TrackedFrame) -> None:
-        """The next frame goes to all outputs."""
+        """Write the next frame to all outputs."""
         assert self._journal is not None
         for output in self._outputs:
             output.write(frame)
@@ -150,7 +150,7 @@ class ResultFolder:
         self._reserve(_RESERVE + 2 * reports * self._journal.path.stat().st_size)
 
     def checkpoint(self, save: Callable[[Path], None]) -> None:
-        """Keep what is needed to go on after the frames done so far.
+        """Save the state for a continuation after the frames done so far.
 
         Args:
             save: writes the state of the stream to a path.
@@ -159,7 +159,7 @@ class ResultFolder:
         self._pending = self.frames
 
     def _publish(self) -> None:
-        """Put a saved state into use. Not before a frame has followed: movies have a frame on disk only then."""
+        """Make the saved state the current one. Only after the next frame: then movies have the last one on disk."""
         frames, self._pending = self._pending, None
         if frames is None:
             return
@@ -170,7 +170,7 @@ class ResultFolder:
                 other.unlink()
 
     def session_file(self, frames: int) -> Path:
-        """What ``checkpoint`` saved after so many frames."""
+        """The file that ``checkpoint`` saved after ``frames`` frames."""
         return self.scratch / f"session-{frames}.pth"
 
     def finish(self, *, complete: bool) -> int:
@@ -180,7 +180,7 @@ class ResultFolder:
             The number of objects.
 
         Raises:
-            UserError, OSError, av.FFmpegError: the first that went wrong; the others were completed all the same.
+            UserError, OSError, av.FFmpegError: the first error; the other files are completed nevertheless.
         """
         assert self._journal is not None
         (self.scratch / "reserve").unlink(missing_ok=True)
@@ -201,7 +201,7 @@ class ResultFolder:
         return objects
 
     def discard(self) -> None:
-        """Nothing was begun: leave everything as it was found."""
+        """Before ``begin``: restore the folder as it was found."""
         if self._fresh and self._journal is None:
             shutil.rmtree(self.scratch, ignore_errors=True)
             for folder in self._made:
@@ -209,7 +209,7 @@ class ResultFolder:
                     folder.rmdir()
 
     def _reserve(self, size: int) -> None:
-        """Keep room on the disk for the files that are written at the end, should it be full by then."""
+        """Reserve disk space for the files that are written at the end, in case the disk fills up."""
         path = self.scratch / "reserve"
         there = path.stat().st_size if path.exists() else 0
         if there < size:
@@ -218,11 +218,11 @@ class ResultFolder:
                     os.posix_fallocate(file.fileno(), 0, size + (1 << 18))
                 except OSError as error:
                     if error.errno in _FULL:
-                        raise  # otherwise the file system cannot do it
+                        raise  # any other error: the file system does not support it
 
 
 def _remove(path: Path) -> None:
-    """A file, a link (not what it points to) or a folder with all that is in it."""
+    """Remove a file, a link (not its target) or a folder with its content."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.is_dir():

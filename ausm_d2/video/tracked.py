@@ -1,8 +1,9 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What was found in a video, frame by frame, as every output takes it; and the journal, its one record on disk.
+"""The objects of a video, frame by frame, as all outputs take them; and the journal, which stores them on disk.
 
 Shape shorthand:
     H, W: frame size in pixels
+    N: objects of a frame
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ class TrackedObject:
     """One object in one frame."""
 
     id: int
-    name: str  # its class, or what the user calls it
+    name: str  # its class, or the user's name for it
     class_id: int
     score: float
     mask: Rle
-    owned: Rle  # the pixels that it has where masks overlap: the surest object has them
-    pixels: np.ndarray | None = None  # bool (H, W), the mask; None: decoded when asked for
+    owned: Rle  # the mask without pixels that another, more confident object has
+    pixels: np.ndarray | None = None  # bool (H, W), the mask; None: decoded on access
 
     def array(self) -> np.ndarray:
         """The mask, bool (H, W)."""
@@ -40,14 +41,14 @@ class TrackedObject:
 
 @dataclass
 class TrackedFrame:
-    """One frame and the objects in sight."""
+    """One frame and its visible objects."""
 
     index: int
     name: str
     time: float  # seconds since the first frame
-    file: str  # name with extension, as data sets list it
+    file: str  # name with extension, for annotation files
     objects: list[TrackedObject] = field(default_factory=list)
-    image: np.ndarray | None = None  # uint8 (H, W, 3), BGR; None: taken from the journal
+    image: np.ndarray | None = None  # uint8 (H, W, 3), BGR; None: read from the journal, which has no images
 
     @classmethod
     def of_arrays(
@@ -64,8 +65,8 @@ class TrackedFrame:
         """
         Args:
             masks: bool (N, H, W).
-            id_map: integers (H, W): the object that has each pixel.
-            entries: id, name, class and score of N objects; those with an empty mask are out of sight, and left out.
+            id_map: integers (H, W): id of the object that has each pixel.
+            entries: id, name, class and score of N objects. Those with an empty mask are hidden, and left out.
         """
         objects = []
         for mask, (track_id, label, class_id, score) in zip(masks, entries, strict=True):
@@ -77,7 +78,7 @@ class TrackedFrame:
         return cls(index, name, time, file, objects, image)
 
     def id_map(self, height: int, width: int) -> np.ndarray:
-        """int32 (H, W): the object that has each pixel, 0 for none."""
+        """int32 (H, W): id of the object that has each pixel, 0 for background."""
         out = np.zeros((height, width), np.int32)
         for each in self.objects:
             out[decode(each.owned)] = each.id
@@ -86,36 +87,36 @@ class TrackedFrame:
 
 @dataclass(frozen=True)
 class Done:
-    """Where results that exist are gone on with."""
+    """Where existing results are continued."""
 
-    frames: int  # that are kept
-    time: float  # of the first frame that comes, in seconds
+    frames: int  # frames that are kept
+    time: float  # of the next frame, in seconds
 
 
 @dataclass
 class VideoInfo:
-    """What outputs say of the video itself."""
+    """The properties of a video that outputs need."""
 
     name: str
     height: int
     width: int
     fps: Fraction
-    prompted: bool  # the objects were given
+    prompted: bool  # all objects were prompted
     classes: list[str]
     is_image: bool = False
 
 
 class Journal:
-    """Everything that was found, appended to a file of JSON lines: the objects of a frame, then the frame.
+    """All results, appended to a file of JSON lines: the objects of a frame, then the frame.
 
-    A frame counts once its own line is complete, so whatever ends the program, the frames before are intact.
+    A frame counts once its own line is complete, so earlier frames are intact however the program ends.
     """
 
     def __init__(self, path: Path, keep: int = 0) -> None:
         """
         Args:
             path: of the file.
-            keep: frames of a file that exists that are kept; later ones are cut off.
+            keep: number of frames of an existing file that are kept; later ones are removed.
         """
         self.path = path
         path.touch()
@@ -141,7 +142,7 @@ class Journal:
             lines.append(json.dumps(entry))
         lines.append(json.dumps({"frame": frame.index, "name": frame.name, "time": frame.time, "file": frame.file}))
         data = memoryview(("\n".join(lines) + "\n").encode())
-        while data:  # a disk that is nearly full takes a part
+        while data:  # a nearly full disk accepts a part
             data = data[self._file.write(data) :]
         self.frames += 1
 
@@ -149,7 +150,7 @@ class Journal:
         self._file.close()
 
     def read(self) -> Iterator[TrackedFrame]:
-        """The frames one by one, without pictures."""
+        """Yield the frames, without images."""
         with self.path.open("rb") as file:
             objects: list[TrackedObject] = []
             for line in file:
@@ -163,7 +164,7 @@ class Journal:
                     objects = []
 
     def tracks(self) -> dict[int, array[int]]:
-        """Where in the file the entries of each object are, by its id, in the order of ids."""
+        """Positions in the file of each object's entries, by object id, in ascending order of ids."""
         places: dict[int, array[int]] = {}
         waiting: list[tuple[int, int]] = []
         with self.path.open("rb") as file:
@@ -179,7 +180,7 @@ class Journal:
         return dict(sorted(places.items()))
 
     def entries(self, places: array[int]) -> Iterator[tuple[int, TrackedObject]]:
-        """Frame and object of the entries at some places."""
+        """Yield frame index and object of the entries at some positions."""
         with self.path.open("rb") as file:
             for place in places:
                 file.seek(place)
