@@ -1,13 +1,13 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Write a part of the embedded procedural data to disk, laid out as YouTube-VIS or as DAVIS.
+"""Write a part of the embedded procedural data to disk, in the layout of YouTube-VIS or DAVIS.
 
     python datasets/prepare_synthvis.py --split val --videos 0:10 --layout davis --out datasets/synth_davis
 
 ytvis: OUT/{train,valid}/JPEGImages/<video>/<frame>.png and OUT/{train,valid}.json (category ids from 1).
 davis: OUT/JPEGImages/480p/<video>/<frame>.png, OUT/Annotations/480p/<video>/<frame>.png (palette, pixel = object
 id) and OUT/ImageSets/2017/{train,val}.txt.
-The list of videos (the JSON or the text file) is written last: without it the copy is not complete. PNG frames are
-equal to the generated ones, bit for bit; ``--jpeg`` writes smaller ones that are not.
+The list of videos (the JSON or text file) is written last: without it the copy is incomplete. PNG frames equal the
+generated ones bit for bit; ``--jpeg`` writes smaller files, with loss.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from ausm_d2.errors import UserError, cli
 from ausm_d2.io import atomic_write
 from ausm_d2.masks import rle
 
-# Colours of object ids 0 to 6 as DAVIS has them; a video has no more than 6 objects.
+# DAVIS's colours of object ids 0 to 6; a video has at most 6 objects.
 _PALETTE = (0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0, 0, 0, 128, 128, 0, 128, 0, 128, 128)
 
 
 def parse_range(text: str) -> range:
-    """``"a:b"`` as the videos a .. b - 1, ``"a"`` as one.
+    """``"a:b"``: videos a to b - 1; ``"a"``: one video.
 
     Raises:
-        UserError: anything else, or no video at all.
+        UserError: if the text is invalid, or the range is empty.
     """
     match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
     if match:
@@ -134,10 +134,10 @@ def write_davis(records: Sequence[VideoRecord], out: Path, split: str, suffix: s
 
 
 def new_listing(path: Path) -> Path:
-    """``path``, if nothing is there.
+    """Return ``path`` if it does not exist.
 
     Raises:
-        UserError: a copy is there already.
+        UserError: if it exists.
     """
     if path.exists():
         raise UserError(f"{path}: exists already; remove it or choose another --out")
@@ -145,7 +145,7 @@ def new_listing(path: Path) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line; ``arguments`` as in ``sys.argv[1:]``."""
+    """The command line; ``arguments`` as in ``sys.argv[1:]``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", choices=sorted(SPLITS), default="val")
     parser.add_argument("--seed", type=int, help="videos of another seed than the split's own")

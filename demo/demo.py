@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Segment an image, a folder of frames, a video file or a camera's pictures, with or without prompts.
+"""Segment an image, a folder of frames, a video file or a camera stream, with or without prompts.
 
     python demo/demo.py --config-file configs/synth/ausm_nano.yaml --input video.mp4 --output results
     python demo/demo.py --config-file ... --input frames/ --prompt-masks first.png --output results
 
-In the manner of Detectron2's demo; ``ausm track`` does the same and more. demo/README.md says what the results are.
+Similar to Detectron2's demo. ``ausm track`` does the same and more. The results are described in demo/README.md.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> str:
-    """Do what the command line says; returns a sentence about it.
+    """Run the command; returns a summary in one line.
 
     Raises:
-        UserError: any mistake in what was given.
+        UserError: if an argument or the input is invalid.
     """
     said: list[str] = []
     _run(args, said)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What ``make demo`` runs: the small trained model on a few validation videos, scored, drawn and explained.
+"""Run by ``make demo``: scores the small trained model on a few validation videos and draws its results.
 
     python demo/make_demo.py                               # the embedded videos
     python demo/make_demo.py --video path [--prompt png]   # a video of your own: make demo VIDEO=path PROMPT=png
@@ -8,7 +8,7 @@
 Shape shorthand:
     H, W: frame size in pixels
     T: frames of a video
-    N: masks of a frame
+    S: integer scale
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ _NANO = _ROOT / "configs" / "synth" / "ausm_nano.yaml"
 _EDGE = _ROOT / "configs" / "edge" / "ausm_edge.yaml"
 _METRICS = _ROOT / "docs" / "weights" / "ausm_nano_metrics.json"
 _FPS = 8
-_SHOWN_SCORE = 0.3  # tracks of a lower score are scored, but would clutter the pictures
+_SHOWN_SCORE = 0.3  # tracks with a lower score are evaluated but not drawn
 _SHEET_FRAMES = 6
 
 
 def user_video(video: str, prompt: str | None) -> int:
-    """Run demo.py on a video of the user's, with the model for real video; returns its exit code."""
+    """Run demo.py on a user's video, with the model for real video; returns its exit code."""
     command = [sys.executable, str(Path(__file__).with_name("demo.py")), "--config-file", str(_EDGE)]
     command += ["--input", video, "--output", str(Path("output", "video", Path(video).stem))]
     command += ["--prompt-masks", prompt] if prompt else []
@@ -62,12 +62,12 @@ Drawn = tuple[dict[int, list[Rle | None]], dict[int, str]]  # masks (T) and labe
 
 
 def drawn_truth(record: VideoRecord, classes: Sequence[str]) -> Drawn:
-    """The annotations of a video -> what is drawn of them."""
+    """Masks and labels to draw, from a video's annotations."""
     return true_masks(record), {instance.instance_id: classes[instance.category_id] for instance in record.instances}
 
 
 def drawn_output(output: Output, classes: Sequence[str]) -> Drawn:
-    """The model's output for a video -> what is drawn of it."""
+    """Masks and labels to draw, from the model's output."""
     if output.objects is not None:
         return output.objects, {object_id: str(object_id) for object_id in output.objects}
     tracks = {track["track_id"]: track for track in output.best_classes() if track["score"] >= _SHOWN_SCORE}
@@ -84,7 +84,7 @@ def draw(record: VideoRecord, frame: int, drawn: Drawn, scale: int) -> np.ndarra
 
 
 def draw_video(record: VideoRecord, panels: Mapping[str, Drawn], folder: Path) -> None:
-    """A video of all panels, one under the other, and a contact sheet of a few frames."""
+    """Write a video of all panels, stacked vertically, and a contact sheet of a few frames."""
     scale = readable_scale(record.height, record.width)
     with MovieWriter(folder / f"{record.name}.mp4", _FPS) as video:
         for frame in range(record.length):
@@ -97,9 +97,9 @@ def draw_video(record: VideoRecord, panels: Mapping[str, Drawn], folder: Path) -
 
 
 def draw_curve(metrics: Path, path: Path, title: str = "Learning on synthvis_train") -> None:
-    """The losses of the masks, and the scores on the way, of a training's metrics (Detectron2's lines of JSON).
+    """Plot the mask losses and intermediate scores of a training, from Detectron2's ``metrics.json``.
 
-    Not of the classes: their weight, and with it the total, may differ between the stages of a training.
+    Without classification losses: their weight, and thus the total, may differ between the stages of a training.
     """
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if line.strip()]
     figure = Figure(figsize=(9, 5), layout="constrained")
@@ -114,7 +114,7 @@ def draw_curve(metrics: Path, path: Path, title: str = "Learning on synthvis_tra
             left.axvline(after["iteration"], color="0.7")
     left.set(xlabel="iteration", ylabel="loss of the masks", ylim=(0, None), title=title)
     for ending, label, colour in (("segm/AP", "AP, unprompted", "tab:green"), ("vos/J&F", "J&F, prompted", "tab:red")):
-        # data set / measure / name; the references have one part more
+        # data set / measure / name; keys of references have one more part
         keys = {key for line in lines for key in line if key.endswith(ending) and key.count("/") <= 2}
         points = [(line["iteration"], line[key]) for line in lines for key in keys if key in line]
         if points:
@@ -126,10 +126,10 @@ def draw_curve(metrics: Path, path: Path, title: str = "Learning on synthvis_tra
 
 
 def embedded_videos(cfg: CfgNode, count: int) -> None:
-    """Evaluate, draw, explain; everything goes to ``OUTPUT_DIR``.
+    """Evaluate and draw the embedded videos; everything is written to ``OUTPUT_DIR``.
 
     Raises:
-        UserError: weights that are missing or do not fit.
+        UserError: if weights are missing or do not fit.
     """
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS: empty; the demo needs a trained model")

@@ -1,7 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Speed, measured side by side in one run: ``python -m tools.benchmark SUBJECT [--json OUT.json] [--plot OUT.png]``.
+"""Benchmarks of speed and memory: ``python -m tools.benchmark SUBJECT [--json OUT.json] [--plot OUT.png]``.
 
-What each compares, and figures with the machine they were measured on: docs/benchmarks.md.
+Each compares this project with a reference in one run. Results: docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SUBJECTS = {
 
 
 def machine() -> dict[str, object]:
-    """What figures mean nothing without."""
+    """The machine that figures are measured on."""
     processor = next(
         (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.processor(),
@@ -61,14 +61,14 @@ def main() -> None:
         module.add_arguments(subject)
     args = parser.parse_args()
     plotting = getattr(args, "plot", None)
-    # Before the work, not after it.
+    # Fail before the measurement, not after it.
     if plotting:
         measure.matplotlib_figure()
         if plotting == args.json:
             raise UserError(f"--json and --plot: both are {plotting}")
     if hasattr(args, "device"):
         measure.device_of(args)
-    # Should the picture fail, the figures are there.
+    # The JSON file is complete even if plotting fails.
     with _written(plotting) as plot_path:
         with _written(args.json) as json_path:
             host = machine()

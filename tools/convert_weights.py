@@ -1,14 +1,14 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What becomes of a checkpoint's tensors in a model of this project; optionally, the converted file.
+"""Show how a checkpoint's tensors map to a model of this project; optionally write the converted file.
 
     python -m tools.convert_weights --config-file CONFIG WEIGHTS [WEIGHTS ...] [--output OUT.pth] [--half]
         [--opts KEY VALUE ...]
 
-Official Swin checkpoints, Mask2Former's COCO instance checkpoints, timm's classification weights and the project's own
-are understood. ``MODEL.WEIGHTS`` takes the same files directly and does the same conversion: this is for looking, and
-for files that are to be kept. Of a training that averaged its weights (MODEL_EMA) the average is taken. Of several
-files (checkpoints of one training, say) the mean of their weights is written.
-The exit code is 1 when a module that should match did not; nothing is written then.
+Reads official Swin checkpoints, Mask2Former's COCO instance checkpoints, timm's classification weights and the
+project's own. ``MODEL.WEIGHTS`` takes the same files and converts them in the same way; this command is for inspection
+and for keeping the converted file. Averaged weights (MODEL_EMA) are used if the checkpoint has them. The weights of
+several files (checkpoints of one training, say) are averaged.
+The exit code is 1, and nothing is written, if a module that should match does not.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def main() -> None:
 
 
 def _converted(path: str, state: Mapping[str, Tensor]) -> Conversion:
-    """A file's weights for a model of that state, after the account of them was printed.
+    """Convert a file's weights for a model with the given state, and print the mapping.
 
     Raises:
-        UserError: weights that cannot be read or do not fit.
+        UserError: if weights cannot be read or do not fit.
     """
     checkpoint = read_checkpoint(path)
     try:
@@ -66,10 +66,10 @@ def _converted(path: str, state: Mapping[str, Tensor]) -> Conversion:
 
 
 def mean_weights(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each floating-point tensor, in double precision; of others, the first file's.
+    """The mean of each floating-point tensor, computed in double precision; other tensors are the first file's.
 
     Raises:
-        UserError: if a file lacks what another has.
+        UserError: if the files do not have the same tensors.
     """
     first, *others = weights
     for number, other in enumerate(others, start=2):

@@ -63,7 +63,7 @@ _ZIP_TIME = (2024, 4, 17, 0, 0, 0)  # the commit's date: the same input always g
 
 
 class InstallError(Exception):
-    """What went wrong, in one line."""
+    """An error with a one-line message."""
 
 
 def metadata(license_names: list[str]) -> str:

@@ -1,19 +1,19 @@
 #!/usr/bin/env python
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""How weights follow, find and refine on real video, by video and by the area of the objects.
+"""Scores on real video: prompted, unprompted and from coarse prompts; by video and by the area of the objects.
 
     python -m tools.real_video --config-file configs/edge/ausm_edge.yaml [--weights W.pth] [--every 2] [--json OUT.json]
         [--parts prompted looks drawn unprompted references images] [--images NAME --count 24] --opts KEY VALUE ...
 
-The prompted data sets (DAVIS's layout) are those of DATASETS.TEST. It is cheap enough to be run now and then beside a
-training: every n-th frame only. J is the mean IoU over frames 2 to the last, in percent.
+The prompted data sets (DAVIS's layout) of DATASETS.TEST are scored. With every n-th frame only (--every) it is cheap
+enough to be run during a training. J is the mean IoU over frames 2 to the last, in percent.
 
     prompted    J by video, and by the area of the object in the frame
-    looks       the same through a poor camera: grey, 120 pixels high, contrast 0.35
-    drawn       first frames: IoU from a filled box and from a disc, the frame shown once more; from three discs, twice
-    unprompted  nothing given: J of the one track that fits an object best, and tracks per video
-    references  of prompted: the first mask copied, and carried by DIS optical flow
-    images      clips made of images (--images, INPUT.PSEUDO), all objects of the first frame given: J by area
+    looks       the same with degraded frames: grey, 120 pixels high, contrast 0.35
+    drawn       IoU in the first frame from a box and from a disc, refined once; from three discs, refined twice
+    unprompted  J of the track that fits an object best, and tracks per video
+    references  for prompted: the first mask copied, and carried by DIS optical flow
+    images      clips made of images (--images, INPUT.PSEUDO), prompted with all objects of the first frame: J by area
 
 Shape shorthand:
     H, W: frame size in pixels
@@ -46,7 +46,7 @@ from ausm_d2.masks.drawn import box_mask, clicks_mask
 from ausm_d2.masks.rle import decode, to_rle
 from ausm_d2.streaming.predictor import VideoPredictor
 
-AREAS = (0.5, 2.0, 8.0, 100.0)  # percent of the frame: what is below each
+AREAS = (0.5, 2.0, 8.0, 100.0)  # percent of the frame: upper limits of the classes of area
 PARTS = ("prompted", "looks", "images", "drawn", "unprompted", "references")
 _IMAGE_FRAMES = 8  # of a clip made of an image
 
@@ -56,7 +56,7 @@ Look = Callable[[np.ndarray], np.ndarray]
 
 @dataclass
 class Clip:
-    """Some frames of a video, and the true masks of its objects in them."""
+    """Frames of a video with the true masks of their objects."""
 
     name: str
     length: int
@@ -67,7 +67,7 @@ class Clip:
 
 
 def iou(found: np.ndarray, true: np.ndarray) -> float:
-    """1 where both are empty."""
+    """IoU of two masks; 1 if both are empty."""
     union = np.count_nonzero(found | true)
     return np.count_nonzero(found & true) / union if union else 1.0
 
@@ -86,7 +86,7 @@ class Scores:
             self._by_area[next(edge for edge in AREAS if area <= edge)].append(value)
 
     def summary(self) -> dict[str, Any]:
-        """Percent: the mean over videos, each video, and the frames whose object has such an area."""
+        """In percent: the mean over videos, by video, and by area."""
         videos = {
             name: 100 * float(np.mean([np.mean(values) for values in objects.values()]))
             for name, objects in self._by_object.items()
@@ -96,7 +96,7 @@ class Scores:
 
 
 def video_clips(name: str, every: int) -> Iterator[tuple[VideoRecord, Clip]]:
-    """Every ``every``-th frame of the videos of a prompted data set, also as a record of its own."""
+    """Every ``every``-th frame of the videos of a prompted data set, as record and as clip."""
     for stored in get_records(name):
         record = every_nth(stored, every)
 
@@ -113,7 +113,7 @@ def video_clips(name: str, every: int) -> Iterator[tuple[VideoRecord, Clip]]:
 
 
 def image_clips(cfg: CfgNode, name: str, count: int) -> Iterator[Clip]:
-    """Clips made of images of a data set, as INPUT.PSEUDO has them; seeded."""
+    """Pseudo-videos of the images of a data set (INPUT.PSEUDO), seeded by image."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASETS.TRAIN, cfg.INPUT.SAMPLING_FRAME_NUM, cfg.INPUT.PSEUDO.COPY_PASTE = (name,), _IMAGE_FRAMES, 0.0
@@ -139,7 +139,7 @@ def poor_camera(frame: np.ndarray) -> np.ndarray:
 
 
 def follow(predictor: VideoPredictor, clip: Clip, scores: Scores, look: Look = lambda frame: frame) -> None:
-    """The masks of the first frame that has any are given; every later frame is scored."""
+    """Prompt with all masks of the first frame that has any; score every later frame."""
     session = None
     given: Masks = {}
     for frame, masks in clip:
@@ -155,7 +155,7 @@ def follow(predictor: VideoPredictor, clip: Clip, scores: Scores, look: Look = l
 
 
 def drawn(predictor: VideoPredictor, clip: Clip, scores: Mapping[str, Scores]) -> None:
-    """First frames, from a box, a disc and three discs."""
+    """Score masks refined from a box, a disc and three discs, in the first frame."""
     frame, masks = clip.read(0)
     for object_id, mask in masks.items():
         if not mask.any():
@@ -177,7 +177,7 @@ def drawn(predictor: VideoPredictor, clip: Clip, scores: Mapping[str, Scores]) -
 
 
 def middles(mask: np.ndarray, count: int) -> list[tuple[float, float]]:
-    """(x, y) of the thickest place of each of ``count`` parts of the object, cut across its longer side."""
+    """(x, y) of the innermost pixel of each of ``count`` parts of the object, cut across its longer side."""
     rows, columns = np.nonzero(mask)
     along = columns if np.ptp(columns) >= np.ptp(rows) else rows
     edges = np.quantile(along, np.linspace(0, 1, count + 1))
@@ -193,7 +193,7 @@ def middles(mask: np.ndarray, count: int) -> list[tuple[float, float]]:
 
 
 def found_by_itself(predictor: VideoPredictor, clip: Clip) -> tuple[float, int]:
-    """(J of the track that fits an object best, mean over objects; number of tracks)."""
+    """Unprompted: J of the track that fits an object best, mean over objects; number of tracks."""
     overlaps: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     tracks: set[int] = set()
     truth = [masks for _, masks in clip]
@@ -212,7 +212,7 @@ def found_by_itself(predictor: VideoPredictor, clip: Clip) -> tuple[float, int]:
 
 
 def references(name: str, every: int) -> dict[str, dict[str, Any]]:
-    """Of the same frames: the first mask copied, and carried by optical flow."""
+    """Scores of the references on the same frames: the first mask copied, and carried by optical flow."""
     summaries = {}
     for kind, reference in (("first mask copied", CopiedMask()), ("DIS flow", FlowMask())):
         scores = Scores()
@@ -228,7 +228,7 @@ def references(name: str, every: int) -> dict[str, dict[str, Any]]:
 
 
 def score_videos(predictor: VideoPredictor, name: str, every: int, parts: Sequence[str]) -> dict[str, Any]:
-    """The parts of one data set."""
+    """Score the requested parts on one data set."""
     result: dict[str, Any] = {}
     prompted, looks = Scores(), Scores()
     coarse = {kind: Scores() for kind in ("box itself", "box", "disc", "three discs")}

@@ -3,9 +3,9 @@
 
     python -m tools.sweep_threshold --config-file configs/synth/ausm_nano.yaml --output output/threshold
 
-What a threshold lets in becomes history, so thresholds are streams of their own. But two of them are the same stream
-until a detection falls between them: thresholds share one stream as long as they agree, and each frame is encoded once
-for all of them. The results are those of one evaluation per threshold.
+Detections above the threshold enter the history, so each threshold needs its own stream. Two thresholds agree until a
+detection falls between them: until then they share a stream. Each frame is encoded once. The results are those of one
+evaluation per threshold.
 
 Shape shorthand:
     H, W: frame size in pixels
@@ -53,7 +53,7 @@ PAPER = Paper(
 
 
 class _SharedEncoding:
-    """A model whose frame encoder runs once a frame, however many streams ask."""
+    """A model that encodes each frame once for all streams."""
 
     def __init__(self, model: AUSM) -> None:
         self._model = model
@@ -63,11 +63,11 @@ class _SharedEncoding:
         return getattr(self._model, name)
 
     def next_frame(self) -> None:
-        """Forget the features: the streams are about to see another frame."""
+        """Discard the cached features, before the next frame."""
         self._features = None
 
     def encode(self, images: Tensor) -> Any:
-        """As the model's own; ``images`` are the same for all streams."""
+        """As :meth:`AUSM.encode`, cached; ``images`` are the same for all streams."""
         if self._features is None:
             self._features = self._model.encode(images)
         return self._features
@@ -75,7 +75,7 @@ class _SharedEncoding:
 
 @dataclass
 class _Branch:
-    """The thresholds that have taken the same decisions so far, ascending, and their one stream."""
+    """A stream, and the thresholds (ascending) that have agreed on all its detections so far."""
 
     thresholds: list[float]
     stream: Stream
@@ -83,13 +83,13 @@ class _Branch:
 
 
 class ThresholdSweep:
-    """Segments videos at several thresholds at once; counts what that took."""
+    """Segments videos at several thresholds at once; counts frames and steps."""
 
     def __init__(self, model: AUSM, settings: VideoSettings, thresholds: Sequence[float]) -> None:
         """
         Args:
             model: in evaluation mode.
-            settings: how videos are streamed; their own threshold is not used.
+            settings: how videos are streamed; ``fg_threshold`` is not used.
             thresholds: foreground probabilities, ascending.
         """
         self._model: Any = _SharedEncoding(model)
@@ -99,7 +99,7 @@ class ThresholdSweep:
         self.steps = 0  # of a stream
 
     def segment(self, item: dict[str, Any]) -> dict[float, dict[str, Any]]:
-        """What ``segment_video`` gives of a test item for each threshold."""
+        """The result of ``segment_video`` for a test item, by threshold."""
         record: VideoRecord = item["record"]
         settings, label_set = self._settings.for_item(item), item["label_set"]
         branches = [_Branch(self._thresholds, self._stream(self._thresholds[0], label_set), VideoTracks(record.length))]
@@ -123,13 +123,13 @@ class ThresholdSweep:
         }
 
     def _stream(self, threshold: float, label_set: str) -> Stream:
-        # A captured step would hold the features of the frame it was captured at.
+        # A captured step would replay the features of the frame at which it was captured.
         settings = dataclasses.replace(self._settings, fg_threshold=threshold, cuda_graph=False)
         return Stream(self._model, settings, label_set=label_set, detect=True)
 
     def _step(self, branch: _Branch, frame: np.ndarray) -> list[tuple[_Branch, FrameOutput]]:
-        """One frame, uint8 (H, W, 3). Where a detection falls between the branch's thresholds, those above it leave:
-        they take the step again from a copy of the state before."""
+        """Step a branch by one frame, uint8 (H, W, 3). If a detection falls between its thresholds, those above it
+        split off: they repeat the step from a copy of the state before."""
         stream = branch.stream
         before = stream.fork() if len(branch.thresholds) > 1 else stream
         newest = stream.state.slots.next_track_id if stream.state is not None else 1

@@ -30,10 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Median and quartiles (ms) of one attention without a mask, and PyTorch's time over it.
+    """Median and quartiles (ms) of one attention without a mask, and the ratio of PyTorch's time to it.
 
     Raises:
-        UserError: there is no kernel for such heads on this machine.
+        UserError: if this machine has no kernel for such heads.
     """
     rows = []
     for name in args.dtype:

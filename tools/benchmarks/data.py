@@ -37,10 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Frames per second of one worker (one thread), and how many times the cost of JPEG decoding a frame is.
+    """Frames per second of one worker (one thread), and the time of a frame over that of decoding its JPEG.
 
-    Times are those that the thread computes, so that a busy machine does not count. "plain" only resizes; "full" also
-    crops (probability 0.5), flips, rotates and changes colours.
+    Times are CPU times of the thread, so background load does not count. "plain" only resizes; "full" also crops
+    (probability 0.5), flips, rotates and changes colours.
     """
     prepare_worker()
     with tempfile.TemporaryDirectory() as folder:
@@ -122,7 +122,7 @@ def _write_video(folder: Path, num_frames: int) -> list[Path]:
     rng = np.random.default_rng(0)
     height, width = _SIZE
     scene = np.zeros((height, width, 3), np.float32)
-    for octave in range(8):  # gives 0.28 bytes per pixel, as DAVIS frames at that quality
+    for octave in range(8):  # gives 0.28 bytes per pixel, like DAVIS frames at this quality
         noise = rng.standard_normal((3 * 2**octave, 5 * 2**octave, 3)).astype(np.float32)
         scene += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC) * 50 / 1.34**octave
     scene = np.clip(scene + 120, 0, 255)

@@ -36,7 +36,7 @@ def add_clock_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def positive(text: str) -> int:
-    """A type of argparse's."""
+    """An argparse type: an integer, 1 or more."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number}, expected 1 or more")
@@ -44,15 +44,15 @@ def positive(text: str) -> int:
 
 
 def not_negative(text: str) -> int:
-    """A type of argparse's."""
+    """An argparse type: an integer, 0 or more."""
     return 0 if int(text) == 0 else positive(text)
 
 
 def by_name(config_files: list[str]) -> dict[str, str]:
-    """Configs by the names shown in tables and plots.
+    """Config files by the names shown in tables and plots.
 
     Raises:
-        UserError: two of the same name.
+        UserError: if two have the same name.
     """
     names = {Path(config).stem: config for config in config_files}
     if len(names) < len(config_files):
@@ -63,7 +63,7 @@ def by_name(config_files: list[str]) -> dict[str, str]:
 def device_of(args: argparse.Namespace) -> torch.device:
     """
     Raises:
-        UserError: CUDA is asked for and not there, or another device.
+        UserError: if the device is neither cpu nor cuda, or CUDA is not available.
     """
     if args.device.split(":")[0] not in ("cpu", "cuda"):
         raise UserError(f"--device {args.device}: expected cpu or cuda")
@@ -106,10 +106,10 @@ def spread(seconds: list[float]) -> dict[str, float]:
 
 
 def in_new_process(function: Callable[..., int], *args: Any) -> int:
-    """Memory that an earlier measurement has freed would hide what a later one takes.
+    """Call a function in a new process: in this one, memory freed by an earlier measurement would be reused.
 
     Raises:
-        UserError: the system has ended the process.
+        UserError: if the process was killed.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
@@ -141,7 +141,7 @@ def resident(field: str = "VmRSS") -> int:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """Rows with the same keys, as columns."""
+    """Print rows with the same keys as an aligned table."""
     texts = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
     table = [list(rows[0]), *texts]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The measured model. Not in measure.py: the processes that measure the memory of kernels import no model."""
+"""The measured model. Not in measure.py, because processes that measure the memory of kernels import no model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def random_model(config_file: str, device: torch.device, opts: tuple[Any, ...] =
     """The model of a config, with random, seeded weights, in training mode.
 
     Raises:
-        UserError: the config is missing or wrong.
+        UserError: if the config is missing or invalid.
     """
     torch.manual_seed(0)
     cfg = load_config(config_file, [*opts, "MODEL.WEIGHTS", "", "MODEL.DEVICE", str(device)])

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Time of a frame beside SAM 2.1 Tiny and VidEoMT-S (of transformers, random weights): same size, threads and dtype."""
+"""Time per frame against SAM 2.1 Tiny and VidEoMT-S (transformers, random weights): same size, threads and dtype."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Median and quartiles (ms) of one frame, from pixels to mask logits at stride 4, and SAM 2's time over it.
+    """Median and quartiles (ms) of one frame, from pixels to mask logits at stride 4, and the ratio of SAM 2's time.
 
-    Prompted, every model follows the same objects, and SAM 2's memory of seven frames is full before the clock runs.
-    Unprompted, this project's models look for objects beside VidEoMT, which gets one frame a call; nothing is found.
+    Prompted: all models track the same objects; SAM 2's memory of seven frames is full before the measurement.
+    Unprompted: this project's models with detection, and VidEoMT, one frame per call; random weights detect nothing.
 
     Raises:
-        UserError: transformers is missing, or a config.
+        UserError: if transformers or a config is missing.
     """
     device = measure.device_of(args)
     if args.size % 32:
@@ -96,7 +96,7 @@ def _measured(
 
 
 def _ours(config: str, objects: int | None, args: argparse.Namespace) -> Callable[[], Any]:
-    """``objects``: number of prompted objects; None: unprompted, with a threshold that random weights do not reach."""
+    """``objects``: number of prompted objects; None: unprompted, with a threshold above all of random weights."""
     opts = ("INPUT.MIN_SIZE_TEST", 0, "TEST.AUSM.AMP", args.amp)
     model = random_model(config, measure.device_of(args), opts).eval()
     settings, size = VideoSettings.from_config(load_config(config, opts)), (args.size, args.size)

@@ -1,6 +1,6 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Selective scan: time and memory of every kernel beside the reference, which is a loop over frames; the single step
-beside its memory traffic.
+"""Selective scan: time and memory of every kernel against the reference (a loop over frames), and time of a single step
+against its memory traffic.
 
 Shape shorthand: N: sequences (pixels); T: frames; E: inner channels; S: state size.
 """
@@ -35,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Two tables.
 
-    scan: forward and backward from the zero state: median and quartiles of the time (ms), peak memory beyond that of
-    the inputs (MB, in a process of its own), and the reference's time and memory over them. step: one frame in place,
-    for the largest N, and its time over that of reading and writing the state once.
+    scan: forward and backward from the zero state: median and quartiles of the time (ms), peak memory beyond the inputs
+    (MB, in a new process), and the ratio of the reference's time and memory to them. step: one frame in place, for the
+    largest N, and the ratio of its time to that of reading and writing the state once.
     """
     dtype, device = getattr(torch, args.dtype), measure.device_of(args)
     backends = _present(device, dtype)

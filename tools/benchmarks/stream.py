@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Streaming: time of a frame and of its masks by number of objects; what a long stream takes in memory.
+"""Streaming: time per frame against the number of objects; memory of a long stream.
 
 Shape shorthand:
     H, W: frame size in pixels, at which the model works
@@ -50,14 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Three tables. frame: median and quartiles of a step, and of making full-size masks of it (ms), frames/s of both
-    together, and the time of both over that of the first number of objects; all configs and variants alternate.
-    file: frames/s of a video that is read one by one, and over that if frames are encoded ahead, one or as many as fit
-    at once.
-    memory: bytes of the state, their ratio, and the growth of the process (MB) from frame 100 on.
+    """Three tables.
+
+    frame: median and quartiles of the time of a step and of its full-size masks (ms), frames/s of both together, and
+    the ratio of their time to that for the first number of objects; configs and variants alternate.
+    file: frames/s if the frames of a file are processed one by one, and the gain if they are encoded ahead, singly or
+    in batches.
+    memory: bytes of the state, their ratio between frames 1000 and 2, and growth of the process (MB) after frame 100.
 
     Raises:
-        UserError: a long stream that is too short to watch.
+        UserError: if the long stream is too short.
     """
     if 0 < args.frames <= _LATER:
         raise UserError(f"--frames {args.frames}: state and memory are compared after {_LATER} frames; expected more")
@@ -152,7 +154,7 @@ def _from_file(model: AUSM, settings: VideoSettings, args: argparse.Namespace) -
         stream = prompted(model, settings, args.objects[0], size)
         source = frames if at_once == 0 else encode_ahead(model, settings, frames, at_once=at_once)
         for frame in source:
-            stream.logits(stream.step(frame)) > 0  # noqa: B015  the masks
+            stream.logits(stream.step(frame)) > 0  # noqa: B015  computes the masks
 
     ways = {"live": 0, "ahead_1": 1, "ahead": None}
     timed = {name: functools.partial(run, at_once) for name, at_once in ways.items()}

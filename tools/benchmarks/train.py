@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""A training step: parallel against frame by frame, with the same model and kernels, losses included.
+"""A training step: the parallel against the iterative form, with the same model and kernels, losses included.
 
 Shape shorthand:
     T: frames of a clip; N: objects
@@ -48,12 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Forward, losses and backward of one clip (batch 1, nothing frozen; but see --as-trained), by clip length and
-    variant: median and quartiles of the time (ms), the iterative step's time over it; with --memory the peak beyond
-    weights (MB). What does not fit into the GPU's memory is left out.
+    """Forward, losses and backward of one clip (batch 1, nothing frozen, unless --as-trained), by clip length and
+    variant: median and quartiles of the time (ms), and the ratio of the iterative step's time to it; with --memory the
+    peak beyond the weights (MB). Clips that do not fit into the GPU's memory are left out.
 
     Raises:
-        UserError: a config that is missing or wrong, or more objects than it follows.
+        UserError: if the config is missing or invalid, or there are more objects than its NUM_ID.
     """
     device = measure.device_of(args)
     most = load_config(args.config_file).MODEL.AUSM.NUM_ID

@@ -1,8 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """``MODEL.META_ARCHITECTURE: AUSMObjectVectors``: AUSM without marks, an ablation (docs/deviations.md, 19).
 
-Nothing is marked on the features (E_t = X_{t-1}). All that reaches the next frame of an object is one vector, the
-content of its row in the Pixel Decoder. Importing this module registers the meta-architecture.
+Nothing is marked on the features (E_t = X_{t-1}). The only memory of an object is one vector, the content of its row in
+the Pixel Decoder. Importing this module registers the meta-architecture.
 
 Shape shorthand:
     B: clips; T: frames of a clip
@@ -31,7 +31,7 @@ from ausm_d2.modeling.position import sine_tokens
 
 
 class ObjectVectors(nn.Module):
-    """``A^i = s b_i + W o_i``: what an object looked like and where it was, beside its ID vector b_i.
+    """``A^i = s b_i + W o_i``: appearance and position of an object, with its ID vector b_i.
 
     ``o_i = LN(mean of X over M^i) + mean of the sine positions over M^i``, of the last frame in which M^i was not
     empty. In the Pixel Decoder's memory (G plus position) the object's own pixels have the same form.
@@ -41,8 +41,8 @@ class ObjectVectors(nn.Module):
         super().__init__()
         self.norm = LayerNorm(dim)
         self.proj = nn.Linear(dim, dim)  # W
-        self.id_scale = nn.Parameter(torch.zeros(1))  # s; 0 at first, since b_i is marked nowhere and would hide o_i
-        # Initially a row searches for what its object looked like; the factor gives it the length of an ID vector.
+        self.id_scale = nn.Parameter(torch.zeros(1))  # s; initially 0: b_i is marked nowhere, and would hide o_i
+        # Initially a row searches for the appearance of its object; the factor scales it to the norm of an ID vector.
         self.proj.weight.data.copy_(2.0 * torch.eye(dim))
         nn.init.zeros_(self.proj.bias)
 

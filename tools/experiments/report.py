@@ -50,7 +50,7 @@ class Paper:
 
 @dataclass
 class Report:
-    """Rows in the order of their settings, and how to show them."""
+    """Rows in the order of their settings, and their presentation."""
 
     title: str
     axis: str  # label of the axis of settings
@@ -70,8 +70,8 @@ class Report:
         """Write ``table.md``, ``table.json`` and ``plot.png``, each completely or not at all.
 
         Args:
-            folder: is made where it is missing.
-            settings: what was asked for; kept in the JSON.
+            folder: created if missing.
+            settings: arguments of the command, stored in the JSON.
         """
         with atomic_write(folder / "table.md") as path:
             path.write_text(self.markdown(), encoding="utf-8")

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Rules that the paper leaves open: score of a track, rows that are no longer sure, detections of what is tracked."""
+"""Rules that the paper leaves open: score of a track, unsure rows, detections that overlap tracked rows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Report:
-    """Unprompted data sets evaluated by other rules than the default ones (docs/deviations.md, 12)."""
+    """Evaluate unprompted data sets with the default rules and with others (docs/deviations.md, 12)."""
     cfg = common_config(args)
     unprompted = [name for name in cfg.DATASETS.TEST if MetadataCatalog.get(name).task != "vos"]
     if not unprompted:

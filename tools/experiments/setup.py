@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Shared by the commands of the experiments: arguments, config, model, messages."""
+"""Shared by the experiments: arguments, config, model, logging."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def common_config(args: argparse.Namespace) -> CfgNode:
     """The config of a command; ``OUTPUT_DIR`` is its ``--output`` and the references are off.
 
     Raises:
-        UserError: a config or data sets that cannot be used.
+        UserError: if the config or a data set cannot be used.
     """
     if args.videos is not None and args.videos < 1:
         raise UserError(f"--videos: {args.videos}, expected 1 or more")
@@ -49,7 +49,7 @@ def load_model(cfg: CfgNode) -> AUSM:
     """The model with ``MODEL.WEIGHTS``, ready to evaluate.
 
     Raises:
-        UserError: no weights, or weights that do not fit.
+        UserError: if there are no weights, or they do not fit.
     """
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS: empty, expected the weights to evaluate")

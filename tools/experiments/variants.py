@@ -1,8 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """Models whose trainings differ in one setting: clip length (Fig. 5), History Marker, history noise, START.
 
-Each run is a training of train_net.py with a few keys of its own, in a folder of its own: what is there already, from
-this command or from train_net.py (on several GPUs, say), is not trained again, and what was interrupted is resumed.
+Each run is a training as by train_net.py, with a few keys changed, in its own folder. Trainings that are complete, by
+this command or by train_net.py (on several GPUs, say), are not repeated; interrupted ones are resumed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def add_clip_length_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def clip_length(args: argparse.Namespace) -> Report:
-    """Short and long training clips, with as many frames in an iteration, to a tenth (Fig. 5)."""
+    """Short and long training clips, with the same number of frames per iteration, to within 10 % (Fig. 5)."""
     cfg = common_config(args)
     total = args.frames_per_iteration or cfg.SOLVER.IMS_PER_BATCH * cfg.INPUT.SAMPLING_FRAME_NUM
     variants: dict[str, Keys] = {}
@@ -78,7 +78,7 @@ def clip_length(args: argparse.Namespace) -> Report:
 
 
 def marker(args: argparse.Namespace) -> Report:
-    """Objects handed on as marks on the features, or as one vector each."""
+    """Objects propagated as marks on the features, or as one vector each."""
     variants = {
         "History Marker": {"MODEL.META_ARCHITECTURE": AUSM.__name__},
         "object vectors": {"MODEL.META_ARCHITECTURE": AUSMObjectVectors.__name__},
@@ -87,7 +87,7 @@ def marker(args: argparse.Namespace) -> Report:
 
 
 def noise(args: argparse.Namespace) -> Report:
-    """Training with the true history, or with noise added to it."""
+    """Training with the true history, or with noise on it."""
     variants = {
         "with history noise": {"MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED": True},
         "without": {"MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED": False},
@@ -96,7 +96,7 @@ def noise(args: argparse.Namespace) -> Report:
 
 
 def start(args: argparse.Namespace) -> Report:
-    """Attentions that start as lookups, or a History Decoder that starts as nothing (deviations.md, 15)."""
+    """Attentions initialised as lookups, or a History Decoder whose branches start at zero (deviations.md, 15)."""
     variants = {name: {"MODEL.AUSM.START": name} for name in ("lookup", "residual")}
     return _compare(args, variants, Report("Start of the history", "MODEL.AUSM.START", ordered=False))
 
@@ -128,9 +128,9 @@ def _compare(args: argparse.Namespace, variants: Mapping[str, Keys], report: Rep
 
 
 def _learning_curves(runs: Sequence[tuple[str, int, CfgNode]]) -> list[str]:
-    """How the tracking rows learned: Markdown, the mean loss (dice, last layer) of each quarter of every training.
+    """Learning of the tracking rows, as Markdown: mean dice loss (last layer) in each quarter of every training.
 
-    A run of train_net.py that was copied without its ``metrics.json`` has no line.
+    A run without ``metrics.json`` has no line.
     """
     lines = []
     for setting, seed, cfg in runs:
@@ -172,7 +172,7 @@ def _run_config(args: argparse.Namespace, keys: Keys, folder: Path) -> CfgNode:
 
 
 def _learning(cfg: CfgNode) -> dict[str, Any]:
-    """The keys that affect training, and their values."""
+    """All keys that affect training, with their values."""
 
     def flat(node: CfgNode, prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in node.items():
@@ -189,7 +189,7 @@ def _learning(cfg: CfgNode) -> dict[str, Any]:
 
 
 def _check_folder(cfg: CfgNode) -> None:
-    """What the folder holds, if anything, was begun with these settings."""
+    """Raise a ``UserError`` if the folder holds a training with other settings."""
     file = Path(cfg.OUTPUT_DIR, "config.yaml")
     if not file.is_file():
         return
@@ -204,7 +204,7 @@ def _check_folder(cfg: CfgNode) -> None:
 
 
 def _train(cfg: CfgNode) -> None:
-    """Begin, resume or, where ``model_final.pth`` is there, leave alone."""
+    """Start or resume a training; do nothing if ``model_final.pth`` exists."""
     folder = Path(cfg.OUTPUT_DIR)
     if (folder / "model_final.pth").is_file():
         logger.info("%s: trained already", folder)
