@@ -34,9 +34,10 @@ from ausm_d2.data.views import first_videos
 from ausm_d2.engine import Trainer
 from ausm_d2.errors import UserError, cli
 from ausm_d2.meta_arch import AUSM
+from ausm_d2.streaming.output import FrameOutput
 from ausm_d2.streaming.segmenter import VideoTracks, best_tracks
 from ausm_d2.streaming.settings import VideoSettings
-from ausm_d2.streaming.stream import FrameOutput, Stream
+from ausm_d2.streaming.stream import Stream
 from ausm_d2.streaming.visits import crop, visits
 from tools.experiments.report import Paper, Report, Row
 from tools.experiments.setup import add_common_arguments, common_config, load_model, settings_of

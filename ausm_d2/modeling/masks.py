@@ -9,6 +9,8 @@ Shape shorthand:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,6 +60,27 @@ def winners(logits: Tensor) -> Tensor:
         return torch.full(logits.shape[1:], -1, device=logits.device)
     largest, row = logits.max(dim=0)
     return torch.where(largest > 0, row, -1)
+
+
+def masks_and_winners(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits in parts of some rows, (r, H, W) each -> bool (R, H, W) masks, and :func:`winners` of all rows together.
+
+    The parts (at least one) are asked for one by one, so that only one of them takes memory.
+    """
+    masks: list[Tensor] = []
+    owner = largest = torch.empty(0)
+    rows = 0
+    for logits in parts:
+        if not masks:
+            owner = torch.full(logits.shape[1:], -1, device=logits.device)
+            largest = logits.new_zeros(logits.shape[1:])
+        masks.append(logits > 0)
+        if len(logits):
+            best, row = logits.max(dim=0)
+            owner = torch.where(best > largest, row + rows, owner)
+            largest = torch.maximum(best, largest)
+        rows += len(logits)
+    return masks[0] if len(masks) == 1 else torch.cat(masks), owner
 
 
 def without_overlaps(logits: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def _work(
         images, waiting[:] = list(waiting), []
         if not images:
             return
-        encoded = [None] * len(images) if captured else _encode(network, [resized for _, resized in images])
+        encoded = [None] * len(images) if captured else encode_images(network, [resized for _, resized in images])
         if at_once is None and encoded[0] is not None:
             count = frames_at_once(encoded[0], network.device)
         for (image, resized), features in zip(images, encoded, strict=True):
@@ -152,7 +152,7 @@ def _work(
     ready.put(_End(error))
 
 
-def _encode(network: AUSMNetwork, images: list[Tensor]) -> list[FrameFeatures]:
+def encode_images(network: AUSMNetwork, images: list[Tensor]) -> list[FrameFeatures]:
     """Encode uint8 (3, H_in, W_in) images of one size as a batch; returns features of batch size 1."""
     batch = torch.stack([upload(image, network.device) for image in images])
     features = network.encode(network.normalise(batch))

@@ -34,6 +34,7 @@ from ausm_d2.data.catalog.base import DEFAULT_TOPK
 from ausm_d2.errors import UserError
 from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.streaming.ahead import EncodedFrame, encode_ahead
+from ausm_d2.streaming.groups import GroupedStream
 from ausm_d2.streaming.inference import prepare_for_inference
 from ausm_d2.streaming.prompts import Prompts, check_object_id
 from ausm_d2.streaming.result import FrameResult
@@ -129,6 +130,7 @@ class VideoPredictor:
             prompts: the objects to track, by ids of the user's choice (1 or more): masks (bool or 0/1 uint8 (H, W)),
                 or ``Box``, ``Points`` and ``Scribble`` of :mod:`ausm_d2.streaming.prompts`, one or several per object;
                 see :meth:`Session.add`. Other objects are not detected. It may be empty, if objects are added later.
+                There is no maximum: objects beyond the ID vectors are tracked in groups (streaming/groups.py).
                 None: detect all objects.
             discover: also detect all other objects; their ids follow the prompted ones.
 
@@ -143,7 +145,7 @@ class VideoPredictor:
             detect=detect,
             first_track_id=max((check_object_id(each) for each in prompts or {}), default=0) + 1,
         )
-        session = Session(stream, topk=self.settings.topk, weights=lambda: self.fingerprint)
+        session = Session(GroupedStream(stream), topk=self.settings.topk, weights=lambda: self.fingerprint)
         session.begin(frame, prompts or {})
         return session
 
@@ -158,8 +160,10 @@ class VideoPredictor:
             saved = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises half a dozen kinds
             raise UserError(f"{path}: not a saved session, or a damaged one") from error
-        if not isinstance(saved, dict) or saved.get("format") != FORMAT:
-            raise UserError(f"{path}: not a saved session ('{FORMAT}' expected)")
+        found = saved.get("format") if isinstance(saved, dict) else None
+        if found != FORMAT:
+            what = f"'{found}', saved by another version of this package" if found else "not a saved session"
+            raise UserError(f"{path}: {what} ('{FORMAT}' expected)")
         if saved["weights"] != self.fingerprint:
             raise UserError(
                 f"{path}: saved with other weights than {self.cfg.MODEL.WEIGHTS or 'these'}, or with other settings "

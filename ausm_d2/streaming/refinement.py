@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from ausm_d2.streaming.groups import GroupedStream
 from ausm_d2.streaming.prompts import Drawn
-from ausm_d2.streaming.stream import Stream
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ _BETTER = 0.05  # minimum gain in fit for a detection to replace the refined mas
 _FITS = 0.3  # minimum fit; below it the coarse mask is kept
 
 
-def refine(stream: Stream, frame: np.ndarray, drawn: Mapping[int, Drawn]) -> dict[int, np.ndarray]:
+def refine(stream: GroupedStream, frame: np.ndarray, drawn: Mapping[int, Drawn]) -> dict[int, np.ndarray]:
     """The masks of objects that are prompted at the latest frame of a stream. The stream is not changed.
 
     The coarse mask enters the history of a copy of the stream, which processes the frame again. A detection of that
@@ -36,9 +36,6 @@ def refine(stream: Stream, frame: np.ndarray, drawn: Mapping[int, Drawn]) -> dic
 
     Returns:
         bool (H, W) by object id.
-
-    Raises:
-        UserError: if there are too few free ID vectors.
     """
     coarse = {object_id: each for object_id, each in drawn.items() if not each.exact}
     if not coarse:
@@ -47,8 +44,7 @@ def refine(stream: Stream, frame: np.ndarray, drawn: Mapping[int, Drawn]) -> dic
     again.detect = False
     again.add({object_id: each.mask for object_id, each in drawn.items()})
     own = _masks(again, frame)
-    found = stream.fork(fg_threshold=min(_CANDIDATE, stream.settings.fg_threshold))
-    found.detect = True
+    found = stream.finding(fg_threshold=min(_CANDIDATE, stream.settings.fg_threshold))
     followed = set(stream.track_ids)
     detections = [mask for track_id, mask in _masks(found, frame).items() if track_id not in followed]
     masks = {}
@@ -57,7 +53,7 @@ def refine(stream: Stream, frame: np.ndarray, drawn: Mapping[int, Drawn]) -> dic
     return masks
 
 
-def _masks(stream: Stream, frame: np.ndarray) -> dict[int, np.ndarray]:
+def _masks(stream: GroupedStream, frame: np.ndarray) -> dict[int, np.ndarray]:
     """Step the stream: the masks of all rows, bool (H, W), by track id."""
     output = stream.step(frame)
     masks = (stream.logits(output) > 0).cpu().numpy()

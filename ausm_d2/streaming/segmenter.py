@@ -23,9 +23,11 @@ from ausm_d2.masks.rle import Rle, encode
 from ausm_d2.modeling.masks import without_overlaps
 from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.streaming.ahead import encode_ahead
+from ausm_d2.streaming.groups import GroupedStream
 from ausm_d2.streaming.inference import prepared_for_inference
+from ausm_d2.streaming.output import FrameOutput
 from ausm_d2.streaming.settings import VideoSettings
-from ausm_d2.streaming.stream import FrameOutput, Stream
+from ausm_d2.streaming.stream import Stream
 from ausm_d2.streaming.visits import Visit, crop, visits
 
 
@@ -128,7 +130,7 @@ def _segment_prompted(
     model: AUSMNetwork, record: VideoRecord, settings: VideoSettings, *, overlap: bool
 ) -> VideoResult:
     prompts = record.prompts()
-    stream = Stream(model, settings, label_set=settings.prompt_label_set, detect=False)
+    stream = GroupedStream(Stream(model, settings, label_set=settings.prompt_label_set, detect=False))
     objects: dict[int, list[Rle | None]] = {
         object_id: [None] * record.length for by_id in prompts.values() for object_id in by_id
     }

@@ -20,25 +20,27 @@ from detectron2.structures import Instances
 
 from ausm_d2.errors import UserError
 from ausm_d2.io import atomic_write
-from ausm_d2.modeling.masks import winners
+from ausm_d2.modeling.masks import masks_and_winners
 from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.modeling.transfer import upload
 from ausm_d2.streaming.ahead import EncodedFrame, pixels
+from ausm_d2.streaming.groups import GroupedStream
+from ausm_d2.streaming.output import FrameOutput
 from ausm_d2.streaming.prompts import Drawn, Prompt, Prompts, check_object_id, draw
 from ausm_d2.streaming.refinement import overlapping, refine
 from ausm_d2.streaming.result import FrameResult
 from ausm_d2.streaming.segmenter import shown_rows
 from ausm_d2.streaming.settings import VideoSettings
-from ausm_d2.streaming.stream import FrameOutput, Stream
 
-FORMAT = "ausm_d2 stream, version 3"  # of saved sessions
+FORMAT = "ausm_d2 stream, version 4"  # of saved sessions
+_AT_ONCE = 1 << 26  # logits at the size of the frames that are in memory at once: 256 MB, 32 objects at 1080p
 
 
 @dataclass(frozen=True)
 class Keyframe:
     """The state of a session after a frame, from :meth:`Session.keyframe`."""
 
-    stream: Stream
+    stream: GroupedStream
     rows: FrameOutput
     given: dict[int, np.ndarray]
     image: np.ndarray | None
@@ -50,7 +52,7 @@ class Session:
 
     result: FrameResult  # of the latest frame
 
-    def __init__(self, stream: Stream, *, topk: int | None, weights: Callable[[], str]) -> None:
+    def __init__(self, stream: GroupedStream, *, topk: int | None, weights: Callable[[], str]) -> None:
         """
         Args:
             stream: before its first frame.
@@ -80,7 +82,7 @@ class Session:
         Raises:
             KeyError, ValueError: if an entry is missing or does not fit.
         """
-        session = cls(Stream.from_state_dict(network, settings, saved["stream"]), topk=topk, weights=weights)
+        session = cls(GroupedStream.from_state_dict(network, settings, saved["stream"]), topk=topk, weights=weights)
         rows = {**saved["rows"], "given": set(saved["rows"]["given"])}
         session._rows = FrameOutput(**{**rows, "mask_logits": rows["mask_logits"].to(network.device)})
         session._given = {object_id: mask.numpy() for object_id, mask in saved["given"].items()}
@@ -131,7 +133,7 @@ class Session:
                 a mask.
 
         Raises:
-            UserError: if a prompt is invalid, or no ID vector is free; the session is unchanged.
+            UserError: if a prompt is invalid; the session is unchanged.
         """
         found = zip(self.result.instances.track_ids.tolist(), self.result.instances.pred_masks, strict=True)
         current = {track_id: mask.cpu().numpy() for track_id, mask in found if track_id == object_id}
@@ -146,7 +148,7 @@ class Session:
         self._stream.add(given)
         self._given |= given
         for object_id in given:
-            self._rows = _with_given(self._rows, object_id)
+            self._rows = self._rows.with_given(object_id)
         followed = set(self.track_ids)  # a new object may have taken the slot of a hidden track
         self._rows = self._rows.select([row for row, each in enumerate(self._rows.track_ids) if each in followed])
         self.result = self._render()
@@ -282,9 +284,9 @@ class Session:
         rows = self._rows
         if self._paused:
             rows = rows.select([row for row, each in enumerate(rows.track_ids) if each not in self._paused])
-        logits = self._stream.logits(rows, self._given)
-        owner = winners(logits)
-        masks = logits > 0
+        height, width = self._stream.size
+        parts = rows.parts(max(1, _AT_ONCE // (height * width)))
+        masks, owner = masks_and_winners(self._stream.logits(part, self._given) for part in parts)
         listed = rows.prompted  # if all rows are prompted, there is no device sync
         if not listed.all():  # a mask may lie in the padding only
             listed = listed | masks.flatten(1).any(dim=1).cpu()
@@ -312,34 +314,3 @@ def as_rgb(frame: np.ndarray) -> np.ndarray:
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
         raise UserError(f"a frame is uint8 (H, W, 3), BGR; found {frame.dtype} {frame.shape}")
     return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-
-
-def _with_given(rows: FrameOutput, object_id: int) -> FrameOutput:
-    """Mark a row as prompted, or append one: its foreground probability is 1, its class as before or unknown."""
-    num_classes = rows.probabilities.shape[1]
-    if object_id not in rows.track_ids:
-        certain = rows.probabilities.new_full((1, num_classes), 1 / num_classes)
-        return replace(
-            rows,
-            track_ids=[*rows.track_ids, object_id],
-            probabilities=torch.cat([rows.probabilities, certain]),
-            mean_probabilities=torch.cat([rows.mean_probabilities, certain]),
-            mask_logits=torch.cat([rows.mask_logits, rows.mask_logits.new_zeros(1, *rows.mask_logits.shape[1:])]),
-            visible=torch.cat([rows.visible, rows.visible.new_ones(1)]),
-            prompted=torch.cat([rows.prompted, rows.prompted.new_ones(1)]),
-            given=rows.given | {object_id},
-        )
-    row = rows.track_ids.index(object_id)
-    probabilities, mean, visible, prompted = (
-        each.clone() for each in (rows.probabilities, rows.mean_probabilities, rows.visible, rows.prompted)
-    )
-    probabilities[row] = mean[row] = F.one_hot(mean[row].argmax(), num_classes).to(mean)
-    visible[row], prompted[row] = True, True
-    return replace(
-        rows,
-        probabilities=probabilities,
-        mean_probabilities=mean,
-        visible=visible,
-        prompted=prompted,
-        given=rows.given | {object_id},
-    )

@@ -73,8 +73,13 @@ class Slots:
         """
         slots = (self.in_use & (self.track_ids == track_id)).nonzero()[:, 0].tolist()
         if not slots:
-            raise UserError(f"object {track_id} is not followed; followed now: {sorted(self.followed())}")
+            raise not_followed(track_id, self.followed())
         return slots[0]
+
+    def room(self, object_ids: Iterable[int] = ()) -> int:
+        """How many objects :meth:`reserve` has slots for, beside those of ``object_ids`` that are tracked."""
+        held = self.prompted | torch.isin(self.track_ids, torch.tensor([*object_ids], dtype=torch.int64))
+        return len(self.ids) - int((self.in_use & held).sum())
 
     def update(self, scores: Tensor, visible: Tensor, frame_index: int, *, rule: str = "mean") -> None:
         """Record the predictions of a frame for the first N slots.
@@ -248,3 +253,8 @@ class Slots:
                 frame_index,
                 len(self.ids),
             )
+
+
+def not_followed(track_id: int, followed: Iterable[int]) -> UserError:
+    """The error for an object that is not among those that are followed."""
+    return UserError(f"object {track_id} is not followed; followed now: {sorted(followed)}")

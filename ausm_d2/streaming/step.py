@@ -85,6 +85,19 @@ class FrameStep:
             return self.run(upload(image, self._model.device), upload(ids, self._model.device), state)
         return self.recur(features, upload(ids, self._model.device), state)
 
+    def remember(self, state: StreamState) -> None:
+        """Let X_{t-1} and M_{t-1} enter the memory, without a frame: all that a step does to it."""
+        ids = upload(state.slots.ids[: rows_in_use(state.slots.ids)], self._model.device)
+        in_use = ids != FREE
+        self._model.compress(
+            x_prev=state.x_prev[None, None],
+            ids=self._model.id_pool(ids.clamp(min=0))[None],
+            in_use=in_use[None, None],
+            history=state.masks[None, None, : len(ids)],
+            memory=state.memory,
+            inplace=True,
+        )
+
     def run(self, image: Tensor, ids: Tensor, state: StreamState) -> StepOutput:
         """The step itself. ``image`` and ``ids``, the first N of ``state.slots.ids``, are on the model's device."""
         return self.recur(self._model.encode(self._model.normalise(image[None])), ids, state)

@@ -13,7 +13,7 @@ Shape shorthand:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,38 +26,13 @@ from ausm_d2.modeling.masks import masks_at_stride4, upsample_logits
 from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.modeling.transfer import upload
 from ausm_d2.streaming.ahead import EncodedFrame, network_input, pixels
+from ausm_d2.streaming.detections import SAME, apart, confident
+from ausm_d2.streaming.output import FrameOutput
 from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.streaming.state import StreamState
 from ausm_d2.streaming.step import FrameStep
 
 _GIVEN_LOGIT = 20.0  # logit inside a prompt mask; its sigmoid is 1 in float16
-
-
-@dataclass
-class FrameOutput:
-    """The rows of A_t in slot order, masks at stride 4."""
-
-    frame_index: int
-    track_ids: list[int]  # R
-    probabilities: Tensor  # float64 (R, K), CPU: class probabilities in this frame; they sum to 1 - p(background)
-    mean_probabilities: Tensor  # float64 (R, K), CPU: track scores, by TEST.AUSM.TRACK_SCORE
-    mask_logits: Tensor  # (R, H4, W4), on the model's device
-    visible: Tensor  # bool (R), CPU: the mask is not empty
-    prompted: Tensor  # bool (R), CPU: prompted at this or an earlier frame
-    given: set[int]  # track ids prompted at this frame; their logits repeat the prompts
-
-    def select(self, rows: list[int]) -> FrameOutput:
-        """The output of some rows."""
-        return FrameOutput(
-            frame_index=self.frame_index,
-            track_ids=[self.track_ids[row] for row in rows],
-            probabilities=self.probabilities[rows],
-            mean_probabilities=self.mean_probabilities[rows],
-            mask_logits=self.mask_logits[upload(torch.tensor(rows, dtype=torch.int64), self.mask_logits.device)],
-            visible=self.visible[rows],
-            prompted=self.prompted[rows],
-            given=self.given,
-        )
 
 
 class Stream:
@@ -90,30 +65,37 @@ class Stream:
     @property
     def track_ids(self) -> list[int]:
         """Ids of all tracked objects, including hidden ones."""
-        return self._started().slots.followed()
+        return self.started().slots.followed()
 
     @torch.no_grad()
-    def step(self, frame: np.ndarray | EncodedFrame, prompts: Mapping[int, np.ndarray] | None = None) -> FrameOutput:
+    def step(
+        self,
+        frame: np.ndarray | EncodedFrame,
+        prompts: Mapping[int, np.ndarray] | None = None,
+        *,
+        input_size: tuple[int, int] | None = None,
+        elsewhere: Tensor | None = None,
+    ) -> FrameOutput:
         """One iteration of Alg. 1. If it raises UserError, the stream is unchanged.
 
         Args:
             frame: uint8 (H, W, 3), RGB; or one of :func:`~ausm_d2.streaming.ahead.encode_ahead`, by this network.
             prompts: bool (H, W) masks by object id, for objects prompted at this frame; they enter M_t. With
                 ``PROMPT_INDEX: zero`` the prompts of the first frame are M_0, and the first frame is predicted.
+            input_size: (H_in, W_in), at the first frame; None: by the frame and its prompts.
+            elsewhere: bool (R, H4, W4) masks in this frame of objects that are followed by other streams of the video:
+                a detection of one of them is no new object.
 
         Raises:
             UserError: if the frame's size differs from that of earlier frames, or a prompt is invalid.
         """
+        prompts = prompts or {}
         with torch.autocast(self.network.device.type, torch.bfloat16, enabled=self.settings.amp):
             size = (pixels(frame).shape[0], pixels(frame).shape[1])
-            state = self.state or self._initial(size, self.settings.input_size(size, (prompts or {}).values()))
+            self.check(size, prompts)
+            state = self.state or self._initial(size, input_size or self.settings.input_size(size, prompts.values()))
             image, features = network_input(frame, self.settings, state.input_size)
-            if size != state.size:
-                raise UserError(
-                    f"a frame of {size[1]}x{size[0]} pixels follows frames of "
-                    f"{state.size[1]}x{state.size[0]}: all frames of a video have one size"
-                )
-            given = self._marks(prompts or {}, state)
+            given = self._marks(prompts, state)
             reserved = state.slots.reserve(given, state.frame_index)
             self.state = state  # nothing below raises UserError
             if state.frame_index < 0:
@@ -124,7 +106,42 @@ class Stream:
             report, mask_logits, tracked = self._frame_step(image, state, features)
             report = report.cpu().double()  # the only device sync of a frame
             state.frame_index += 1
-            return self._advance(state, report, mask_logits, tracked, given, reserved)
+            return self._advance(state, report, mask_logits, tracked, given, reserved, elsewhere)
+
+    def check(self, size: tuple[int, int], prompts: Mapping[int, np.ndarray]) -> None:
+        """
+        Args:
+            size: (H, W) of the next frame, or of the latest one.
+            prompts: bool masks by object id.
+
+        Raises:
+            UserError: a size that is not that of the frames before, or a mask of another size.
+        """
+        expected = self.state.size if self.state else size
+        if size != expected:
+            raise UserError(
+                f"a frame of {size[1]}x{size[0]} pixels follows frames of "
+                f"{expected[1]}x{expected[0]}: all frames of a video have one size"
+            )
+        for object_id, mask in prompts.items():
+            if mask.shape != size:
+                raise UserError(
+                    f"the mask of object {object_id} is {mask.shape[1]}x{mask.shape[0]} pixels, "
+                    f"the frame {size[1]}x{size[0]}"
+                )
+
+    def beside(self) -> Stream:
+        """A stream of the same video that begins with the latest frame and follows nothing yet."""
+        state = self.started()
+        other = Stream(self.network, self.settings, label_set=self.label_set, detect=False)
+        with torch.no_grad(), torch.autocast(self.network.device.type, torch.bfloat16, enabled=self.settings.amp):
+            new = other._initial(state.size, state.input_size)
+            new.x_prev.copy_(self.network.x_start[:, None, None])
+            self._frame_step.remember(new)
+        new.x_prev.copy_(state.x_prev)
+        new.frame_index = state.frame_index
+        other.state = new
+        return other
 
     def add(self, prompts: Mapping[int, np.ndarray]) -> None:
         """Prompt objects at the latest frame, after its step. They are tracked from the next frame on.
@@ -137,7 +154,8 @@ class Stream:
         Raises:
             UserError: if a mask has not the frame's size, or too few ID vectors are free; the stream is unchanged.
         """
-        state = self._started()
+        state = self.started()
+        self.check(state.size, prompts)
         given = self._marks(prompts, state)
         self._give(given, state.slots.reserve(given, state.frame_index), state)
 
@@ -147,28 +165,21 @@ class Stream:
         Raises:
             UserError: if the object is not tracked.
         """
-        state = self._started()
+        state = self.started()
         state.masks[state.slots.remove(track_id)] = False
 
     def forget_scores(self) -> None:
         """Reset the scores of all tracks (when the input is repeated)."""
-        self._started().slots.forget_scores()
-
-    def require(self, track_id: int) -> None:
-        """Raise a ``UserError`` if no such object is followed."""
-        self._started().slots.slot_of(track_id)
+        self.started().slots.forget_scores()
 
     def rename(self, track_id: int, new_id: int) -> None:
-        """Another id for an object.
+        """Another id for an object; one that is in use by no other.
 
         Raises:
-            UserError: if no such object is followed, or the new id is in use.
+            UserError: if no such object is followed.
         """
-        slots = self._started().slots
-        slot = slots.slot_of(track_id)
-        if new_id != track_id and new_id in slots.followed():
-            raise UserError(f"object {track_id} cannot become {new_id}: that id is in use")
-        slots.track_ids[slot] = new_id
+        slots = self.started().slots
+        slots.track_ids[slots.slot_of(track_id)] = new_id
         slots.next_track_id = max(slots.next_track_id, new_id + 1)
 
     def logits(self, output: FrameOutput, given: Mapping[int, np.ndarray] | None = None) -> Tensor:
@@ -181,7 +192,7 @@ class Stream:
         Returns:
             (R, H, W).
         """
-        state = self._started()
+        state = self.started()
         logits = upsample_logits(output.mask_logits, state.input_size, state.size)
         for row, track_id in enumerate(output.track_ids):
             if given and track_id in given:
@@ -189,13 +200,19 @@ class Stream:
                 logits[row] = torch.where(mask, torch.inf, -torch.inf)
         return logits
 
+    def given_logits(self, track_id: int) -> Tensor:
+        """(H4, W4): the mask of an object in M_t, as the logits of what is given."""
+        state = self.started()
+        mask = state.masks[state.slots.slot_of(track_id)]
+        return torch.where(mask, _GIVEN_LOGIT, -_GIVEN_LOGIT)
+
     def state_dict(self) -> dict[str, Any]:
         """The complete state as tensors and numbers. Tensors are not copied: the next step overwrites some of them.
 
         Raises:
             UserError: before the first frame.
         """
-        return {"label_set": self.label_set, "detect": self.detect, "state": self._started().state_dict()}
+        return {"label_set": self.label_set, "detect": self.detect, "state": self.started().state_dict()}
 
     @classmethod
     def from_state_dict(cls, network: AUSMNetwork, settings: VideoSettings, values: Mapping[str, Any]) -> Stream:
@@ -223,7 +240,12 @@ class Stream:
             return Stream(self.network, settings, label_set=self.label_set, detect=self.detect, first_track_id=first)
         return Stream.from_state_dict(self.network, settings, self.state_dict())
 
-    def _started(self) -> StreamState:
+    def started(self) -> StreamState:
+        """The state, which a frame has begun.
+
+        Raises:
+            UserError: there was none yet.
+        """
         if self.state is None:
             raise UserError("the stream has not seen a frame yet")
         return self.state
@@ -235,19 +257,10 @@ class Stream:
         return state
 
     def _marks(self, prompts: Mapping[int, np.ndarray], state: StreamState) -> dict[int, Tensor]:
-        """Downsample prompt masks to the resolution of M: bool (H, W) -> bool (H4, W4), on the CPU, by object id.
-
-        Raises:
-            UserError: if a mask has not the frame's size.
-        """
+        """Downsample prompt masks to the resolution of M: bool (H, W) -> bool (H4, W4), on the CPU, by object id."""
         height, width = (4 * side for side in state.masks.shape[-2:])
         marks = {}
         for object_id, mask in prompts.items():
-            if mask.shape != state.size:
-                raise UserError(
-                    f"the mask of object {object_id} is {mask.shape[1]}x{mask.shape[0]} pixels, "
-                    f"the frame {state.size[1]}x{state.size[0]}"
-                )
             resized = self.settings.resize_mask(mask, state.input_size)
             padded = F.pad(resized, (0, width - resized.shape[1], 0, height - resized.shape[0]))
             marks[object_id] = masks_at_stride4(padded[None])[0] > 0
@@ -269,6 +282,7 @@ class Stream:
         tracked: int,
         given: Mapping[int, Tensor],
         reserved: Mapping[int, int],
+        elsewhere: Tensor | None,
     ) -> FrameOutput:
         """A_t = concat(A_{t-1}, A'), M_t = concat(m_trk, m_D), and prompted objects.
 
@@ -277,6 +291,7 @@ class Stream:
             mask_logits: (Q, H4, W4).
             tracked: N.
             given, reserved: masks and slots of the objects prompted at this frame.
+            elsewhere: see :meth:`step`.
         """
         slots = state.slots
         probabilities, visible = report[:, :-1], report[:, -1] > 0
@@ -286,7 +301,10 @@ class Stream:
         # Row of Q with the output of each slot. A slot beyond the first N is free, unless it is occupied in this frame.
         source = torch.arange(len(slots.ids)).clamp(max=tracked)
         if self.detect:
-            found = self._new(self._confident(probabilities, visible, tracked), mask_logits, state)
+            found = confident(probabilities, visible, tracked, self.settings.fg_threshold)
+            found = apart(found, mask_logits, state.masks, self.settings.birth_iou)
+            if elsewhere is not None:
+                found = apart(found, mask_logits, elsewhere, min(self.settings.birth_iou, SAME))
             taken = slots.allocate(found, scores, frame_index=state.frame_index, reserved=set(reserved.values()))
             if taken:
                 new, rows = torch.tensor(list(taken)), torch.tensor(list(taken.values()))
@@ -317,13 +335,6 @@ class Stream:
             given=set(given),
         )
 
-    def _confident(self, probabilities: Tensor, visible: Tensor, tracked: int) -> list[int]:
-        """D: rows of V (as rows of Q) that are foreground and visible, most confident first."""
-        foreground = probabilities[tracked:].sum(-1)
-        found = ((foreground >= self.settings.fg_threshold) & visible[tracked:]).nonzero()[:, 0]
-        found = found[foreground[found].argsort(descending=True)]
-        return (found + tracked).tolist()
-
     def _hide_unsure(self, probabilities: Tensor, visible: Tensor, state: StreamState) -> None:
         """Hide unprompted rows whose foreground probability is below HIDE_BELOW: clear their masks in M_t.
 
@@ -337,14 +348,3 @@ class Stream:
             unsure &= slots.in_use[:tracked] & ~slots.prompted[:tracked]
             visible &= ~unsure
             state.masks[upload(unsure.nonzero()[:, 0], state.masks.device)] = False
-
-    def _new(self, found: list[int], mask_logits: Tensor, state: StreamState) -> list[int]:
-        """The detections (rows of Q) whose mask IoU with every tracked row is at most BIRTH_IOU."""
-        if not found or self.settings.birth_iou >= 1:
-            return found
-        rows = upload(torch.tensor(found), mask_logits.device)
-        new, old = ((masks > 0).flatten(1).float() for masks in (mask_logits[rows], state.masks))
-        both = new @ old.T
-        union = (new.sum(dim=1)[:, None] + old.sum(dim=1) - both).clamp(min=1)
-        alone = (both <= self.settings.birth_iou * union).all(dim=1).tolist()  # device sync
-        return [row for row, is_new in zip(found, alone, strict=True) if is_new]

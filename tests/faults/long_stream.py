@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ausm_d2.data.synthvis import SynthVis
 from ausm_d2.masks.rle import decode, to_rle
+from ausm_d2.streaming.output import FrameOutput
 from ausm_d2.streaming.predictor import VideoPredictor
-from ausm_d2.streaming.stream import FrameOutput, Stream
+from ausm_d2.streaming.stream import Stream
 
 SETTLED = 100  # steps after which the scene is compared with itself
 

@@ -357,7 +357,6 @@ def test_files_that_are_no_session_of_this_model(predictor: VideoPredictor, tmp_
         ({7: box(0, 0).T}, r"object 7: its mask is 50x70 pixels, the frame 70x50"),
         ({7: box(0, 0).astype(np.uint8) * 255}, r"object 7: a uint8 mask holds 0 and 1; found 255"),
         ({3: box(0, 0), 7: box(0, 0, 0)}, r"object 7: its mask is empty"),
-        ({i: box(i, i) for i in range(1, 10)}, r"9 new objects cannot be followed: 8 of 8 ID vectors"),
     ],
 )
 def test_prompts_that_cannot_be_used(predictor: VideoPredictor, prompts: dict[Any, Any], message: str) -> None:

@@ -15,9 +15,10 @@ from ausm_d2.errors import UserError
 from ausm_d2.masks.rle import decode
 from ausm_d2.meta_arch import AUSM
 from ausm_d2.modeling.masks import without_overlaps
+from ausm_d2.streaming.output import FrameOutput
 from ausm_d2.streaming.segmenter import best_tracks, segment_video, shown_rows
 from ausm_d2.streaming.settings import VideoSettings
-from ausm_d2.streaming.stream import FrameOutput, Stream
+from ausm_d2.streaming.stream import Stream
 from tests.data.stubs import ArrayFrames, ListedMasks
 from tests.tiny import tiny_cfg, tiny_model
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ausm_d2.errors import UserError
+from ausm_d2.streaming.output import FrameOutput
 from ausm_d2.streaming.state import StreamState
-from ausm_d2.streaming.stream import FrameOutput, Stream
+from ausm_d2.streaming.stream import Stream
 from tests.streaming.opened import box, frames, open_stream
 from tests.tiny import tiny_model
 

@@ -21,8 +21,9 @@ from ausm_d2.errors import UserError
 from ausm_d2.meta_arch import AUSM
 from ausm_d2.streaming.ahead import encode_ahead
 from ausm_d2.streaming.inference import prepare_for_inference
+from ausm_d2.streaming.output import FrameOutput
 from ausm_d2.streaming.settings import VideoSettings
-from ausm_d2.streaming.stream import FrameOutput, Stream
+from ausm_d2.streaming.stream import Stream
 from tools.benchmarks import measure
 from tools.benchmarks.model import random_model
 

@@ -1,0 +1,45 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Which rows of V become tracks: D of Alg. 1.
+
+Shape shorthand:
+    H4, W4: mask size at stride 4 of the padded input
+    N: leading slots that include all slots in use; Q: N + N_det, rows of the Pixel Decoder
+    K: classes
+    R: masks
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ausm_d2.modeling.transfer import upload
+
+SAME = 0.5  # mask IoU with an object of another stream, above which a detection is that object
+
+
+def confident(probabilities: Tensor, visible: Tensor, tracked: int, threshold: float) -> list[int]:
+    """Rows of V (as rows of Q) that are foreground and visible, most confident first.
+
+    Args:
+        probabilities: float64 (Q, K), CPU.
+        visible: bool (Q), CPU.
+        tracked: N.
+        threshold: foreground probability from which a row is foreground.
+    """
+    foreground = probabilities[tracked:].sum(-1)
+    found = ((foreground >= threshold) & visible[tracked:]).nonzero()[:, 0]
+    found = found[foreground[found].argsort(descending=True)]
+    return (found + tracked).tolist()
+
+
+def apart(found: list[int], mask_logits: Tensor, others: Tensor, limit: float) -> list[int]:
+    """The detections (rows of Q) whose mask IoU with each of some masks, bool (R, H4, W4), is at most ``limit``."""
+    if not found or not len(others) or limit >= 1:
+        return found
+    rows = upload(torch.tensor(found), mask_logits.device)
+    new, old = ((masks > 0).flatten(1).float() for masks in (mask_logits[rows], others))
+    both = new @ old.T
+    union = (new.sum(dim=1)[:, None] + old.sum(dim=1) - both).clamp(min=1)
+    alone = (both <= limit * union).all(dim=1).tolist()  # device sync
+    return [row for row, is_new in zip(found, alone, strict=True) if is_new]
