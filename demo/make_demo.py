@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Run by ``make demo``: scores the small trained model on a few validation videos and draws its results.
+"""What ``make demo`` runs: two real clips, found and followed; then a smaller model on drawn videos, scored.
 
-    python demo/make_demo.py                               # the embedded videos
+    python demo/make_demo.py                               # demo/clips, then the embedded videos
     python demo/make_demo.py --video path [--prompt png]   # a video of your own: make demo VIDEO=path PROMPT=png
 
 Shape shorthand:
@@ -37,17 +37,24 @@ from ausm_d2.engine import Trainer
 from ausm_d2.errors import UserError, cli
 from ausm_d2.evaluation.results import Output, ResultFolder
 from ausm_d2.evaluation.tracks import true_masks
+from ausm_d2.jobs.prompt_file import read_prompts
+from ausm_d2.jobs.track import Request, track
 from ausm_d2.masks.rle import Rle, decode
+from ausm_d2.streaming.predictor import VideoPredictor
+from ausm_d2.video.inputs import open_source
 from ausm_d2.video.movie import MovieWriter
 from ausm_d2.visualization import contact_sheet, draw_masks, readable_scale
 
 _ROOT = Path(__file__).resolve().parents[1]
 _NANO = _ROOT / "configs" / "synth" / "ausm_nano.yaml"
 _EDGE = _ROOT / "configs" / "edge" / "ausm_edge.yaml"
+_CLIPS = _ROOT / "demo" / "clips"  # CC BY 4.0 (NOTICE); beside each <name>.mp4 lies <name>.png, its first mask
 _METRICS = _ROOT / "docs" / "weights" / "ausm_nano_metrics.json"
 _FPS = 8
 _SHOWN_SCORE = 0.3  # tracks with a lower score are evaluated but not drawn
 _SHEET_FRAMES = 6
+_CLIP_FRAMES = 4  # of the sheet of the real clips
+_CLIP_WIDTH = 448  # pixels, there
 
 
 def user_video(video: str, prompt: str | None) -> int:
@@ -56,6 +63,42 @@ def user_video(video: str, prompt: str | None) -> int:
     command += ["--input", video, "--output", str(Path("output", "video", Path(video).stem))]
     command += ["--prompt-masks", prompt] if prompt else []
     return subprocess.run(command).returncode
+
+
+def real_clips(cfg: CfgNode, folder: Path, clips: Path = _CLIPS) -> None:
+    """Find and follow everything in each clip, and follow what its first mask marks; videos and a contact sheet.
+
+    Raises:
+        UserError: a clip, its mask or the weights are missing.
+    """
+    begin, predictor, sheet = time.monotonic(), VideoPredictor(cfg), []
+    titles, frames = [], 0
+    for clip in sorted(clips.glob("*.mp4")):
+        mask = clip.with_suffix(".png")
+        for kind, title, prompts in (
+            ("found", "nothing given", {}),
+            ("followed", "given: the masks in the first frame", {0: read_prompts(str(mask))}),
+        ):
+            output = folder / f"{clip.stem}_{kind}"
+            print(f"{clip.name}, {title} ...", flush=True)
+            request = Request(source=str(clip), output=output, prompts=prompts, given_by=str(mask), find=not prompts)
+            frames += track(lambda: predictor, request).frames
+            sheet.append(_few(output / "overlay.mp4"))
+            titles.append(f"{clip.name}, {title}")
+    if not sheet:
+        raise UserError(f"{clips}: expected videos (*.mp4), found none")
+    cv2.imwrite(str(folder / "sheet.jpg"), contact_sheet(sheet, titles), [cv2.IMWRITE_JPEG_QUALITY, 85])
+    seconds = time.monotonic() - begin
+    print(f"\nReal clips: {frames} frames in {seconds:.0f} seconds. Videos: {folder}/*/overlay.mp4")
+    print(f"A few frames of each:                                            {folder / 'sheet.jpg'}\n")
+
+
+def _few(video: Path) -> list[np.ndarray]:
+    """Some frames of a video, evenly spaced: uint8 (_, _CLIP_WIDTH, 3), BGR."""
+    frames = [frame.image for frame in open_source(video)]
+    chosen = np.linspace(0, len(frames) - 1, min(_CLIP_FRAMES, len(frames))).round().astype(int)
+    size = _CLIP_WIDTH, round(_CLIP_WIDTH * frames[0].shape[0] / frames[0].shape[1])
+    return [cv2.resize(frames[i], size, interpolation=cv2.INTER_AREA) for i in chosen]
 
 
 Drawn = tuple[dict[int, list[Rle | None]], dict[int, str]]  # masks (T) and label of each id
@@ -176,6 +219,7 @@ def main() -> int:
         raise UserError("--prompt (PROMPT=...) needs --video (VIDEO=...)")
     if args.video:
         return user_video(args.video, args.prompt)
+    real_clips(load_config(str(_EDGE)), Path("output", "demo", "clips"))
     embedded_videos(load_config(str(_NANO), ["OUTPUT_DIR", "output/demo", *args.opts]), args.count)
     return 0
 

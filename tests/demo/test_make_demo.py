@@ -16,7 +16,10 @@ import torch
 from ausm_d2.data.build import get_records
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation.results import Output
+from ausm_d2.jobs.prompt_file import read_prompts
+from ausm_d2.masks.png import write_mask_png
 from ausm_d2.masks.rle import encode
+from ausm_d2.video.movie import MovieWriter
 from demo import make_demo
 from tests.tiny import tiny_cfg, tiny_model
 
@@ -41,6 +44,42 @@ def test_the_embedded_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert cv2.imread(str(folder / f"{record.name}.png")).shape[1] > 6 * 2 * record.width
     told = capsys.readouterr().out
     assert "| synthvis_val_first1 " in told and "| J&F" in told and str(folder) in told
+
+
+def test_the_clips_that_come_with_it() -> None:
+    """Small files that browsers play, with a mask of the first frame each."""
+    clips = sorted(make_demo._CLIPS.glob("*.mp4"))
+    assert [clip.stem for clip in clips] == ["cars", "person"]
+    assert sum(clip.stat().st_size for clip in clips) < 2e6
+    for clip, objects in zip(clips, ([1, 2], [1]), strict=True):
+        with av.open(str(clip)) as container:
+            stream = container.streams.video[0]
+            assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
+            prompts = read_prompts(clip.with_suffix(".png"))
+            assert [*prompts] == objects
+            assert all(mask.shape == (stream.height, stream.width) for mask in prompts.values())
+    notice = (make_demo._ROOT / "NOTICE").read_text(encoding="utf-8")
+    assert all(text in notice for text in ("cars.mp4", "person.mp4", "CC BY 4.0", "intel-iot-devkit/sample-videos"))
+
+
+def test_real_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is taken twice, here by a model that has learned nothing."""
+    torch.save({"model": tiny_model().state_dict()}, tmp_path / "tiny.pth")
+    cfg = tiny_cfg("MODEL.WEIGHTS", str(tmp_path / "tiny.pth"), "MODEL.AUSM.PROMPT_LABEL_SET", "synthvis")
+    with pytest.raises(UserError, match=r"expected videos \(\*\.mp4\), found none"):
+        make_demo.real_clips(cfg, tmp_path / "out", tmp_path)
+    with MovieWriter(tmp_path / "a.mp4", 10) as video:
+        for value in (40, 80):
+            video.write(np.full((32, 48, 3), value, np.uint8))
+    labels = np.zeros((32, 48), np.uint8)
+    labels[8:24, 8:24] = 3
+    write_mask_png(tmp_path / "a.png", labels)
+    make_demo.real_clips(cfg, tmp_path / "out", tmp_path)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_followed", "a_found", "sheet.jpg"]
+    tracks = json.loads((tmp_path / "out" / "a_followed" / "tracks.json").read_text())
+    assert tracks["prompted"] and [track["id"] for track in tracks["tracks"]] == [3]
+    assert cv2.imread(str(tmp_path / "out" / "sheet.jpg")).shape[1] > 2 * 448
+    assert "Real clips: 4 frames" in capsys.readouterr().out
 
 
 def test_what_is_drawn_of_an_output() -> None:
