@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Every config that is shipped loads and fits its data sets."""
+"""All shipped configs load and fit their data sets."""
 
 from __future__ import annotations
 

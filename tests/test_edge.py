@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""configs/edge and the weights it ships: that they are those of the page, fit, and follow an object of a real video."""
+"""configs/edge and its shipped weights: documented checksum, loading, and tracking of an object in a real video."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The program on a GPU, as far as can be seen without one: no tensor is left behind, nothing is waited for in vain."""
+"""The program on a simulated GPU: all tensors are on the device, and there are no unnecessary device syncs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The package by itself: its wheel, what importing it needs, and what it declares."""
+"""The package: its wheel, its imports and its declared dependencies."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The paper's recipe: its numbers are those of the configs, and its stages start and end as they stand there."""
+"""The paper's recipe: the configs have its numbers, and its stages run."""
 
 from __future__ import annotations
 

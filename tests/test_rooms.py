@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Imports between the rooms of the package point downwards only: the table in docs/architecture.md is the rule."""
+"""Imports between the packages point downwards only, as the table in docs/architecture.md says."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The check command: what it finds in good and in broken data sets."""
+"""The check command on valid and on broken data sets."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Coarse masks of known objects, and the clips that are given them."""
+"""Coarse masks of known objects, and clips prompted with them."""
 
 from __future__ import annotations
 

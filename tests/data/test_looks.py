@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""How clips look, and how small things are in them."""
+"""Degraded frames and shrunk frames."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The examples of datasets/README.md run as they stand there."""
+"""The examples of datasets/README.md run."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Folder trees with label pictures: DAVIS, YouTube-VOS, MOSE, one's own."""
+"""Folder trees with label images: DAVIS, YouTube-VOS, MOSE, and a user's own."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The YouTube-VIS reader: what it reads, and what each kind of broken file gives."""
+"""The YouTube-VIS reader: valid files, and the message for each kind of invalid file."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What is written to disk is what was generated."""
+"""The files on disk equal the generated videos."""
 
 from __future__ import annotations
 

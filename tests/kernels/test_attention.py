@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Attention: the kernel of the CPU beside ``scaled_dot_product_attention`` in float64."""
+"""The CPU attention kernel against ``scaled_dot_product_attention`` in float64."""
 
 from __future__ import annotations
 

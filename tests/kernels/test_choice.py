@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Which kernel is chosen, and what is said about it."""
+"""The choice of kernels, and its messages."""
 
 from __future__ import annotations
 

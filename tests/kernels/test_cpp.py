@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""C++ that is compiled on first use."""
+"""Compilation of C++ kernels on first use."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""C++, of inference, and Triton against ``grid_sample``."""
+"""The C++ kernel for inference and the Triton kernel against ``grid_sample``."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Kernels that are wrong are found at their first use, and nothing else notices."""
+"""Wrong kernels are found at their first use, without side effects."""
 
 from __future__ import annotations
 

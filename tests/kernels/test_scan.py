@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Every kernel of the selective scan against the reference in float64."""
+"""All kernels of the selective scan against the float64 reference."""
 
 from __future__ import annotations
 

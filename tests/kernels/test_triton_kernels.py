@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Triton's kernels become machine code of a GPU, though there be none. What they compute: test_scan.py and others."""
+"""Triton kernels compile to GPU machine code, without a GPU. Their results are tested in test_scan.py and others."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What the modules of the network hand to each other (paper, Sec. 3)."""
+"""The inputs and outputs of the network's modules (paper, Sec. 3)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Norms and resizing: PyTorch's own in float32, and what stays in half precision otherwise."""
+"""Norms and resizing: equal to PyTorch's in float32, and in half precision where that is intended."""
 
 from __future__ import annotations
 

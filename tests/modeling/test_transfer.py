@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Tensors between the CPU and the model's device."""
+"""Copies between the CPU and the model's device."""
 
 from __future__ import annotations
 

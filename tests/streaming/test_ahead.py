@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Frames that are encoded before the stream is at them."""
+"""Frames encoded ahead of the stream."""
 
 from __future__ import annotations
 

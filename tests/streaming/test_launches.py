@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What a step asks of a GPU, seen without one: its tensors are on CUDA, but have no values."""
+"""GPU operations of a step, checked without a GPU: its tensors are fake CUDA tensors without values."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What may be decided otherwise of tracks: their score, rows that are not sure, and detections of what is tracked."""
+"""Optional rules of tracks: score, unsure rows, and detections of tracked objects."""
 
 from __future__ import annotations
 

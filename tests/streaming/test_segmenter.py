@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""From stored frames to masks of their size, and whole videos to results."""
+"""Resizing of frames and masks, and results of whole videos."""
 
 from __future__ import annotations
 

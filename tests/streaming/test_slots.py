@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Who has which ID vector."""
+"""Assignment of slots and ID vectors."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What a stream remembers: constant in size, saved and loaded bit for bit, forked."""
+"""The state of a stream: constant size, saved and loaded bit for bit, forked."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The device's part of a step: nothing in it waits, it can be captured, and CPU and CUDA agree."""
+"""The part of a step that runs on the device: no device sync, can be captured, and CPU and CUDA agree."""
 
 from __future__ import annotations
 

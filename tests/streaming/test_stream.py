@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What the recurrence does with predictions: new tracks, prompts, scores, the pool."""
+"""The recurrence: new tracks, prompts, scores, the pool."""
 
 from __future__ import annotations
 

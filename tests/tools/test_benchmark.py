@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The benchmarks measure what they say, at sizes where their figures mean nothing."""
+"""The benchmarks run and measure what they claim, at tiny sizes."""
 
 from __future__ import annotations
 

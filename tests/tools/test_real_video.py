@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The scores of real video: that they are those of a definition, on videos whose answers are known."""
+"""The scores on real video, on videos with known answers."""
 
 from __future__ import annotations
 

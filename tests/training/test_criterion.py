@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The loss: who is supervised by what."""
+"""The loss: targets, weights and normalisation."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Steps that are not finite: reported, saved, not taken."""
+"""Non-finite steps: reported, saved, not taken."""
 
 from __future__ import annotations
 

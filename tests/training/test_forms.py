@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""One function, three forms: parallel, frame by frame, streaming; and what crosses from frame to frame."""
+"""One function, three forms: parallel, frame by frame, streaming; and the information that passes between frames."""
 
 from __future__ import annotations
 

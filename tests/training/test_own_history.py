@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Training on one's own masks: what a pass over a clip makes of the history."""
+"""Training on the model's own masks: how a pass over a clip changes the history."""
 
 from __future__ import annotations
 

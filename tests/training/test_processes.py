@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Two processes that share a batch, and clips of several sizes in a batch, give the gradients of all clips at once."""
+"""A batch shared by two processes, or with clips of several sizes, gives the gradients of the whole batch."""
 
 from __future__ import annotations
 

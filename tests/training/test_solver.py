@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Groups of parameters and the clipping of their gradients, against rules that are written out here."""
+"""Parameter groups and gradient clipping, against rules written out here."""
 
 from __future__ import annotations
 
