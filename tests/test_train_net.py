@@ -147,7 +147,10 @@ def test_averaged_weights_are_evaluated_and_go_on_when_resumed(
     names = ["DATASETS.TRAIN", [train], "DATASETS.TEST", [], "MODEL_EMA.ENABLED", True]
     names += ["SOLVER.BASE_LR", 0.01, "SOLVER.CHECKPOINT_PERIOD", 1]
     assert run(*names, "SOLVER.MAX_ITER", 2) == 0
-    assert run("--resume", *names, "SOLVER.MAX_ITER", 3, "DATASETS.TEST", [test], "TEST.EVAL_PERIOD", 1) == 0
+    cheap = ["TEST.EVAL_PERIOD", 1, "TEST.AUSM.EVERY_NTH", 3, "TEST.AUSM.J_BY_AREA", True]
+    assert run("--resume", *names, "SOLVER.MAX_ITER", 3, "DATASETS.TEST", [test], *cheap) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.json").read_text().splitlines()]
+    assert {key for line in lines for key in line if key.startswith(f"{test}/area/J<=")}, "J by area, in training"
     last = tmp_path / "out" / "model_final.pth"
     before, after = (torch.load(path, weights_only=False) for path in (last.with_name("model_0000001.pth"), last))
     assert (before["ema"]["steps"], after["ema"]["steps"]) == (2, 3)

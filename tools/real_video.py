@@ -37,16 +37,16 @@ from ausm_d2.config import load_config
 from ausm_d2.data.build import get_records
 from ausm_d2.data.catalog import register_from_config
 from ausm_d2.data.mapper import ClipMapper
+from ausm_d2.data.thinning import every_nth
 from ausm_d2.data.video import VideoRecord
-from ausm_d2.data.views import every_nth
 from ausm_d2.errors import UserError, cli
 from ausm_d2.evaluation.references import CopiedMask, FlowMask
+from ausm_d2.evaluation.vos import AREAS, area_class
 from ausm_d2.io import atomic_write
 from ausm_d2.masks.drawn import box_mask, clicks_mask
 from ausm_d2.masks.rle import decode, to_rle
 from ausm_d2.streaming.predictor import VideoPredictor
 
-AREAS = (0.5, 2.0, 8.0, 100.0)  # percent of the frame: upper limits of the classes of area
 PARTS = ("prompted", "looks", "images", "drawn", "unprompted", "references")
 _IMAGE_FRAMES = 8  # of a clip made of an image
 
@@ -80,10 +80,10 @@ class Scores:
         self._by_area: dict[float, list[float]] = defaultdict(list)
 
     def add(self, clip: str, object_id: int, found: np.ndarray, true: np.ndarray) -> None:
-        value, area = iou(found, true), 100 * np.count_nonzero(true) / true.size
+        value = iou(found, true)
         self._by_object[clip][object_id].append(value)
-        if area:
-            self._by_area[next(edge for edge in AREAS if area <= edge)].append(value)
+        if true.any():
+            self._by_area[area_class(true)].append(value)
 
     def summary(self) -> dict[str, Any]:
         """In percent: the mean over videos, by video, and by area."""

@@ -208,11 +208,28 @@ def _add_test_keys(cfg: CfgNode) -> None:
     test.HIDE_BELOW = 0.0
     # A detection whose mask IoU with a tracked row exceeds this does not start a track. 1 = the paper: off.
     test.BIRTH_IOU = 1.0
+    test.BIRTH_CELLS = 0  # nor does one whose mask has fewer cells of stride 4. 0 = the paper: off
+    # Of two tracked masks, or two detections, of which more than this part of the smaller one lies in the other, the
+    # less sure one ends, if it was not given. 1 = the paper: off.
+    test.DUPLICATE_OVERLAP = 1.0
+    # A cell that several tracks claim, found or given, belongs to the one with the largest logit. False = the paper.
+    test.EXCLUSIVE = False
+    # Parts of a found track's mask that are farther from its mask in the frame before than this many square roots of
+    # that mask's area (4 cells at least) are cut: it cannot spread or jump onto what comes in. 0 = the paper: off.
+    test.REACH = 0.0
+    # A found track is returned from this age on, in frames, and ends if it is hidden before; but at once if its
+    # foreground probability was AT_ONCE or more when it was found. 1 = the paper: off.
+    test.MIN_AGE = 1
+    test.AT_ONCE = 1.0
     test.LABEL_SET = ""  # label set of VideoPredictor's detections; empty: the first of MODEL.AUSM.LABEL_SETS
     # bfloat16 autocast in streaming and evaluation. On CUDA the weights of norms and embeddings are rounded too.
     test.AMP = False
     test.CUDA_GRAPH = False  # capture a stream's step in a CUDA graph at its second frame; CUDA only
     test.RESUME = False  # skip videos that already have results in OUTPUT_DIR
+    # Evaluation uses every n-th frame of a video only, from the first on: cheap enough to run during training
+    # (TEST.EVAL_PERIOD). Not for figures to compare with others.
+    test.EVERY_NTH = 1
+    test.J_BY_AREA = False  # prompted: also J by the object's area in the frame
     # Number of times the input is played (Table 3): images as a still video, videos forward, backward, forward, ..;
     # the last one counts.
     test.REPEAT = 1

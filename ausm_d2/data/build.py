@@ -24,6 +24,7 @@ from ausm_d2.data.items import TestVideo, TrainingClip
 from ausm_d2.data.mapper import ClipMapper
 from ausm_d2.data.mask_sources import ListedMasks
 from ausm_d2.data.mixture import Draw, DrawnBatches, MixtureSampler, is_portrait
+from ausm_d2.data.thinning import every_nth
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.seeds import seed_generators
@@ -237,6 +238,19 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
     return TrainLoader(items, names, drawn, workers=cfg.DATALOADER.NUM_WORKERS)
 
 
+def scored_records(cfg: CfgNode, dataset_name: str) -> list[VideoRecord]:
+    """The videos of a data set as they are scored: with TEST.AUSM.EVERY_NTH, some of their frames only.
+
+    Raises:
+        UserError: if the data set is unknown or empty, or the key has no such value.
+    """
+    step = cfg.TEST.AUSM.EVERY_NTH
+    if step < 1:
+        raise UserError(f"TEST.AUSM.EVERY_NTH: {step}, expected 1 or more")
+    records = get_records(dataset_name)
+    return records if step == 1 else [every_nth(record, step) for record in records]
+
+
 def build_test_loader(
     cfg: CfgNode, dataset_name: str, finished: Collection[int | str] = ()
 ) -> torch.utils.data.DataLoader:
@@ -253,7 +267,7 @@ def build_test_loader(
         UserError: if the data set is unknown or empty.
     """
     register_from_config(cfg)
-    records = [record for record in get_records(dataset_name) if record.video_id not in finished]
+    records = [record for record in scored_records(cfg, dataset_name) if record.video_id not in finished]
     metadata = MetadataCatalog.get(dataset_name)
     # Longest videos first, round robin over processes, to balance the load.
     records.sort(key=lambda record: -record.length)

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -18,6 +19,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators
 
 from ausm_d2.checkpoint.fingerprint import fingerprint
+from ausm_d2.data.build import scored_records
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation import vos, ytvis
@@ -145,6 +147,24 @@ class ReappearanceEvaluator(VideoEvaluator):
         return counts
 
 
+class AreaEvaluator(VideoEvaluator):
+    """J of prompted objects by their area in the frame (key ``area``), in percent.
+
+    ``J<=0.5%`` is the mean over all objects and frames in which the object covers at most 0.5 percent, ``J<=2%`` over
+    those from there to 2 percent, and so on.
+    """
+
+    def score(self) -> Scores:
+        by_area: dict[float, list[float]] = {edge: [] for edge in vos.AREAS}
+        for record in self.records:
+            for edge, values in vos.overlaps_by_area(record, self.results.read(record).objects or {}).items():
+                by_area[edge] += values
+        return {"area": {f"J<={edge:g}%": 100 * fmean(values) for edge, values in by_area.items() if values}}
+
+    def submit(self) -> None:
+        """Nothing: the other evaluator of the data set does."""
+
+
 class TrackingEvaluator(VideoEvaluator):
     """HOTA and track mAP by ``trackeval`` (key ``tracking``), in percent."""
 
@@ -201,9 +221,13 @@ def build_evaluator(
     kinds = [_EVALUATORS[kind]]
     if metadata.task != "image":
         kinds.append(ReappearanceEvaluator)
+    if metadata.task == "vos" and cfg.TEST.AUSM.J_BY_AREA:
+        kinds.append(AreaEvaluator)
     if metadata.task == "vis" and cfg.TEST.AUSM.TRACKING:
         kinds.append(TrackingEvaluator)
     run_id = fingerprint(cfg)
+    if records is None and cfg.TEST.AUSM.EVERY_NTH != 1:
+        records = scored_records(cfg, dataset_name)
     return VideoEvaluators(
         [
             evaluator(

@@ -32,6 +32,8 @@ from ausm_d2.evaluation.vos_folders import score_folders as score_folders
 from ausm_d2.io import atomic_write
 from ausm_d2.masks.rle import Rle, StoredMask, decode, to_rle
 
+AREAS = (0.5, 2.0, 8.0, 100.0)  # of an object, percent of the frame: the upper edges of classes
+
 
 def score_record(
     record: VideoRecord, results: Mapping[int, Sequence[Rle | None]], *, skip_last_frame: bool = False
@@ -60,6 +62,28 @@ def score_record(
             )
             evaluators[object_id].feed(predicted, truth)
     return conclude(record.name, evaluators)
+
+
+def overlaps_by_area(record: VideoRecord, results: Mapping[int, Sequence[Rle | None]]) -> dict[float, list[float]]:
+    """IoU of each object with its truth, in all scored frames that show it, by the upper edge of its area: AREAS."""
+    found: dict[float, list[float]] = {edge: [] for edge in AREAS}
+    prompts = record.prompt_frames or {}
+    for frame in scored_frames(record):
+        assert record.masks is not None
+        masks = record.masks.read(frame)
+        for object_id, prompt in prompts.items():
+            truth = _decode(masks.get(object_id), record.height, record.width)
+            if frame > prompt and truth.any():
+                predicted = _decode(results[object_id][frame], record.height, record.width)
+                edge = area_class(truth)
+                found[edge].append(np.count_nonzero(predicted & truth) / np.count_nonzero(predicted | truth))
+    return found
+
+
+def area_class(mask: np.ndarray) -> float:
+    """The first of AREAS that is not below the area of a mask."""
+    area = 100 * np.count_nonzero(mask) / mask.size
+    return next(edge for edge in AREAS if area <= edge)
 
 
 def scored_frames(record: VideoRecord) -> list[int]:

@@ -28,7 +28,7 @@ class FrameOutput:
     probabilities: Tensor  # float64 (R, K), CPU: class probabilities in this frame; they sum to 1 - p(background)
     mean_probabilities: Tensor  # float64 (R, K), CPU: track scores, by TEST.AUSM.TRACK_SCORE
     mask_logits: Tensor  # (R, H4, W4), on the model's device
-    visible: Tensor  # bool (R), CPU: the mask is not empty
+    visible: Tensor  # bool (R), CPU: the mask is not empty, and the track is old enough to be returned
     prompted: Tensor  # bool (R), CPU: prompted at this or an earlier frame
     given: set[int]  # track ids prompted at this frame; their logits repeat the prompts
 

@@ -32,7 +32,7 @@ from ausm_d2.streaming.result import FrameResult
 from ausm_d2.streaming.segmenter import shown_rows
 from ausm_d2.streaming.settings import VideoSettings
 
-FORMAT = "ausm_d2 stream, version 4"  # of saved sessions
+FORMAT = "ausm_d2 stream, version 5"  # of saved sessions
 _AT_ONCE = 1 << 26  # logits at the size of the frames that are in memory at once: 256 MB, 32 objects at 1080p
 
 

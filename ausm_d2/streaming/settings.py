@@ -36,6 +36,12 @@ class VideoSettings:
     track_score: str  # "mean", "visible", "mask" or "max"
     hide_below: float  # unprompted rows with a lower foreground probability are hidden
     birth_iou: float  # a detection with a larger mask IoU with a tracked row does not start a track
+    birth_cells: int  # a detection with fewer stride-4 cells does not start a track
+    duplicate_overlap: float  # the less confident of two tracks ends if they share more of the smaller mask
+    exclusive: bool  # a cell belongs to one track at most
+    reach: float  # distance that found masks may spread per frame, in square roots of their area; 0: any
+    min_age: int  # age in frames from which a found track is returned
+    at_once: float  # foreground probability from which it is returned at once
     prompt_label_set: str  # of prompted rows
     amp: bool  # bfloat16 autocast
     cuda_graph: bool  # capture the step (on CUDA only)
@@ -50,7 +56,13 @@ class VideoSettings:
         for key, known in choices.items():
             if test[key] not in known:
                 raise UserError(f"TEST.AUSM.{key}: '{test[key]}' is not one of {', '.join(known)}")
-        for key, what in (("FG_THRESHOLD", "a probability"), ("HIDE_BELOW", "a probability"), ("BIRTH_IOU", "an IoU")):
+        for key, what in (
+            ("FG_THRESHOLD", "a probability"),
+            ("HIDE_BELOW", "a probability"),
+            ("BIRTH_IOU", "an IoU"),
+            ("AT_ONCE", "a probability"),
+            ("DUPLICATE_OVERLAP", "a part of a mask"),
+        ):
             if not 0 <= test[key] <= 1:
                 raise UserError(f"TEST.AUSM.{key}: {test[key]}, expected {what}, from 0 to 1")
         for entry in test.FG_THRESHOLDS:
@@ -59,6 +71,9 @@ class VideoSettings:
                 raise UserError(f"TEST.AUSM.FG_THRESHOLDS: {entry!r}, expected [data set, a probability from 0 to 1]")
         for key, value, least in (
             ("TEST.AUSM.TOPK", test.TOPK, 0),
+            ("TEST.AUSM.BIRTH_CELLS", test.BIRTH_CELLS, 0),
+            ("TEST.AUSM.REACH", test.REACH, 0),
+            ("TEST.AUSM.MIN_AGE", test.MIN_AGE, 1),
             ("TEST.AUSM.REPEAT", test.REPEAT, 1),
             ("INPUT.MIN_SIZE_TEST", cfg.INPUT.MIN_SIZE_TEST, 0),
             ("TEST.AUSM.SMALL_PROMPT_CELLS", test.SMALL_PROMPT_CELLS, 0),
@@ -78,6 +93,12 @@ class VideoSettings:
             track_score=test.TRACK_SCORE,
             hide_below=test.HIDE_BELOW,
             birth_iou=test.BIRTH_IOU,
+            birth_cells=test.BIRTH_CELLS,
+            duplicate_overlap=test.DUPLICATE_OVERLAP,
+            exclusive=test.EXCLUSIVE,
+            reach=test.REACH,
+            min_age=test.MIN_AGE,
+            at_once=test.AT_ONCE,
             prompt_label_set=cfg.MODEL.AUSM.PROMPT_LABEL_SET,
             amp=test.AMP,
             cuda_graph=test.CUDA_GRAPH,
@@ -89,7 +110,8 @@ class VideoSettings:
     def for_item(self, item: TestVideo) -> VideoSettings:
         """The settings for a test item: its data set's threshold and, unless the config sets one, its ``topk``."""
         threshold = self.fg_thresholds.get(item["dataset_name"], self.fg_threshold)
-        return replace(self, fg_threshold=threshold, topk=self.topk or item["topk"])
+        min_age = 1 if item.get("task") == "image" else self.min_age  # an image has one frame
+        return replace(self, fg_threshold=threshold, topk=self.topk or item["topk"], min_age=min_age)
 
     def input_size(self, size: tuple[int, int], given: Iterable[np.ndarray] = ()) -> tuple[int, int]:
         """(H_in, W_in) of a video; larger if a small object is prompted at its start.

@@ -10,6 +10,8 @@ Shape shorthand:
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from detectron2.evaluation import inference_context
 from torch import Tensor
@@ -32,7 +34,7 @@ class SingleFrames:
 
     def detect(self, frame: np.ndarray, item: TestVideo) -> tuple[list[Rle], Tensor]:
         """R masks and class probabilities (R, K) for a frame, uint8 (H, W, 3) RGB: a stream of one frame."""
-        settings = self.settings.for_item(item)
+        settings = replace(self.settings.for_item(item), min_age=1)
         with inference_context(self.model), prepared_for_inference(self.model, settings):
             stream = Stream(self.model, settings, label_set=item["label_set"], detect=True)
             shown = shown_rows(stream.step(frame))

@@ -36,6 +36,7 @@ class Slots:
     ids: Tensor  # int64 (N_id): index of the slot's ID vector in the pool B, or FREE
     track_ids: Tensor  # int64 (N_id): undefined for free slots
     prompted: Tensor  # bool (N_id): given by the user
+    due: Tensor  # int64 (N_id): frame from which the track is returned
     last_seen: Tensor  # int64 (N_id): last frame with a non-empty mask
     class_sums: Tensor  # float64 (N_id, K): class scores, summed over the frames of the track
     predicted: Tensor  # int64 (N_id): number of those frames, without the frame of the prompt
@@ -51,6 +52,7 @@ class Slots:
             ids=torch.full((num_id,), FREE),
             track_ids=torch.zeros(num_id, dtype=torch.int64),
             prompted=torch.zeros(num_id, dtype=torch.bool),
+            due=torch.zeros(num_id, dtype=torch.int64),
             last_seen=torch.zeros(num_id, dtype=torch.int64),
             class_sums=torch.zeros(num_id, num_classes, dtype=torch.float64),
             predicted=torch.zeros(num_id, dtype=torch.int64),
@@ -232,7 +234,7 @@ class Slots:
         self.ids[slot] = self._draw()
         self.track_ids[slot] = track_id
         self.prompted[slot] = prompted
-        self.last_seen[slot] = frame_index
+        self.due[slot] = self.last_seen[slot] = frame_index
         self.class_sums[slot] = 0
         self.predicted[slot] = 0
 

@@ -27,6 +27,7 @@ from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.modeling.transfer import upload
 from ausm_d2.streaming.ahead import EncodedFrame, network_input, pixels
 from ausm_d2.streaming.detections import SAME, apart, confident
+from ausm_d2.streaming.gates import delay, distinct, ending, hide_unsure, keep_within_reach, share_out
 from ausm_d2.streaming.output import FrameOutput
 from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.streaming.state import StreamState
@@ -103,8 +104,11 @@ class Stream:
                 if self.network.prompt_index == "zero":
                     self._give(given, reserved, state)
                     given, reserved = {}, {}
+            before = state.masks.clone() if self.detect and self.settings.reach else None
             report, mask_logits, tracked = self._frame_step(image, state, features)
             report = report.cpu().double()  # the only device sync of a frame
+            if before is not None:
+                keep_within_reach(before[:tracked], state, report, mask_logits, self.settings.reach)
             state.frame_index += 1
             return self._advance(state, report, mask_logits, tracked, given, reserved, elsewhere)
 
@@ -295,20 +299,27 @@ class Stream:
         """
         slots = state.slots
         probabilities, visible = report[:, :-1], report[:, -1] > 0
-        self._hide_unsure(probabilities, visible[:tracked], state)
+        hide_unsure(probabilities, visible[:tracked], state, self.settings.hide_below)
         scores = probabilities * report[:, -1:] if self.settings.track_score == "mask" else probabilities
         slots.update(scores[:tracked], visible[:tracked], state.frame_index, rule=self.settings.track_score)
         # Row of Q with the output of each slot. A slot beyond the first N is free, unless it is occupied in this frame.
         source = torch.arange(len(slots.ids)).clamp(max=tracked)
         if self.detect:
+            for track_id in ending(visible[:tracked], state, self.settings):
+                self.remove(track_id)
+        if self.settings.exclusive:
+            share_out(state, mask_logits, tracked)
+        if self.detect:
             found = confident(probabilities, visible, tracked, self.settings.fg_threshold)
             found = apart(found, mask_logits, state.masks, self.settings.birth_iou)
             if elsewhere is not None:
                 found = apart(found, mask_logits, elsewhere, min(self.settings.birth_iou, SAME))
+            found = distinct(found, mask_logits, state.masks, self.settings)
             taken = slots.allocate(found, scores, frame_index=state.frame_index, reserved=set(reserved.values()))
             if taken:
                 new, rows = torch.tensor(list(taken)), torch.tensor(list(taken.values()))
                 source[new] = rows
+                slots.due[new] += delay(probabilities[rows], self.settings)
                 device = mask_logits.device
                 state.masks[upload(new, device)] = mask_logits[upload(rows, device)] > 0
         self._give(given, reserved, state)
@@ -323,6 +334,7 @@ class Stream:
             current[echoed], shown[echoed] = 1 / current.shape[1], True
             at, of = (upload(each, logits.device) for each in (echoed.nonzero()[:, 0], used[echoed]))
             logits[at] = torch.where(state.masks[of], _GIVEN_LOGIT, -_GIVEN_LOGIT)
+        shown &= slots.prompted[used] | (state.frame_index >= slots.due[used])
         age = slots.predicted[used, None]
         return FrameOutput(
             frame_index=state.frame_index,
@@ -334,17 +346,3 @@ class Stream:
             prompted=slots.prompted[used],
             given=set(given),
         )
-
-    def _hide_unsure(self, probabilities: Tensor, visible: Tensor, state: StreamState) -> None:
-        """Hide unprompted rows whose foreground probability is below HIDE_BELOW: clear their masks in M_t.
-
-        Args:
-            probabilities: float64 (Q, K).
-            visible: bool (N), updated in place.
-        """
-        if self.settings.hide_below > 0:
-            slots, tracked = state.slots, len(visible)
-            unsure = probabilities[:tracked].sum(-1) < self.settings.hide_below
-            unsure &= slots.in_use[:tracked] & ~slots.prompted[:tracked]
-            visible &= ~unsure
-            state.masks[upload(unsure.nonzero()[:, 0], state.masks.device)] = False

@@ -329,9 +329,7 @@ def test_what_is_there_twice_or_matches_nothing_fails_the_check(
     assert len(problems) == (message is not None)
 
 
-def test_an_object_without_any_mask_is_never_found(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_object_without_any_mask_is_never_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """So does the official evaluator: its area is 0, so that it is among all objects and among the small ones."""
     data = ytvis_data()
     data["annotations"][0]["segmentations"] = [None] * 3

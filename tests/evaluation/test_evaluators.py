@@ -24,6 +24,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ausm_d2.config import add_ausm_config
+from ausm_d2.data.build import scored_records
 from ausm_d2.data.video import Instance, VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation import ytvis
@@ -175,6 +176,25 @@ def test_j_and_f(tmp_path: Path) -> None:
     lines = (tmp_path / "inference" / VOS / "objects.csv").read_text().splitlines()
     assert lines[0] == "video,object,J&F,J,F" and len(lines) == 7
     assert lines[-1] == "video2,9,0.0000,0.0000,0.0000"
+
+
+def test_j_by_the_area_of_the_object(tmp_path: Path) -> None:
+    """The squares of 8 x 8, 9 and 10 pixels cover 5.3, 6 and 6.7 percent of 30 x 40 pixels: one class."""
+    _, outputs = vos_data()
+    scores = run(build_evaluator(VOS, cfg_for(tmp_path, "TEST.AUSM.J_BY_AREA", True)), VOS, outputs)
+    assert set(scores) == {"vos", "reappearance", "area"} and list(scores["area"]) == ["J<=8%"]
+    found = [7 / 9] * (4 + 3) + [8 / 10] * (4 + 3) + [9 / 11] * 4 + [0] * 3  # frames from the one after the prompt on
+    assert scores["area"]["J<=8%"] == pytest.approx(100 * np.mean(found))
+
+
+def test_every_nth_frame_can_be_scored_alone(tmp_path: Path) -> None:
+    cfg = cfg_for(tmp_path, "TEST.AUSM.EVERY_NTH", 2)
+    assert [record.length for record in scored_records(cfg, VOS)] == [3, 3, 3]
+    for evaluator in build_evaluator(VOS, cfg)._evaluators:
+        assert [record.length for record in evaluator.records] == [3, 3, 3]
+    cfg.TEST.AUSM.EVERY_NTH = 0
+    with pytest.raises(UserError, match=r"TEST\.AUSM\.EVERY_NTH: 0, expected 1 or more"):
+        scored_records(cfg, VOS)
 
 
 def test_g_of_youtube_vos(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

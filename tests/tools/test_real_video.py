@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ausm_d2.data.catalog.vos import load_records
-from ausm_d2.data.views import every_nth
+from ausm_d2.data.thinning import every_nth
 from tests.data.disk import write_frame
 from tests.tiny import tiny_cfg, tiny_model
 from tools import real_video

@@ -1,0 +1,175 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Rules for tracks that were found: which detections are no tracks; which tracks are hidden, cut back or end.
+
+The paper has one of these rules, FG_THRESHOLD; the others are off unless a config asks for them (TEST.AUSM). None
+touches an object that the user has given.
+
+Shape shorthand:
+    H4, W4: mask size at stride 4
+    N: leading slots that a step computes; Q: N + N_det, rows of the Pixel Decoder
+    K: classes of the stream's label set
+    R, S: masks
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from ausm_d2.modeling.masks import winners
+from ausm_d2.modeling.transfer import upload
+from ausm_d2.streaming.settings import VideoSettings
+from ausm_d2.streaming.slots import Slots
+from ausm_d2.streaming.state import StreamState
+
+_OUTSIDE = -20.0  # logit
+_LEAST_REACH = 4  # cells
+
+
+def keep_within_reach(before: Tensor, state: StreamState, report: Tensor, logits: Tensor, reach: float) -> None:
+    """REACH: of a found track's mask, only the parts near the mask of the frame before stay. A track that would spread
+    or jump onto something new does not, and what is new can be found for itself.
+
+    Args:
+        before: bool (N, H4, W4), M_{t-1}. Where it is empty, anything may come back.
+        state: behind the step; its masks M_t are cut.
+        report: (Q, K + 1), CPU: its last column becomes 0 for masks that are empty now.
+        logits: (Q, H4, W4): cut like the masks.
+        reach: in square roots of the area of the mask before; 4 cells at least.
+    """
+    found = (state.slots.in_use & ~state.slots.prompted)[: len(before)].nonzero()[:, 0]
+    if not len(found):
+        return
+    rows = upload(found, before.device)
+    old, new = before[rows].cpu().numpy(), state.masks[rows].cpu().numpy()  # device sync
+    near = np.stack([_near(mask, was, reach) for mask, was in zip(new, old, strict=True)])
+    kept = upload(torch.from_numpy(near), before.device)
+    far = state.masks[rows] & ~kept
+    state.masks[rows] = kept
+    logits[rows] = logits[rows].masked_fill(far, _OUTSIDE)
+    report[found, -1] *= torch.from_numpy(near.any(axis=(1, 2)))
+
+
+def _near(mask: np.ndarray, before: np.ndarray, reach: float) -> np.ndarray:
+    """The connected parts of a mask that come within reach of what it was before: bool (H4, W4)."""
+    area = np.count_nonzero(before)
+    if not area or not mask.any():
+        return mask
+    distance = cv2.distanceTransform((~before).astype(np.uint8), cv2.DIST_L2, 3)
+    count, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    near = np.zeros(count, bool)
+    near[np.unique(parts[mask & (distance <= max(_LEAST_REACH, reach * area**0.5))])] = True
+    return np.asarray(near[parts] & mask)
+
+
+def hide_unsure(probabilities: Tensor, visible: Tensor, state: StreamState, below: float) -> None:
+    """Hide found rows whose foreground probability is below HIDE_BELOW: clear their masks in M_t.
+
+    Args:
+        probabilities: float64 (Q, K).
+        visible: bool (N), updated in place.
+    """
+    if below > 0:
+        slots, tracked = state.slots, len(visible)
+        unsure = probabilities[:tracked].sum(-1) < below
+        unsure &= slots.in_use[:tracked] & ~slots.prompted[:tracked]
+        visible &= ~unsure
+        state.masks[upload(unsure.nonzero()[:, 0], state.masks.device)] = False
+
+
+def ending(visible: Tensor, state: StreamState, settings: VideoSettings) -> list[int]:
+    """Ids of found tracks that end: doubles of surer ones, and those that hide before they are old enough (MIN_AGE).
+
+    Args:
+        visible: bool (N), in this frame.
+    """
+    slots, count = state.slots, len(visible)
+    found = (slots.in_use & ~slots.prompted)[:count]
+    ended = torch.zeros_like(found)
+    if settings.min_age > 1:  # else none is young
+        ended |= found & ~visible & (state.frame_index <= slots.due[:count])
+    if settings.duplicate_overlap < 1:
+        ended[_doubles(state.masks[:count], slots, settings.duplicate_overlap)] = True
+    return slots.track_ids[:count][ended].tolist()
+
+
+def share_out(state: StreamState, logits: Tensor, tracked: int) -> None:
+    """EXCLUSIVE: a cell that several tracks claim belongs to the surest, in M_t and in the result.
+
+    Args:
+        logits: (Q, H4, W4); changed in place.
+        tracked: N.
+    """
+    masks, logits = state.masks[:tracked], logits[:tracked]
+    owner = winners(torch.where(masks, logits, -torch.inf))
+    lost = masks & (owner != torch.arange(tracked, device=owner.device)[:, None, None])
+    masks &= ~lost
+    logits.masked_fill_(lost, _OUTSIDE)
+
+
+def distinct(found: list[int], logits: Tensor, tracked: Tensor, settings: VideoSettings) -> list[int]:
+    """The detections that may start a track: large enough, and no double of a tracked mask or of a surer detection.
+
+    Args:
+        found: rows of Q, most confident first.
+        logits: (Q, H4, W4).
+        tracked: bool (R, H4, W4).
+    """
+    if not found or (settings.birth_iou >= 1 and settings.duplicate_overlap >= 1 and not settings.birth_cells):
+        return found
+    new, count = logits[upload(torch.tensor(found), logits.device)] > 0, len(found)
+    large = new.flatten(1).sum(dim=1) >= settings.birth_cells
+    double = shared(new, torch.cat([new, tracked])) > settings.duplicate_overlap
+    double[:, :count] |= iou(new, new) > settings.birth_iou
+    free = (large & ~double[:, count:].any(dim=1)).tolist()  # device sync
+    double = double[:, :count].cpu()
+    kept: list[int] = []
+    for i in range(count):
+        if free[i] and not double[i, kept].any():
+            kept.append(i)
+    return [found[i] for i in kept]
+
+
+def delay(probabilities: Tensor, settings: VideoSettings) -> Tensor:
+    """Frames until new tracks are returned: MIN_AGE - 1, or none for those that are sure (AT_ONCE).
+
+    Args:
+        probabilities: float64 (R, K), CPU.
+
+    Returns:
+        int64 (R).
+    """
+    return (probabilities.sum(-1) < settings.at_once) * (settings.min_age - 1)
+
+
+def shared(masks: Tensor, others: Tensor) -> Tensor:
+    """The part of the smaller mask that lies in the other one: bool (R, H4, W4), (S, H4, W4) -> float (R, S)."""
+    first, second = masks.flatten(1).float(), others.flatten(1).float()
+    smaller = torch.minimum(first.sum(dim=1)[:, None], second.sum(dim=1)[None])
+    return first @ second.T / smaller.clamp(min=1)
+
+
+def iou(masks: Tensor, others: Tensor) -> Tensor:
+    """bool (R, H4, W4), (S, H4, W4) -> float (R, S)."""
+    first, second = masks.flatten(1).float(), others.flatten(1).float()
+    both = first @ second.T
+    return both / (first.sum(dim=1)[:, None] + second.sum(dim=1) - both).clamp(min=1)
+
+
+def _doubles(masks: Tensor, slots: Slots, most: float) -> list[int]:
+    """Found tracks of which more than ``most`` lies in a surer one, or that cover so much of it.
+
+    Args:
+        masks: bool (N, H4, W4), of the first N slots.
+    """
+    sure = slots.class_sums.sum(dim=1) / slots.predicted.clamp(min=1)
+    order = torch.where(slots.prompted, torch.inf, sure)[: len(masks)].argsort(descending=True, stable=True)
+    overlap = (shared(masks, masks) > most).cpu()  # device sync
+    kept: list[int] = []
+    ended: list[int] = []
+    for slot in order[slots.in_use[order]].tolist():
+        double = not slots.prompted[slot] and bool(overlap[slot, kept].any())
+        (ended if double else kept).append(slot)
+    return ended
