@@ -30,14 +30,14 @@ def iou(found: np.ndarray, true: np.ndarray) -> float:
     return float((found & true).sum() / (found | true).sum())
 
 
-def test_the_weights_are_those_of_the_page() -> None:
+def test_the_weights_have_the_documented_checksum() -> None:
     weights = Path(PathManager.get_local_path(load_config(CONFIG).MODEL.WEIGHTS))
     assert weights.stat().st_size <= 25e6
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     assert digest in (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
 
 
-def test_an_object_of_a_real_video_is_followed(shared_data: Path) -> None:
+def test_an_object_of_a_real_video_is_tracked(shared_data: Path) -> None:
     """The dog turns and walks: from the first mask, eight frames on, where a copied mask has lost it."""
     (record,) = davis_dev(shared_data, "dog")
     assert record.masks is not None
@@ -84,6 +84,6 @@ def test_a_small_faint_grey_object_is_kept_for_a_step(shared_data: Path) -> None
     assert masks[1].mean() < 0.02 and iou(found, masks[1]) > 0.5
 
 
-def test_what_is_found_can_have_the_names_of_supercategories() -> None:
+def test_detections_can_have_supercategories_as_classes() -> None:
     predictor = VideoPredictor(load_config(CONFIG, ["MODEL.DEVICE", "cpu"]))
     assert predictor.class_names("coco_super")[:2] == ["person", "vehicle"]

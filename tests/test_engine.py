@@ -117,7 +117,7 @@ class Lengths(DatasetEvaluator):
         return {"lengths": {"frames": self.frames}}
 
 
-def test_evaluators_of_ones_own(tmp_path: Path) -> None:
+def test_given_evaluators_are_used(tmp_path: Path) -> None:
     cfg = cfg_for(tmp_path)
     expected = {name: {"lengths": {"frames": 10.0}} for name in NAMES}
     assert Trainer.test(cfg, Counting(cfg), evaluators=[Lengths(), Lengths()]) == expected
@@ -164,12 +164,12 @@ def test_data_sets_that_do_not_fit_the_config() -> None:
     ("key", "value"),
     [("TEST.AUSM.FG_THRESHOLDS", [["tiny_va", 0.9]]), ("DATASETS.LABEL_SETS", [["tiny_va", "object"]])],
 )
-def test_settings_of_data_sets_that_there_are_none_of(key: str, value: list) -> None:
+def test_settings_of_unknown_data_sets_are_refused(key: str, value: list) -> None:
     with pytest.raises(UserError, match=rf"{key}: \['tiny_va'\]: no such data sets; registered: .*tiny_val"):
         check_datasets(tiny_cfg(key, value), ["tiny_val"])
 
 
-def test_ones_own_data_sets_are_known(tmp_path: Path) -> None:
+def test_a_users_data_sets_are_registered(tmp_path: Path) -> None:
     annotations = {
         "videos": [{"id": 1, "height": 8, "width": 8, "length": 1, "file_names": ["a/0.jpg"]}],
         "categories": [{"id": 4, "name": "cat"}, {"id": 9, "name": "dog"}],
@@ -212,7 +212,7 @@ def paper_sets(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
             Image.fromarray(labels).save(masks / f"{t:05d}.png")
 
 
-def test_data_sets_that_are_not_there_are_left_out_on_request_and_listed_once(
+def test_missing_data_sets_are_left_out_on_request_and_listed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     paper_sets(monkeypatch, tmp_path / "data")

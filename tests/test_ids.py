@@ -13,7 +13,7 @@ from ausm_d2.ids import as_id, find_id
     [(7, 7), (7.0, 7), ("7", "7"), ("a", "a"), (7.5, None), (True, None), (None, None), ([7], None),
      (float("nan"), None), (float("inf"), None), (1e300, int(1e300))],
 )  # fmt: skip
-def test_ids_are_whole_numbers_or_text(value: Any, expected: Any) -> None:
+def test_ids_are_integers_or_text(value: Any, expected: Any) -> None:
     assert as_id(value) == expected and type(as_id(value)) is type(expected)
 
 

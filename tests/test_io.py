@@ -12,7 +12,7 @@ from ausm_d2.errors import UserError
 from ausm_d2.io import atomic_folder, atomic_write, read_json, require_room
 
 
-def test_completely_or_not_at_all(tmp_path: Path) -> None:
+def test_files_are_written_atomically(tmp_path: Path) -> None:
     target = tmp_path / "new" / "a.txt"
     with atomic_write(target) as path:
         path.write_text("first")
@@ -23,7 +23,7 @@ def test_completely_or_not_at_all(tmp_path: Path) -> None:
     assert target.read_text() == "first" and [file.name for file in target.parent.iterdir()] == ["a.txt"]
 
 
-def test_places_where_no_file_can_be(tmp_path: Path) -> None:
+def test_paths_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for target, reason in ((tmp_path, "Is a directory"), (tmp_path / "file" / "a.txt", "")):
         with pytest.raises(UserError, match=f"{target}: cannot be written: {reason}"), atomic_write(target):
@@ -39,7 +39,7 @@ def test_places_where_no_file_can_be(tmp_path: Path) -> None:
         (None, "cannot be read: No such file or directory"),
     ],
 )
-def test_json_that_cannot_be_read(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_unreadable_json_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(UserError, match=rf"a\.json: {message}"):
@@ -83,7 +83,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("kind", ["new", "empty", "link", "."])
-def test_a_folder_is_complete_or_not_there(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_are_written_atomically(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     monkeypatch.chdir(tmp_path / "empty")

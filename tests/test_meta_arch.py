@@ -95,14 +95,14 @@ def test_every_parameter_has_a_gradient_whatever_the_label_sets_of_the_batch(lab
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_a_frozen_frame_encoder_says_the_same_in_training() -> None:
+def test_a_frozen_frame_encoder_is_the_same_in_training_mode() -> None:
     model = tiny_model("MODEL.AUSM.FRAME_ENCODER.FREEZE_AT", "encoder", "MODEL.SWIN.DROP_PATH_RATE", 0.9).train()
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(model.encode(images).x, model.encode(images).x)
     assert model.pixel_decoder.training
 
 
-def test_checkpointing_keeps_less_and_changes_nothing() -> None:
+def test_checkpointing_saves_memory_and_changes_no_result() -> None:
     """With the stochastic depth of a frame encoder that learns too: the same blocks are left out both times."""
     kept, losses, gradients = [], [], []
 

@@ -47,7 +47,7 @@ def test_folders_behind_links_are_found_and_loops_end(tmp_path: Path) -> None:
     assert [name for name in found if name.endswith(".txt")] == ["data/.hidden/a.txt", "data/v1/a.txt", "data/v2/a.txt"]
 
 
-def test_names_that_stand_for_one_thing() -> None:
+def test_names_that_differ_in_suffix_or_padding_only_are_found() -> None:
     assert repeated(["1.jpg", "2.jpg", "2.png"]) == ("2.jpg", "2.png")
     assert repeated(["f_01.png", "f_1.png"]) == ("f_01.png", "f_1.png")
     assert repeated(["1.jpg", "11.jpg", "a.jpg"]) is None
@@ -66,7 +66,9 @@ def test_names_that_stand_for_one_thing() -> None:
         (["x", "y"], ["0", "1"], None),
     ],
 )
-def test_shifted_numbering_is_told_from_missing_files(names: list[str], of: list[str], shift: int | None) -> None:
+def test_shifted_numbering_is_distinguished_from_missing_files(
+    names: list[str], of: list[str], shift: int | None
+) -> None:
     assert numbering_shift(names, of) == shift
 
 

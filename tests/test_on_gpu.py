@@ -22,7 +22,7 @@ from tests.streaming.test_step import assert_alike, follow
 from tests.tiny import clip, tiny_model
 
 
-def test_the_pretended_gpu_sees_both_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_simulated_gpu_detects_both_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     with pretended_gpu(monkeypatch) as gpu:
         x = torch.arange(4.0).to("cuda:0")
         assert x.device.type == "cuda" and (x + 1.0).is_cuda and gpu.waits == ["a copy"]
@@ -67,7 +67,7 @@ def test_streaming(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("mode", ["parallel", "iterative"])
-def test_gradients_on_a_gpu_that_is_one(mode: str, half: torch.dtype | None) -> None:
+def test_gradients_on_a_real_gpu(mode: str, half: torch.dtype | None) -> None:
     opts = ["MODEL.AUSM.TRAIN.MODE", mode, "MODEL.AUSM.TRAIN.CHECKPOINTING", True]
     model = tiny_model(*opts, "MODEL.AUSM.FRAME_ENCODER.ENC_LAYERS", 1).to("cuda")
     with torch.autocast("cuda", half, enabled=half is not None):

@@ -58,7 +58,7 @@ def test_bytes_after_the_end_do_not_matter(tmp_path: Path) -> None:
     assert np.abs(read_image(str(path)).astype(int) - whole).max() <= 2  # another decoder
 
 
-def test_no_picture_and_no_file(tmp_path: Path) -> None:
+def test_files_that_are_missing_or_not_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("<html>404</html>")
     with pytest.raises(UserError, match=r"a\.jpg: the picture cannot be decoded"):
         read_image(str(tmp_path / "a.jpg"))
@@ -104,14 +104,14 @@ def test_a_cut_off_picture_is_found_without_decoding_the_whole_ones(tmp_path: Pa
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "gif", "webp"])
-def test_several_pictures_in_one_file_are_no_frame(tmp_path: Path, suffix: str) -> None:
+def test_a_file_with_several_images_is_not_a_frame(tmp_path: Path, suffix: str) -> None:
     pages = [Image.fromarray(picture() // value) for value in (1, 2, 3)]
     pages[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=pages[1:])
     with pytest.raises(UserError, match=rf"a\.{suffix}: holds 3 pictures; a frame is one picture"):
         read_image(str(tmp_path / f"a.{suffix}"))
 
 
-def test_smaller_copies_in_a_tiff_are_no_further_frames(tmp_path: Path) -> None:
+def test_reduced_copies_in_a_tiff_are_not_frames(tmp_path: Path) -> None:
     copy = Image.fromarray(picture()[::2, ::2])
     copy.encoderinfo = {"tiffinfo": {254: 1}}
     Image.fromarray(picture()).save(tmp_path / "a.tif", save_all=True, append_images=[copy])

@@ -38,7 +38,7 @@ def config(name: str) -> CfgNode:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_numbers_that_hold_in_all_stages(name: str) -> None:
+def test_the_numbers_common_to_all_stages(name: str) -> None:
     cfg = config(name)
     ausm, swin = cfg.MODEL.AUSM, cfg.MODEL.SWIN
     # Sec. 2 and 3
@@ -72,7 +72,7 @@ def test_numbers_that_hold_in_all_stages(name: str) -> None:
 
 
 @pytest.mark.parametrize("size", ["t", "b"])
-def test_numbers_of_the_stages(size: str) -> None:
+def test_the_numbers_of_each_stage(size: str) -> None:
     one, two, three = (config(f"{stage}_swin_{size}") for stage in ("stage1_coco", "stage2_mixed", "stage3_long"))
     assert [cfg.INPUT.SAMPLING_FRAME_NUM for cfg in (one, two, three)] == [3, 5, 16]
     assert [cfg.SOLVER.MAX_ITER for cfg in (one, two, three)] == [147500, 32000, 40000]
@@ -142,7 +142,7 @@ def coco(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.usefixtures("restored_loggers")
-def test_the_stages_start_from_each_other_and_are_scored_by_what_is_there(
+def test_the_stages_start_from_each_other_and_are_scored_on_existing_data_sets(
     run: Callable[..., None], coco: Path, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """README's command for stage 1, smaller only; a small Mask2Former with random weights is what it starts from."""
@@ -240,7 +240,7 @@ def test_the_letter_is_an_overlay_of_every_config_of_the_paper(name: str) -> Non
             assert before == after, key
 
 
-def test_by_the_letter_a_row_leaves_while_its_object_is_hidden() -> None:
+def test_with_the_letter_overlay_the_row_of_a_hidden_object_leaves() -> None:
     """In training: visible, hidden, visible, visible; found in the first frame."""
     cfg = load_config(str(PAPER / "stage2_mixed_swin_t.yaml"), overlays=[str(PAPER / "letter.yaml")])
     assert cfg.MODEL.AUSM.TRAIN.HIDDEN_ROWS == "leave"

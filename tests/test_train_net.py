@@ -140,7 +140,7 @@ def test_train_resume_and_evaluate(
     assert f"| {measured:.1f} " in (tmp_path / "again" / "table.md").read_text()
 
 
-def test_averaged_weights_are_evaluated_and_go_on_when_resumed(
+def test_averaged_weights_are_evaluated_and_resumed(
     run: Callable[..., int], data_sets: list[str], tmp_path: Path
 ) -> None:
     train, _, test = data_sets
@@ -170,7 +170,7 @@ def test_averaged_weights_are_evaluated_and_go_on_when_resumed(
     assert run("--eval-only", "DATASETS.TRAIN", [], *expected, "MODEL.WEIGHTS", last) == 0
 
 
-def test_resumed_evaluation_is_of_the_weights_that_are_there_now(
+def test_a_resumed_evaluation_uses_the_current_weights(
     run: Callable[..., int], data_sets: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """TEST.AUSM.RESUME keeps results, but not those of a checkpoint that has been replaced since."""
@@ -187,7 +187,7 @@ def test_resumed_evaluation_is_of_the_weights_that_are_there_now(
     assert "the results there are of other weights" in capsys.readouterr().err
 
 
-def test_a_training_without_test_sets_asks_for_none_and_one_with_them_may_leave_them_out(
+def test_a_training_needs_test_sets_only_if_it_evaluates(
     run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", "nowhere")
@@ -254,7 +254,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_one_line_and_leave_nothing_behind(
+def test_errors_are_one_line_and_leave_no_files(
     mistake: str,
     run: Callable[..., int],
     tmp_path: Path,
@@ -272,7 +272,7 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_written(
+def test_an_unwritable_output_folder_is_an_error(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -281,7 +281,7 @@ def test_a_folder_that_cannot_be_written(
     assert line.startswith("error: OUTPUT_DIR: ") and "cannot be written" in line
 
 
-def test_a_checkpoint_to_resume_from_that_is_gone(
+def test_a_missing_checkpoint_to_resume_from_is_an_error(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -293,7 +293,7 @@ def test_a_checkpoint_to_resume_from_that_is_gone(
     assert [path.name for path in out.iterdir()] == ["last_checkpoint"]
 
 
-def test_as_a_command(config: Path, tmp_path: Path) -> None:
+def test_the_script_runs_as_a_command(config: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         ROOT / "train_net.py",

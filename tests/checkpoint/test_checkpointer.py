@@ -37,7 +37,7 @@ def test_weights_for_inference_have_to_be_complete(tmp_path: Path) -> None:
         AUSMCheckpointer(small_model(), complete=True).load(path)
 
 
-def test_nothing_is_loaded_when_something_does_not_fit(tmp_path: Path) -> None:
+def test_if_a_tensor_does_not_fit_nothing_is_loaded(tmp_path: Path) -> None:
     state = as_mask2former(small_model())
     state["sem_seg_head.predictor.query_feat.weight"] = torch.zeros(11, 32)
     model = small_model()
@@ -69,7 +69,7 @@ def saved(folder: Path, *iterations: int) -> AUSMCheckpointer:
 
 
 @pytest.mark.parametrize("damage", ["cut", "a byte", "empty", "gone", "no name", "no text"])
-def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
+def test_after_a_damaged_last_checkpoint_the_one_before_is_used(
     damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpointer = saved(tmp_path, 99, 3, 11, 7)  # 99: of an older training in this folder
@@ -103,7 +103,7 @@ def test_a_folder_whose_checkpoints_are_all_damaged_is_an_error(tmp_path: Path) 
         checkpointer.get_checkpoint_file()
 
 
-def test_what_was_not_finished_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_incomplete_files_are_removed(tmp_path: Path) -> None:
     checkpointer = saved(tmp_path, 3)
     (tmp_path / ".model_0000004.abcd1234.pth").write_bytes(b"half")
     (tmp_path / ".last_checkpoint.x_yz0123").write_bytes(b"")

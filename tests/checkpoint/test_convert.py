@@ -150,7 +150,7 @@ def test_file_of_another_model_is_refused() -> None:
         convert({"encoder.weight": torch.zeros(2)}, small_model().state_dict())
 
 
-def test_a_loss_of_training_decides_nothing_about_the_weights() -> None:
+def test_parameters_of_the_loss_do_not_affect_the_conversion() -> None:
     with_it, without = small_model("MODEL.AUSM.TRAIN.FRAME_CLASS_WEIGHT", 1.0), small_model()
     for source, model in ((with_it, without), (without, with_it)):
         convert(source.state_dict(), model.state_dict()).check("file", complete=True)

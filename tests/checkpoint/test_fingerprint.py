@@ -64,7 +64,7 @@ def test_the_contents_of_the_weights_count_not_their_place(tmp_path: Path) -> No
     assert fingerprint(tiny_cfg("MODEL.WEIGHTS", str(tmp_path / "a.pth"))) != before
 
 
-def test_shipped_weights_that_are_replaced_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replaced_shipped_weights_have_another_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The address stays, the file behind it does not."""
     file = tmp_path / "some.pth"
     monkeypatch.setattr(ShippedWeights, "_get_local_path", lambda self, path, **kwargs: str(file))

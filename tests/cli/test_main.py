@@ -23,7 +23,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_tiny_config(tmp_path_factory.mktemp("model")))
 
 
-def test_the_outputs_of_the_help_are_those_that_there_are() -> None:
+def test_the_help_lists_the_existing_outputs() -> None:
     assert tuple(OUTPUTS) == track.OUTPUTS
     defaults = build_parser().parse_args(["track", "a", "-o", "b"])
     assert {*defaults.save, "tracks"} == set(DEFAULT_OUTPUTS)
@@ -84,9 +84,7 @@ def test_prompts_of_the_command_line(config: str, tmp_path: Path, capsys: pytest
         main(["track", str(clip), "-o", str(out), "--config", config, "--box", "1@9:1,1,5,5"])
 
 
-def test_a_folder_of_videos_of_which_one_is_bad(
-    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_with_one_bad_video(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in").mkdir()
     write_clip(tmp_path / "in" / "a.mp4", 2)
     half(write_clip(tmp_path / "in" / "b.mkv", 100, fps=10, noise=True))

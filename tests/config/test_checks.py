@@ -29,7 +29,7 @@ from tests.tiny import tiny_cfg, tiny_model
         (["INPUT.FORMAT", "BGR"], "INPUT.FORMAT: 'BGR', expected RGB"),
     ],
 )
-def test_keys_that_contradict_each_other(opts: list[Any], message: str) -> None:
+def test_contradictory_keys_are_refused(opts: list[Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         tiny_model(*opts)
 
@@ -51,6 +51,6 @@ def test_a_config_without_a_base_reads_what_the_model_reads() -> None:
         ("INPUT.MIN_SIZE_TEST", -5, "-5, expected 0 or more"),
     ],
 )
-def test_values_out_of_range(key: str, value: float, message: str) -> None:
+def test_values_out_of_range_are_refused(key: str, value: float, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"{key}: {message}")):
         tiny_model(key, value)

@@ -17,14 +17,16 @@ def test_packaged_configs_are_found_from_any_folder(tmp_path: Path, monkeypatch:
         assert load_config(name).MODEL.WEIGHTS == "ausm://ausm_edge.pth"
 
 
-def test_a_file_at_the_given_path_goes_before_a_packaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_at_the_given_path_has_precedence_over_a_packaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("edge").mkdir()
     Path("edge/ausm_edge.yaml").write_text("SEED: 77\n")
     assert load_config("edge/ausm_edge.yaml").SEED == 77
 
 
-def test_a_config_of_ones_own_can_be_based_on_a_packaged_one(tmp_path: Path) -> None:
+def test_a_users_config_can_be_based_on_a_packaged_one(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("_BASE_: edge/ausm_edge.yaml\nSEED: 77\n")
     (tmp_path / "next.yaml").write_text("_BASE_: [mine.yaml]\nOUTPUT_DIR: next\n")
     cfg, packaged = load_config(str(tmp_path / "next.yaml")), load_config("edge/ausm_edge.yaml")
@@ -99,7 +101,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_that_are_not_configs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_are_not_configs_are_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("base.yaml").touch()
     content, message = FILES[name]
@@ -113,7 +115,7 @@ def test_files_that_are_not_configs(name: str, tmp_path: Path, monkeypatch: pyte
     assert text.startswith(message.format(cwd=tmp_path)) and "\n" not in text
 
 
-def test_a_value_of_the_command_line_that_does_not_fit() -> None:
+def test_a_mismatched_value_on_the_command_line_is_refused() -> None:
     with pytest.raises(UserError, match=r"^command line: .*SEEDS"):
         load_config("edge/ausm_edge.yaml", ["SEEDS", 1])
 
@@ -124,7 +126,7 @@ def test_mixed_precision_is_left_to_gpus(tmp_path: Path) -> None:
     assert not load_config(str(config)).SOLVER.AMP.ENABLED
 
 
-def test_a_gpu_that_is_asked_for_and_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requested_gpu_that_does_not_exist_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     config = tmp_path / "c.yaml"
     config.write_text("VERSION: 2\n")
@@ -134,7 +136,7 @@ def test_a_gpu_that_is_asked_for_and_not_there(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("device", ["gpu", "", "mps", "meta", "cuda:", "cuda:x", "cpu0"])
-def test_devices_that_are_none(device: str, tmp_path: Path) -> None:
+def test_invalid_devices_are_refused(device: str, tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("VERSION: 2\n")
     with pytest.raises(UserError, match=rf"^MODEL\.DEVICE: '{device}', expected cpu, cuda or"):

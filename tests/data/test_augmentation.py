@@ -114,7 +114,7 @@ def test_pixels_come_from_where_the_matrix_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GEOMETRY)
-def test_polygon_goes_the_way_of_the_pixels(name: str) -> None:
+def test_polygons_are_transformed_like_pixels(name: str) -> None:
     outline = np.array([[20.0, 15.0], [110.0, 25.0], [95.0, 70.0], [40.0, 80.0]])
     bitmap = mask_util.decode(mask_util.merge(mask_util.frPyObjects([outline.ravel().tolist()], *SIZE))).view(bool)
     plan = make_plan(GEOMETRY[name])
@@ -126,7 +126,7 @@ def test_polygon_goes_the_way_of_the_pixels(name: str) -> None:
         assert (polygon ^ pixels).sum() <= perimeter * max(scale, 1.0)
 
 
-def test_nothing_to_do_costs_nothing() -> None:
+def test_the_identity_plan_copies_nothing() -> None:
     image = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
     assert render_frame(image, make_plan([ResizeShortestEdge([90], 500)]), 0, (0.0, 0.0, 0.0)) is image
 
@@ -312,7 +312,7 @@ def test_motion_of_a_pseudo_video_does_not_depend_on_the_scale_drawn() -> None:
         ("INPUT.PSEUDO.AUGMENTATIONS", ["wobble"]),
     ],
 )
-def test_mistakes_in_the_config_name_the_key(key: str, value: object) -> None:
+def test_config_errors_name_the_key(key: str, value: object) -> None:
     cfg = small_cfg(INPUT__CROP__ENABLED=True)
     cfg.merge_from_list([key, value])
     with pytest.raises(UserError, match=key.split(".")[1]):

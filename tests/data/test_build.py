@@ -81,7 +81,7 @@ def test_ranks_share_one_stream_without_overlap(monkeypatch: pytest.MonkeyPatch)
     assert len({draw.seed for draw in whole}) == 40
 
 
-def test_a_resumed_training_goes_on_with_the_clips_that_come_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_training_continues_with_the_next_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     """With any number of workers and processes: after 5 iterations come the batches of iteration 5, 6, ..."""
 
     def batches(workers: int, skipped: int, taken: int) -> list[list[tuple[str, int, list[int]]]]:
@@ -108,7 +108,7 @@ def test_a_resumed_training_goes_on_with_the_clips_that_come_next(monkeypatch: p
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-def test_an_iteration_has_the_same_draws_wherever_a_training_begins(grouped: bool) -> None:
+def test_the_draws_of_an_iteration_do_not_depend_on_where_training_starts(grouped: bool) -> None:
     """Also across the blocks that they are made in, and with batches of one shape."""
     portrait = [[False] * 5, [i % 3 == 0 for i in range(20)]] if grouped else None
     batches = DrawnBatches(MixtureSampler([5, 20], [3, 1], seed=2), 3, portrait)
@@ -121,7 +121,7 @@ def test_an_iteration_has_the_same_draws_wherever_a_training_begins(grouped: boo
         assert any(portrait[batch[0].dataset][batch[0].record] for batch in whole)
 
 
-def test_the_shape_of_a_video_is_asked_for_only_where_that_reads_nothing() -> None:
+def test_the_aspect_ratio_of_a_video_is_used_only_if_known_without_reading() -> None:
     def load() -> dict[str, object]:
         raise AssertionError("opened")
 
@@ -145,7 +145,7 @@ def test_unreadable_video_is_replaced_and_counted(caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_only_unreadable_videos_is_an_error_of_one_line(workers: int) -> None:
+def test_a_data_set_of_unreadable_videos_is_an_error_of_one_line(workers: int) -> None:
     register("stub_d", [moving_square(1, broken=True)])
     cfg = small_cfg("stub_d", DATALOADER__NUM_WORKERS=workers)
     with pytest.raises(

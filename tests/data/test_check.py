@@ -81,7 +81,7 @@ def test_broken_masks_and_prompts_of_a_tree(tmp_path: Path, monkeypatch: pytest.
     assert any("00002.png: the mask cannot be decoded" in text for text in found.problems)
 
 
-def test_data_set_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_data_set_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     for name, text in (("mose_val", "no folder found; looked for"), ("mose", "data set 'mose' is not known")):
         found = check_dataset(name)

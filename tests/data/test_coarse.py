@@ -40,7 +40,7 @@ def test_all_kinds_are_drawn() -> None:
     assert 40 < sum(area > 4000 for area in areas) < 100
 
 
-def test_an_object_of_one_pixel_can_be_meant() -> None:
+def test_an_object_of_one_pixel_can_be_drawn() -> None:
     mask = np.zeros(SIZE, bool)
     mask[7, 11] = True
     rng = np.random.default_rng(0)

@@ -86,7 +86,7 @@ def test_pseudo_video_of_an_image(root: Path) -> None:
         assert all(abs(other.sum() / first.sum() - 1) < 0.15 for other in others)
 
 
-def test_copy_paste_occludes_what_is_behind(root: Path) -> None:
+def test_pasted_objects_occlude_the_masks_behind_them(root: Path) -> None:
     write(root, data())
     cfg = small_cfg("coco_2017_train")
     cfg.INPUT.PSEUDO.COPY_PASTE = 1.0
@@ -185,9 +185,7 @@ def test_broken_entry_names_file_and_field(root: Path, change: Any, message: str
         (lambda d: d["annotations"][0].update(bbox=[1, float("nan"), 2, 3]), "1 boxes that hold no finite numbers"),
     ],
 )
-def test_what_the_field_skips_is_counted(
-    root: Path, caplog: pytest.LogCaptureFixture, change: Any, message: str
-) -> None:
+def test_skipped_entries_are_counted(root: Path, caplog: pytest.LogCaptureFixture, change: Any, message: str) -> None:
     annotations = data()
     change(annotations)
     write(root, annotations)
@@ -196,7 +194,7 @@ def test_what_the_field_skips_is_counted(
     assert f"left out {message}" in caplog.text
 
 
-def test_what_was_looked_for_is_listed(root: Path) -> None:
+def test_the_error_lists_all_candidate_paths(root: Path) -> None:
     with pytest.raises(
         UserError, match=r"coco2ovis_train: no annotation file found; looked for .*instances_train2017\.json, "
     ):
@@ -253,7 +251,7 @@ def own(root: Path, *style: object, supercategories: bool = True) -> list[VideoR
         (["coco_super"], "coco_super", list(COCO_SUPER_CLASSES.values()), [1, 3, 3]),
     ],
 )
-def test_a_file_of_ones_own_has_the_label_set_that_its_line_names(
+def test_a_users_file_has_the_label_set_of_its_config_line(
     root: Path, style: list[object], label_set: str, classes: list[str], categories: list[int]
 ) -> None:
     records = own(root, *style)
@@ -276,7 +274,7 @@ def test_a_category_without_one_of_the_twelve_supercategories_is_refused(root: P
 
 
 @pytest.mark.parametrize("exhaustive", [True, False])
-def test_where_labels_are_not_exhaustive_clips_are_prompted(root: Path, exhaustive: bool) -> None:
+def test_without_exhaustive_labels_clips_are_prompted(root: Path, exhaustive: bool) -> None:
     own(root, "object", exhaustive)
     cfg = small_cfg("own_train", DATASETS__COCO_STYLE=[["own_train", "coco/own.json", "coco/train2017", "object",
                                                         exhaustive]])  # fmt: skip
@@ -285,7 +283,7 @@ def test_where_labels_are_not_exhaustive_clips_are_prompted(root: Path, exhausti
 
 
 @pytest.mark.parametrize("entry", [["a", "b"], ["a", "b", "c", "object", "yes"], ["a", "b", "c", 1], "abc"])
-def test_a_line_that_is_none_is_refused(entry: object) -> None:
+def test_a_malformed_config_line_is_refused(entry: object) -> None:
     cfg = small_cfg()
     cfg.DATASETS.COCO_STYLE = [entry]
     with pytest.raises(UserError, match=r"DATASETS.COCO_STYLE: .* found; a list of name, annotation file"):

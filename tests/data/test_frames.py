@@ -64,7 +64,7 @@ def test_every_index_gives_its_frame_in_any_order(tmp_path: Path, b_frames: int)
     assert which(copy[17]) == 17 and copy[17].shape == (32, 48, 3)
 
 
-def test_video_that_cannot_be_read(tmp_path: Path) -> None:
+def test_an_unreadable_video_is_an_error(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4")
     with pytest.raises(UserError, match=r"a\.mp4: frame 50 requested, the video has 50"):
         VideoFile(str(tmp_path / "a.mp4"))[50]

@@ -57,7 +57,7 @@ def test_every_image_with_a_mask_is_a_video_of_one_frame(root: Path, caplog: pyt
     ("rest", "label_set", "classes", "exhaustive"),
     [([], "object", ["object"], False), (["leaf"], "leaf", ["leaf"], False), (["leaf", True], "leaf", ["leaf"], True)],
 )
-def test_a_line_says_the_label_set_and_whether_all_is_labelled(
+def test_a_config_line_sets_label_set_and_exhaustiveness(
     root: Path, rest: list[object], label_set: str, classes: list[str], exhaustive: bool
 ) -> None:
     records(*rest)

@@ -41,7 +41,7 @@ def test_grey_contrast_and_brightness_are_a_matrix_on_the_colours() -> None:
         ({"jpeg": 20}, 2, 30),
     ],
 )
-def test_a_look_changes_pixels_by_what_it_is(look: dict[str, float], least: float, most: float) -> None:
+def test_each_degradation_changes_pixels_as_named(look: dict[str, float], least: float, most: float) -> None:
     frames = clip()
     Look(EYE, np.zeros(3), seed=5, **look).degrade(frames)  # type: ignore[arg-type]
     difference = np.abs(frames.astype(int) - clip()).mean(axis=(1, 2, 3))
@@ -72,7 +72,7 @@ def test_looks_are_drawn_as_often_and_as_far_as_the_config_says() -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("CONTRAST", [1.0]), ("BRIGHTNESS", [1.3, 0.5]), ("RESOLUTION", 0.0), ("JPEG", 0), ("GREY", 2.0)]
 )
-def test_a_look_that_cannot_be_is_refused_by_its_key(key: str, value: object) -> None:
+def test_invalid_degradations_name_their_key(key: str, value: object) -> None:
     with pytest.raises(UserError, match=f"INPUT.LOOKS.{key}: .* found"):
         Looks.from_config(small_cfg(**{f"INPUT__LOOKS__{key}": value}))
 

@@ -75,13 +75,13 @@ def test_instance_outside_of_every_crop_is_dropped() -> None:
 
 
 @pytest.mark.parametrize("mask", [np.ones((5, 5), bool), {"size": [5, 5], "counts": [0, 25]}, {"counts": 3}])
-def test_mask_that_does_not_fit_names_the_place(mask: object) -> None:
+def test_a_mask_of_another_size_names_video_frame_and_instance(mask: object) -> None:
     record = replace(moving_square(3), masks=ListedMasks({5: [mask] * 8}))  # type: ignore[list-item]
     with pytest.raises(UserError, match=r"video video3, frame 0000\d, instance 5: .*"):
         one_item(record)
 
 
-def test_frame_of_another_size_names_the_place() -> None:
+def test_a_frame_of_another_size_names_video_and_frame() -> None:
     record = moving_square(3)
     record.frames = ArrayFrames([np.zeros((9, 9, 3), np.uint8)] * 8)
     with pytest.raises(UserError, match=r"video video3, frame 0000\d: is 9 x 9 \(height x width\), 48 x 64 expected"):

@@ -29,7 +29,7 @@ def test_label_pictures(tmp_path: Path) -> None:
     assert masks.read(1) == {} and masks.read(2) == {}
 
 
-def test_white_is_an_object_or_void_by_all_pictures_of_a_video(tmp_path: Path) -> None:
+def test_255_is_an_object_or_void_depending_on_all_masks_of_a_video(tmp_path: Path) -> None:
     masks = label_pictures(tmp_path / "white", square(0) * 0, None, square(2) * 255)
     assert list(masks.read(2)) == [1] and np.array_equal(masks.read(2)[1], square(2))
     void = np.where(square(0, offset=10), 255, square(0) * 7)
@@ -38,7 +38,7 @@ def test_white_is_an_object_or_void_by_all_pictures_of_a_video(tmp_path: Path) -
     assert masks.read(1) == {}, "the object is hidden, and only void is left"
 
 
-def test_smoothed_edges_are_no_objects(tmp_path: Path) -> None:
+def test_antialiased_edges_are_refused(tmp_path: Path) -> None:
     smooth = np.zeros(SIZE, np.uint8)
     cv2.circle(smooth, (18, 12), 9, 255, -1, cv2.LINE_AA)
     with pytest.raises(UserError, match=r"0\.png: \d+ object ids, \d+ of them on hardly any pixels"):

@@ -72,7 +72,7 @@ def test_number_of_threads_changes_nothing() -> None:
     assert (one[1] == four[1]).all()
 
 
-def test_what_is_returned_may_be_written_to() -> None:
+def test_returned_arrays_are_copies() -> None:
     record = SynthVis(0, 1)[0]
     before = digest(record, 4)
     record.frames[4][:] = 0

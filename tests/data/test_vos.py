@@ -62,7 +62,7 @@ def test_list_with_windows_line_ends_and_byte_order_mark(root: Path) -> None:
     assert [record.name for record in DatasetCatalog.get("davis_2017_val")] == ["val_clip", "train_clip"]
 
 
-def test_video_of_the_list_that_is_missing(root: Path) -> None:
+def test_a_listed_video_that_is_missing_is_an_error(root: Path) -> None:
     write_davis(root)
     with open(root / "DAVIS/ImageSets/2017/val.txt", "a") as file:
         file.write("blackswan\n")
@@ -70,7 +70,7 @@ def test_video_of_the_list_that_is_missing(root: Path) -> None:
         DatasetCatalog.get("davis_2017_val")
 
 
-def test_what_was_looked_for_is_listed(root: Path) -> None:
+def test_the_error_lists_all_candidate_paths(root: Path) -> None:
     with pytest.raises(UserError, match=r"davis_2017_val: .* looked for .*DAVIS/ImageSets/2017/val\.txt, "):
         get_records("davis_2017_val")
     with pytest.raises(UserError, match=r"mose_train: no folder found; looked for .*mose/train"):
@@ -164,7 +164,7 @@ def test_meta_json_without_videos(root: Path) -> None:
 # One's own, and what may be wrong with a tree
 
 
-def test_own_tree_by_one_line_of_config(root: Path) -> None:
+def test_a_users_folder_tree_by_one_line_of_config(root: Path) -> None:
     write_tree(root / "cells/images", root / "cells/masks", "a")
     write_tree(root / "cells/images", root / "cells/masks", "b")
     (root / "cells/some.txt").write_text("b\n")
@@ -184,7 +184,7 @@ def test_two_data_sets_of_one_name_are_refused(root: Path) -> None:
         register_from_config(cfg)
 
 
-def test_numbers_come_in_their_order(root: Path) -> None:
+def test_frames_are_in_natural_order(root: Path) -> None:
     for name in ("1", "2", "10"):
         write_frame(root / f"images/a/{name}.jpg")
         write_labels(root / f"masks/a/{name}.png", square(0) * 1)
@@ -214,7 +214,7 @@ def test_every_kind_of_mask_picture(root: Path, mode: str) -> None:
     assert object_id == (300 if mode == "I;16" else 1) and np.array_equal(mask, square(0))
 
 
-def test_mask_in_colours_is_an_error(root: Path) -> None:
+def test_a_colour_mask_is_an_error(root: Path) -> None:
     from PIL import Image
 
     write_frame(root / "images/a/0.jpg")

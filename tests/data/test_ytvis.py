@@ -167,7 +167,7 @@ SKIPPED: list[tuple[str, Any, str, int]] = [
 
 
 @pytest.mark.parametrize(("path", "value", "message", "videos"), SKIPPED)
-def test_what_the_field_skips_is_counted(
+def test_skipped_entries_are_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, path: str, value: Any, message: str, videos: int
 ) -> None:
     data = ytvis_data()
@@ -177,7 +177,7 @@ def test_what_the_field_skips_is_counted(
     assert f"labels.json: left out {message}" in caplog.text
 
 
-def test_file_that_is_no_annotation_file(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_annotation_file_is_refused(tmp_path: Path) -> None:
     for text, message in (("", "not a JSON file"), ("[1, 2]", "a list found"), ('{"videos": [', "not a JSON file")):
         (tmp_path / "labels.json").write_text(text)
         (tmp_path / "images").mkdir(exist_ok=True)
@@ -238,7 +238,7 @@ def test_benchmark_layouts(
     assert metadata.label_set == name.rpartition("_")[0]
 
 
-def test_file_of_another_benchmark_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_another_benchmark_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     write_json(tmp_path / "ytvis_2019/train.json", ytvis_data(categories=YTVIS_2021_CLASSES))
     (tmp_path / "ytvis_2019/train/JPEGImages").mkdir(parents=True)
@@ -259,7 +259,7 @@ def test_class_lists_are_complete() -> None:
 # The user's own
 
 
-def test_own_data_by_one_line_of_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_data_set_by_one_line_of_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     write_ytvis(tmp_path / "birds", ytvis_data())
     cfg = small_cfg("birds_train", DATASETS__YTVIS_STYLE=[["birds_train", "birds/labels.json", "birds/images"]])
@@ -317,7 +317,7 @@ def test_ids_and_sizes_with_a_decimal_point_are_the_same_numbers(tmp_path: Path)
         (lambda d: d["videos"][1].update(file_names=[], length=0), "left out 1 videos of 0 frames"),
     ],
 )  # fmt: skip
-def test_what_is_there_twice_or_matches_nothing_fails_the_check(
+def test_repeated_and_unmatched_entries_fail_the_check(
     tmp_path: Path, change: Any, message: str | None
 ) -> None:
     data = ytvis_data()

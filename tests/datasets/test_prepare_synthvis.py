@@ -131,7 +131,7 @@ def test_jpeg(prepare: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["5:5", "6:2", "a:b", "-1:3", ""])
-def test_bad_ranges(prepare: ModuleType, text: str) -> None:
+def test_invalid_ranges_are_refused(prepare: ModuleType, text: str) -> None:
     with pytest.raises(UserError, match="--videos"):
         prepare.parse_range(text)
 
@@ -147,7 +147,7 @@ def test_a_copy_is_not_overwritten(prepare: ModuleType, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "valid.json"]
 
 
-def test_nothing_is_listed_where_writing_fails(
+def test_a_failed_copy_has_no_list_of_videos(
     prepare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = []

@@ -140,7 +140,7 @@ def test_an_image_with_prompts(config: Path, tmp_path: Path) -> None:
     assert cv2.imread(str(tmp_path / "out" / "overlay.png")).shape == (7 * 50, 7 * 70, 3)
 
 
-def test_only_some_frames(config: Path, tmp_path: Path) -> None:
+def test_the_number_of_frames_can_be_limited(config: Path, tmp_path: Path) -> None:
     run(config, write_video(tmp_path / "a.mp4"), tmp_path / "out", "--frames", 2)
     assert names(tmp_path / "out" / "masks") == ["00000.png", "00001.png"]
 
@@ -191,7 +191,7 @@ def smooth(side: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("side", [24, 60, 1000])
-def test_smoothed_edges_are_recognised(tmp_path: Path, side: int) -> None:
+def test_antialiased_edges_are_refused(tmp_path: Path, side: int) -> None:
     path = write_labels(tmp_path / "first.png", smooth(side))
     with pytest.raises(UserError, match=r"first\.png: \d+ object ids, \d+ of them on hardly any pixels: .*antialiased"):
         demo.read_prompts(str(path))
@@ -220,7 +220,7 @@ def two_sizes(folder: Path) -> Path:
         (lambda p: two_sizes(p / "f"), r"f: frame 'c': a frame of 64x50 pixels follows frames of 70x50"),
     ],
 )
-def test_input_that_cannot_be_used(config: Path, tmp_path: Path, make: Callable[[Path], Any], message: str) -> None:
+def test_invalid_input_is_refused(config: Path, tmp_path: Path, make: Callable[[Path], Any], message: str) -> None:
     source = make(tmp_path)
     before = names(tmp_path)
     with pytest.raises(UserError, match=message) as error:
@@ -241,7 +241,7 @@ def test_input_that_cannot_be_used(config: Path, tmp_path: Path, make: Callable[
         (None, r"first\.png: the mask is missing"),
     ],
 )
-def test_prompts_that_cannot_be_used(config: Path, tmp_path: Path, picture: np.ndarray | None, message: str) -> None:
+def test_invalid_prompts_are_refused(config: Path, tmp_path: Path, picture: np.ndarray | None, message: str) -> None:
     video = write_video(tmp_path / "a.mp4", 2, (48, 68) if picture is not None and len(picture) == 48 else SIZE)
     if picture is not None:
         write_labels(tmp_path / "first.png", picture)
@@ -265,7 +265,7 @@ def test_prompts_that_cannot_be_used(config: Path, tmp_path: Path, picture: np.n
         (["--config-file", "none.yaml"], r"config file 'none\.yaml' does not exist"),
     ],
 )
-def test_settings_that_cannot_be_used(config: Path, tmp_path: Path, more: list[str], message: str) -> None:
+def test_invalid_settings_are_refused(config: Path, tmp_path: Path, more: list[str], message: str) -> None:
     video = write_video(tmp_path / "a.mp4", 2)
     with pytest.raises(UserError, match=message):
         run(config, video, tmp_path / "out", *(each.format(file=video) for each in more))

@@ -107,7 +107,7 @@ def test_the_curve(tmp_path: Path, scored: bool) -> None:
 
 
 @pytest.mark.parametrize("prompt", [None, "first.png"])
-def test_a_video_of_ones_own(monkeypatch: pytest.MonkeyPatch, prompt: str | None) -> None:
+def test_a_users_video_is_passed_to_the_demo(monkeypatch: pytest.MonkeyPatch, prompt: str | None) -> None:
     called: list[list[str]] = []
     monkeypatch.setattr(subprocess, "run", lambda command: (called.append(command), SimpleNamespace(returncode=3))[1])
     assert make_demo.user_video("some/clip.mp4", prompt) == 3
@@ -119,7 +119,7 @@ def test_a_video_of_ones_own(monkeypatch: pytest.MonkeyPatch, prompt: str | None
     assert options == {"--input": "some/clip.mp4", "--output": str(Path("output/video/clip"))}
 
 
-def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["make_demo.py", "--prompt", "first.png"])
     with pytest.raises(UserError, match=r"--prompt \(PROMPT=\.\.\.\) needs --video"):
         make_demo.main()

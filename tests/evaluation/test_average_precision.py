@@ -92,7 +92,7 @@ def test_equals_cocoeval(seed: int) -> None:
     assert ours == pytest.approx(theirs, abs=1e-9)
 
 
-def test_nothing_at_all() -> None:
+def test_no_detections_and_no_ground_truth() -> None:
     empty = dict.fromkeys(average_precision.METRICS)
     assert average_precision.summarise([], []) == {**empty, "per_category": {}}
     assert average_precision.summarise([[]], ["a"]) == {**empty, "per_category": {"a": None}}

@@ -246,7 +246,7 @@ def test_images_as_cocoeval_scores_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [VIS, VOS])
-def test_an_interrupted_evaluation_goes_on(tmp_path: Path, name: str) -> None:
+def test_an_interrupted_evaluation_is_resumed(tmp_path: Path, name: str) -> None:
     outputs = vis_data(0)[1] if name == VIS else vos_data()[1]
     expected = run(build_evaluator(name, cfg_for(tmp_path / "whole")), name, outputs)
     run(build_evaluator(name, cfg_for(tmp_path / "parts")), name, outputs, stop_after=2)
@@ -283,7 +283,7 @@ def _evaluate_in_a_process(folder: Path, name: str, outputs: Outputs) -> None:
 
 
 @pytest.mark.parametrize("name", [VIS, VOS])
-def test_killed_at_random_moments(tmp_path: Path, name: str) -> None:
+def test_an_evaluation_killed_at_any_time_can_be_resumed(tmp_path: Path, name: str) -> None:
     outputs = vis_data(0)[1] if name == VIS else vos_data()[1]
     expected = run(build_evaluator(name, cfg_for(tmp_path / "whole")), name, outputs)
     folder, rng = tmp_path / "killed", np.random.default_rng(0)
@@ -325,7 +325,7 @@ def test_videos_without_results_are_an_error(tmp_path: Path) -> None:
         evaluator.evaluate()
 
 
-def test_a_part_of_a_data_set(tmp_path: Path) -> None:
+def test_a_subset_of_a_data_set_can_be_scored(tmp_path: Path) -> None:
     records, outputs = vos_data()
     evaluator = build_evaluator(VOS, cfg_for(tmp_path), records=records[:1])
     evaluator.reset()
@@ -406,7 +406,7 @@ def test_a_long_video_needs_less_than_2_gigabytes(tmp_path: Path, name: str) -> 
     assert int((tmp_path / "grown.txt").read_text()) < 1e9
 
 
-def test_tracking_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracking_scores_without_trackeval_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trackeval", None)
     monkeypatch.delitem(sys.modules, "trackeval.metrics", raising=False)
     monkeypatch.delitem(sys.modules, "ausm_d2.evaluation.tracking", raising=False)
@@ -459,7 +459,9 @@ def test_two_processes_score_as_one(tmp_path: Path, machines: int, stop_after: i
         assert sorted(done) == sorted(str(video_id) for video_id in outputs), "each video once"
 
 
-def test_another_run_on_one_machine_stops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_another_run_on_one_machine_stop_all_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     evaluator = build_evaluator(VOS, cfg_for(tmp_path, "TEST.AUSM.RESUME", True))
     monkeypatch.setattr(comm, "all_gather", lambda data: [data, ({0, 1}, None)])
     assert evaluator.finished_video_ids() == {0, 1}
@@ -477,12 +479,12 @@ def test_results_are_kept_whatever_a_video_is_called(tmp_path: Path, video_id: s
     assert [path.parent for path in folder.files()] == [tmp_path / "videos"] == [path for path in tmp_path.iterdir()]
 
 
-def test_long_names_that_begin_alike_have_files_of_their_own(tmp_path: Path) -> None:
+def test_long_names_with_a_common_prefix_have_separate_files(tmp_path: Path) -> None:
     records = [VideoRecord("视" * 100 + end, end, 4, 4, frames=ArrayFrames([])) for end in "ab"]
     assert len({ResultFolder(tmp_path).path(record) for record in records}) == 2
 
 
-def test_files_that_no_evaluation_has_written_are_not_removed(tmp_path: Path) -> None:
+def test_files_not_written_by_an_evaluation_are_kept(tmp_path: Path) -> None:
     theirs = tmp_path / "inference" / VIS / "videos" / "theirs.json"
     theirs.parent.mkdir(parents=True)
     theirs.write_text("{}")
@@ -492,7 +494,7 @@ def test_files_that_no_evaluation_has_written_are_not_removed(tmp_path: Path) ->
     assert theirs.exists()
 
 
-def test_an_output_folder_that_cannot_be_written_is_said_before_the_first_frame(tmp_path: Path) -> None:
+def test_an_unwritable_output_folder_is_reported_before_the_first_frame(tmp_path: Path) -> None:
     (tmp_path / "inference").write_text("a file")
     with pytest.raises(UserError, match=r"inference/eval_vis: cannot be written to: "):
         build_evaluator(VIS, cfg_for(tmp_path)).reset()

@@ -42,7 +42,7 @@ def track(text: str) -> list[Rle | None]:
         ("AAA...AAA", ["AAAAAAAAA"], (1, 1, 1)),
     ],
 )
-def test_cases(truth: str, tracks: list[str], expected: tuple[int, int, int]) -> None:
+def test_reappearances_of_worked_examples(truth: str, tracks: list[str], expected: tuple[int, int, int]) -> None:
     assert count_reappearances(track(truth), [track(text) for text in tracks]) == Reappearances(*expected)
 
 

@@ -89,7 +89,7 @@ def test_flow_carries_a_mask_with_its_texture(textured: tuple[list[np.ndarray], 
         assert overlap(copied["objects"][object_id][5], masks[5]) < 0.5
 
 
-def test_flow_loses_what_leaves_the_picture() -> None:
+def test_flow_loses_an_object_that_leaves_the_frame() -> None:
     rng = np.random.default_rng(0)
     texture = cv2.GaussianBlur(rng.integers(0, 256, (SIZE[0], 160, 3), dtype=np.uint8), (0, 0), 2)
     frames = [texture[:, 6 * t : 6 * t + SIZE[1]].copy() for t in range(8)]  # all goes left by 6 pixels a frame
@@ -144,7 +144,7 @@ def test_linking_pairs_for_the_largest_sum_of_overlaps() -> None:
     assert sorted(sum(m is not None for m in by_class[0]["segmentations"]) for by_class in tracks.values()) == [2, 2]
 
 
-def test_tracks_survive_gaps_and_pay_for_them() -> None:
+def test_tracks_survive_gaps_which_lower_their_score() -> None:
     [entries] = Scripted([[], [(box(10), [0.9, 0.0])], [], [], [(box(11), [0.6, 0.0])]]).tracks().values()
     assert entries[0]["segmentations"] == [None, encode(box(10)), None, None, encode(box(11))]
     assert entries[0]["score"] == pytest.approx((0.9 + 0 + 0 + 0.6) / 4), "from its first frame to the video's last"

@@ -99,7 +99,7 @@ def picture(files: Files, name: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(files.read(name))))
 
 
-def test_what_is_written_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_written_submissions_pass_the_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for kind in TYPES:
         path = write(kind, tmp_path / kind / "submission.zip")
         assert archive.check(path, f"write_{kind}") == []
@@ -162,7 +162,7 @@ def test_mot(tmp_path: Path) -> None:
     assert {line.split(",")[1] for line in lines} == {"1", "3"}
 
 
-def test_nothing_half_written(tmp_path: Path) -> None:
+def test_a_failed_submission_leaves_no_file(tmp_path: Path) -> None:
     results = results_of("vos", tmp_path / "videos")
     records = DatasetCatalog.get("write_vos")
     results.path(records[1]).write_text("{}")
@@ -246,7 +246,7 @@ def test_files_that_a_server_refuses(tmp_path: Path, files: dict[str, bytes], pr
     assert archive.check(zipped(tmp_path / "a.zip", files), "write_ytvis") == problems
 
 
-def test_a_file_that_is_no_zip(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_zip_is_refused(tmp_path: Path) -> None:
     path = write("ytvis", tmp_path / "results.json")
     assert archive.check(path, "write_ytvis") == ["not a zip: servers take a zip with results.json at its root"]
     with pytest.raises(UserError, match=r"none\.zip: no such file or folder"):
@@ -321,7 +321,7 @@ def test_object_folders_that_a_server_refuses(tmp_path: Path) -> None:
     ]
 
 
-def test_a_top_folder_too_many_or_too_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_superfluous_or_missing_top_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for kind, other, message in (
         ("vos", "ytvos", "at its root: Annotations found; expected <video>/..."),
         ("ytvos", "vos", "at its root: v10, v20 found; expected Annotations/..."),
@@ -347,7 +347,7 @@ def test_mot_lines_that_a_server_refuses(tmp_path: Path, line: str, problem: str
     assert archive.check(path, "write_ytvis", "mot") == [f"v10.txt, line 2: {problem}"]
 
 
-def test_a_data_set_of_ones_own_is_known_by_the_config(tmp_path: Path) -> None:
+def test_a_users_data_set_is_registered_from_the_config(tmp_path: Path) -> None:
     for folder in ("images", "masks"):
         (tmp_path / folder / "v").mkdir(parents=True)
         for frame in range(2):
@@ -361,7 +361,7 @@ def test_a_data_set_of_ones_own_is_known_by_the_config(tmp_path: Path) -> None:
     assert writers.main([*arguments, "--config-file", str(config)]) == 0
 
 
-def test_two_videos_of_one_name_are_not_written_over_each_other(tmp_path: Path) -> None:
+def test_two_videos_with_one_name_are_an_error(tmp_path: Path) -> None:
     results = results_of("vos", tmp_path / "videos")
     for each in DatasetCatalog.get("write_vos"):
         each.name = "img1"
@@ -378,7 +378,7 @@ def test_two_videos_of_one_name_are_not_written_over_each_other(tmp_path: Path) 
     assert found[0].startswith("write_vos has 2 videos of the name 'img1'") and "img1.txt: in the zip 2 times" in found
 
 
-def test_names_that_lead_out_of_a_submission_are_refused(tmp_path: Path) -> None:
+def test_paths_that_leave_the_submission_are_refused(tmp_path: Path) -> None:
     for name in ("../v.txt", "/v.txt", "a/../../v.txt"):
         with pytest.raises(UserError, match="would lie outside of the submission"):
             archive.write(tmp_path / "a.zip", [(name, [b""])])

@@ -50,5 +50,5 @@ def test_equals_trackeval_and_our_own_ap(tmp_path: Path) -> None:
     assert ours["mAP"] == pytest.approx(ytvis.score(read, tracks)["AP"], abs=1e-9)
 
 
-def test_nothing_to_compare_with() -> None:
+def test_without_ground_truth_there_are_no_scores() -> None:
     assert TrackingScores(range(3)).results() == {}

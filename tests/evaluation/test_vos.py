@@ -131,7 +131,7 @@ def test_a_record_and_its_files_score_the_same(tmp_path: Path) -> None:
         vos.score_record(record, {1: results[1]})
 
 
-def test_masks_of_pictures_are_compared_without_run_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_of_images_are_compared_without_rle(monkeypatch: pytest.MonkeyPatch) -> None:
     record = VideoRecord(
         video_id=0,
         name="video",
@@ -159,7 +159,7 @@ def test_frames_that_are_scored() -> None:
     assert vos.scored_frames(record) == []
 
 
-def test_sparse_labels_all_of_which_are_prompts() -> None:
+def test_a_frame_with_a_prompt_is_scored_for_the_other_objects() -> None:
     """Object 2 is prompted in the last frame that has labels; what these say of object 1 is scored."""
     one, two = square(2) == 1, square(6) == 1
     masks = {1: [one, None, None, one, None], 2: [None, None, None, two, None]}
@@ -220,13 +220,13 @@ def test_seen_and_unseen() -> None:
     assert vos.seen_and_unseen(videos[1:], {("b", 1): True}) == {"J_seen": 60, "F_seen": 20}
 
 
-def test_processes_change_nothing() -> None:
+def test_scores_do_not_depend_on_the_number_of_processes() -> None:
     jobs = list(range(7))
     assert parallel.in_parallel(operator.neg, jobs, workers=2, label="", patience=0) == [-job for job in jobs]
     assert parallel.in_parallel(operator.neg, jobs, workers=0, label="") == [-job for job in jobs]
 
 
-def test_what_is_missing_is_said(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     truth, predicted = tmp_path / "truth", tmp_path / "predicted"
     with pytest.raises(UserError, match="truth: no such folder"):
         vos.score_folders(truth, predicted)
@@ -303,7 +303,7 @@ def test_frames_without_leading_zeros_score_the_same(tmp_path: Path) -> None:
     assert others == [padded, padded]
 
 
-def test_masks_that_match_nothing_or_twice_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_masks_that_match_no_frame_or_two_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save(tmp_path / "truth/video", [square(2)] * 3)
     for t in range(1, 4):
         write_mask_png(tmp_path / f"predicted/video/{t:05d}.png", square(2))

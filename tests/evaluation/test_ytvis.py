@@ -221,7 +221,7 @@ def test_equals_trackeval(tmp_path: Path) -> None:
                 assert ours[name] == pytest.approx(expected, abs=1e-6), (seed, name)
 
 
-def test_a_strangers_file(tmp_path: Path) -> None:
+def test_results_of_another_tool_are_scored(tmp_path: Path) -> None:
     """Numbers as text, extra fields, null masks, run lengths as lists: the same scores."""
     truth, results = random_case(np.random.default_rng(3))
     expected = score(tmp_path, truth, results)
@@ -238,7 +238,7 @@ def test_a_strangers_file(tmp_path: Path) -> None:
     assert score(tmp_path, truth, results) == expected
 
 
-def test_a_strangers_ground_truth(tmp_path: Path) -> None:
+def test_ground_truth_of_another_tool_is_read(tmp_path: Path) -> None:
     """Ids and flags as text; no ``iscrowd``; masks compressed or not."""
     truth, results = random_case(np.random.default_rng(5))
     expected = score(tmp_path, truth, results)

@@ -58,6 +58,6 @@ def ask() -> Iterator[Ask]:
 
 @pytest.mark.skipif(not NAMES, reason="the reported cases are not beside this checkout: ../shared/cases")
 @pytest.mark.parametrize("name", NAMES)
-def test_a_reported_input_is_right_or_refused(ask: Ask, name: str, tmp_path: Path) -> None:
+def test_a_reported_input_is_handled_correctly_or_refused(ask: Ask, name: str, tmp_path: Path) -> None:
     answer = ask(name, tmp_path)
     assert answer["code"] == 0, answer["output"]

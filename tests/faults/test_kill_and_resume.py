@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are f
 
 
 @pytest.mark.parametrize(("workers", "world", "kills"), [(2, 1, 2), (0, 2, 1)])
-def test_a_training_that_is_killed_and_resumed_is_the_one_left_alone_bit_for_bit(
+def test_a_killed_and_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
     workers: int, world: int, kills: int
 ) -> None:
     # A process of its own: PyTorch cannot compute gradients in the fork of one that has computed some.

@@ -24,7 +24,7 @@ def write(path: Path, data: Any) -> Path:
     return path
 
 
-def test_all_kinds_objects_and_frames(tmp_path: Path) -> None:
+def test_a_file_holds_prompts_of_any_type_object_and_frame(tmp_path: Path) -> None:
     Image.fromarray(BALL.astype(np.uint8) * 255).save(tmp_path / "ball.png")
     data = {
         "version": 1,
@@ -88,13 +88,13 @@ def objects(**prompt: Any) -> dict[str, Any]:
         (objects(mask={"size": [4, 4], "counts": "0"}), r"prompts\[0\]\.mask: run lengths that do not fill a frame"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, data: Any, message: str) -> None:
+def test_errors_name_file_and_field(tmp_path: Path, data: Any, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         read_prompt_file(write(tmp_path / "p.json", data))
     assert str(error.value).startswith(str(tmp_path)) and "\n" not in str(error.value)
 
 
-def test_the_schema_knows_the_same_fields() -> None:
+def test_the_schema_has_the_same_fields_as_the_reader() -> None:
     schema = json.loads((ROOT / "docs" / "prompts.schema.json").read_text())
     prompt = schema["$defs"]["prompt"]["properties"].keys()
     assert prompt == {"frame", "mask", "box", "points", "labels", "scribble", "label", "width"}

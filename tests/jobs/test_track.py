@@ -62,7 +62,7 @@ def test_frames_are_read_while_they_are_needed_and_never_far_ahead(predictor: Vi
     assert written == list(range(1, 13)) and summary.frames == 12 and summary.complete
 
 
-def test_a_stopped_video_is_gone_on_with_as_if_nothing_had_been(predictor: VideoPredictor, tmp_path: Path) -> None:
+def test_a_resumed_video_equals_an_uninterrupted_one(predictor: VideoPredictor, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "a.mp4", 9)
     run(predictor, clip, tmp_path / "whole")
     with StopRequest() as stop:
@@ -77,7 +77,7 @@ def test_a_stopped_video_is_gone_on_with_as_if_nothing_had_been(predictor: Video
     assert again.complete and (again.frames, again.new, again.objects) == (9, 0, resumed.objects)
 
 
-def test_ctrl_c_and_sigterm_end_the_work_in_good_order(predictor: VideoPredictor, tmp_path: Path) -> None:
+def test_ctrl_c_and_sigterm_stop_a_run_cleanly(predictor: VideoPredictor, tmp_path: Path) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         before = signal.getsignal(number)
         with StopRequest() as stop:
@@ -88,13 +88,15 @@ def test_ctrl_c_and_sigterm_end_the_work_in_good_order(predictor: VideoPredictor
         assert signal.getsignal(number) is before
 
 
-def test_a_second_ctrl_c_does_not_wait() -> None:
+def test_a_second_ctrl_c_stops_at_once() -> None:
     with pytest.raises(KeyboardInterrupt), StopRequest():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_bad_frame_in_the_middle_leaves_the_frames_before(predictor: VideoPredictor, tmp_path: Path) -> None:
+def test_after_a_bad_frame_the_results_of_earlier_frames_are_complete(
+    predictor: VideoPredictor, tmp_path: Path
+) -> None:
     clip = damaged(write_clip(tmp_path / "a.mp4", 20, noise=True))
     with pytest.raises(UserError, match=r"cannot be decoded after frame \d+.*; the \d+ frames before are in '.*out'"):
         run(predictor, clip, tmp_path / "out")
@@ -104,7 +106,7 @@ def test_a_bad_frame_in_the_middle_leaves_the_frames_before(predictor: VideoPred
     assert earlier is not None and earlier.frames == len(data["video"]["times"])
 
 
-def test_a_full_disk_leaves_the_frames_before(
+def test_after_a_full_disk_the_results_of_earlier_frames_are_complete(
     predictor: VideoPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = write_clip(tmp_path / "a.mp4", 6)
@@ -132,7 +134,7 @@ def test_resume_refuses_results_of_other_settings(predictor: VideoPredictor, tmp
     assert not (tmp_path / "out" / "overlay.mp4").exists()  # of the run before
 
 
-def test_what_cannot_be_used_leaves_nothing_and_keeps_what_was_there(predictor: VideoPredictor, tmp_path: Path) -> None:
+def test_a_refused_request_leaves_the_output_folder_unchanged(predictor: VideoPredictor, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "a.mp4", 3)
     with pytest.raises(UserError, match="does not exist"):
         run(predictor, tmp_path / "none.mp4", tmp_path / "new" / "out")
@@ -179,7 +181,7 @@ def test_a_camera_runs_until_it_is_stopped(
     assert "camera 0: " in caplog.text and " frames that came while the model worked were left out" in caplog.text
 
 
-def test_the_state_is_saved_on_the_way(
+def test_the_state_is_saved_during_a_run(
     predictor: VideoPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_CHECKPOINT", 0.0)
@@ -203,7 +205,7 @@ def many(folder: Path) -> Path:
     return folder
 
 
-def test_the_videos_of_a_folder(tmp_path: Path) -> None:
+def test_every_video_of_a_folder_is_found_by_name(tmp_path: Path) -> None:
     folder = many(tmp_path / "in")
     found = find_videos(str(folder), folder / "out")
     assert found is not None and list(found) == ["a.mp4", "b.mp4", "bad.mkv", "frames", "sub/a.mp4"]
@@ -216,7 +218,7 @@ def test_the_videos_of_a_folder(tmp_path: Path) -> None:
         find_videos(str(folder), tmp_path / "out")
 
 
-def test_one_bad_file_never_stops_the_rest_and_each_video_is_done_once(config: Path, tmp_path: Path) -> None:
+def test_a_bad_file_does_not_stop_the_others_and_each_video_is_done_once(config: Path, tmp_path: Path) -> None:
     folder = many(tmp_path / "in")
     cfg, asked = load_config(str(config)), Request("", tmp_path / "out", save=["masks"])
     videos = find_videos(str(folder), asked.output)
@@ -233,7 +235,7 @@ def test_one_bad_file_never_stops_the_rest_and_each_video_is_done_once(config: P
     assert (tmp_path / "out" / "sub" / "a.mp4" / "tracks.json").stat().st_mtime_ns == written
 
 
-def test_two_processes_and_one_that_dies(config: Path, tmp_path: Path) -> None:
+def test_if_a_worker_dies_only_its_video_fails(config: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     videos = {f"{i}.mp4": write_clip(folder / f"{i}.mp4", 2) for i in range(3)}

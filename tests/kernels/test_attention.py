@@ -62,20 +62,20 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
 @pytest.mark.usefixtures("only_the_kernel")
 @pytest.mark.parametrize("queries", [1, 6, 49])
 @pytest.mark.parametrize("keys", [1, 63, 65, 513, 1100])
-def test_all_numbers_of_queries_and_keys(queries: int, keys: int, dtype: torch.dtype) -> None:
+def test_any_number_of_queries_and_keys(queries: int, keys: int, dtype: torch.dtype) -> None:
     torch.manual_seed(queries * keys)
     _check(_heads(2, 3, queries, 32, dtype), _heads(2, 3, keys, 32, dtype), _heads(2, 3, keys, 32, dtype))
 
 
 @pytest.mark.usefixtures("only_the_kernel")
 @pytest.mark.parametrize("width", [16, 48, 64, 112])
-def test_all_widths_of_heads(width: int, dtype: torch.dtype) -> None:
+def test_any_head_dimension(width: int, dtype: torch.dtype) -> None:
     torch.manual_seed(width)
     _check(*(_heads(1, 2, 40, width, dtype) for _ in range(3)))
 
 
 @pytest.mark.usefixtures("only_the_kernel")
-def test_however_it_lies_in_memory(dtype: torch.dtype) -> None:
+def test_any_memory_layout(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     packed = torch.randn(2, 50, 3, 2, 32).to(dtype)
     _check(*packed.permute(2, 0, 3, 1, 4))
@@ -84,7 +84,7 @@ def test_however_it_lies_in_memory(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("only_the_kernel")
-def test_scores_far_apart(dtype: torch.dtype) -> None:
+def test_scores_of_any_magnitude(dtype: torch.dtype) -> None:
     """Their exponentials overflow; the highest come in late blocks of keys."""
     torch.manual_seed(0)
     q, k, v = (_heads(1, 1, n, 16, dtype) for n in (33, 1500, 1500))
@@ -92,7 +92,7 @@ def test_scores_far_apart(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("only_the_kernel")
-def test_what_is_no_number_stays_that(dtype: torch.dtype) -> None:
+def test_nan_propagates(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     q, k, v = (_heads(1, 1, 70, 32, dtype) for _ in range(3))
     q[0, 0, 3, 5] = float("nan")
@@ -104,7 +104,7 @@ def test_what_is_no_number_stays_that(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("only_the_kernel")
-def test_keys_without_any_weight(dtype: torch.dtype) -> None:
+def test_keys_with_zero_weight(dtype: torch.dtype) -> None:
     """The scores of a whole block of keys, and more, are infinitely low."""
     torch.manual_seed(0)
     q, k, v = (_heads(1, 2, n, 32, dtype) for n in (40, 900, 900))
@@ -115,7 +115,7 @@ def test_keys_without_any_weight(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=2e-2, atol=1e-2)
 
 
-def test_on_a_processor_with_shorter_vectors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_cpu_with_shorter_vector_registers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("for processors with AVX2")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
@@ -144,7 +144,7 @@ def test_threads_share_the_work(dtype: torch.dtype) -> None:
         torch.set_num_threads(before)
 
 
-def test_pytorch_does_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_inputs_use_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     """With gradients or a mask, in other types and shapes, without keys, and without a compiler."""
     monkeypatch.setattr(cpu, "MIN_QUERIES", dict.fromkeys(cpu.MIN_QUERIES, 4))
     torch.manual_seed(0)

@@ -32,7 +32,7 @@ def call(*, learns: bool = False) -> SquareCall:
     return SquareCall(torch.arange(7.0, requires_grad=learns))
 
 
-def test_auto_takes_the_first_kernel_that_is_there_and_fits() -> None:
+def test_auto_takes_the_first_available_kernel_that_fits() -> None:
     first, second, third = SquareKernel(), SquareKernel(name="triton"), SquareKernel(name="mamba_ssm")
     first.devices = ("cuda",)
     second.fits = lambda call: False  # type: ignore[method-assign]
@@ -68,7 +68,7 @@ def test_without_a_compiler_the_scan_is_the_reference_and_one_warning(monkeypatc
     assert len(said) == 1 and all(torch.equal(each, expected) for each in found)
 
 
-def test_a_kernel_that_cannot_run_is_an_error_where_it_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_kernel_requested_by_name_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = SquareKernel(name="mamba_ssm")
     kernel.reason = "mamba_ssm is not installed"
     operation = squares(SquareKernel(), kernel)
@@ -84,7 +84,7 @@ def test_a_kernel_that_cannot_run_is_an_error_where_it_is_asked_for_by_name(monk
         operation(call())
 
 
-def test_what_the_named_kernel_cannot_do_is_done_as_by_auto() -> None:
+def test_calls_that_the_named_kernel_does_not_support_use_auto() -> None:
     fast, named = SquareKernel(), SquareKernel(name="triton")
     named.fits = lambda call: False  # type: ignore[method-assign]
     squares(fast, named)(call(), "triton")

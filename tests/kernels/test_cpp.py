@@ -54,7 +54,7 @@ def test_a_changed_header_is_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert len(list((tmp_path / "cache" / "ausm_d2").iterdir())) == 2
 
 
-def test_why_a_file_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_error_says_why_a_file_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
     source = tmp_path / "lost.cpp"
     source.write_text('#include "not_there.h"\n')

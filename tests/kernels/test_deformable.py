@@ -42,7 +42,7 @@ def test_inference_equals_grid_sample(sizes: list[tuple[int, int]], spread: floa
         assert not torch.allclose(layer(query + 1, value, sizes), expected, atol=1e-3)
 
 
-def test_weights_far_apart() -> None:
+def test_attention_weights_of_any_magnitude() -> None:
     """The exponentials of their logits overflow."""
     sizes = SIZES["three"]
     layer, query, value = layer_and_input(sizes, sharpness=100.0)
@@ -52,7 +52,7 @@ def test_weights_far_apart() -> None:
         torch.testing.assert_close(layer(query, value, sizes), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_no_number_stays_that() -> None:
+def test_nan_propagates() -> None:
     sizes = SIZES["three"]
     layer, query, value = layer_and_input(sizes)
     query[1, 5] = float("nan")
@@ -88,7 +88,7 @@ def test_threads_share_the_queries() -> None:
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
 
 
-def test_in_float64_grid_sample_does_it() -> None:
+def test_float64_uses_grid_sample() -> None:
     sizes = SIZES["three"]
     layer, query, value = layer_and_input(sizes)
     expected = layer(query, value, sizes)

@@ -88,7 +88,7 @@ def test_after_a_wrong_kernel_the_next_is_tried_before_the_reference() -> None:
     assert right.calls == [5, 7] and torch.equal(y, numbers().square()) and len(said) == 1
 
 
-def test_a_wrong_kernel_that_was_asked_for_by_name_is_an_error() -> None:
+def test_a_wrong_kernel_requested_by_name_is_an_error() -> None:
     operation = squares(SquareKernel(fakes.lies))
     for _ in range(2):
         with pytest.raises(UserError, match=r"MODEL\.AUSM\.KERNELS: cpu's square differs from the reference: result 1"):
@@ -115,7 +115,7 @@ def test_half_precision_may_round() -> None:
         squares(SquareKernel(rounds))(SquareCall(numbers()))
 
 
-def test_nothing_around_the_comparison_changes() -> None:
+def test_the_comparison_has_no_side_effects() -> None:
     """Random numbers, autograd's mode, autocast and its cache, inference mode, and hooks of saved tensors."""
     saved: list[Tensor] = []
     kernel = SquareKernel(lambda call: (call.x @ torch.eye(len(call.x)) * call.x,))
@@ -151,7 +151,7 @@ def test_the_first_use_may_be_inside_a_checkpoint(reentrant: bool) -> None:
     assert kernel.calls == ([5, 7, 5, 7] if reentrant else [5, 7, 7])
 
 
-def test_a_counter_of_operations_sees_nothing_of_the_comparison() -> None:
+def test_dispatch_modes_do_not_see_the_comparison() -> None:
     class Counter(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             seen.append(str(func))
@@ -165,7 +165,7 @@ def test_a_counter_of_operations_sees_nothing_of_the_comparison() -> None:
     assert kernel.calls == [5, 7] and seen == ["aten.mul.Tensor"]
 
 
-def test_defaults_of_pytorch_do_not_reach_the_comparison() -> None:
+def test_pytorchs_default_dtype_does_not_affect_the_comparison() -> None:
     kernel = SquareKernel()
     dtype = torch.get_default_dtype()
     try:
@@ -257,7 +257,7 @@ def test_the_kernels_of_this_machine_are_right(
 
 
 @pytest.mark.parametrize("kernel", [CpuScan, CpuConv, CpuDeformable], ids=lambda kernel: kernel.__name__)
-def test_a_lie_of_a_real_kernel_is_found(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_a_real_kernel_is_found(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if kernel().unavailable() is not None:
         pytest.skip("no C++ compiler")
     truth = kernel.run

@@ -133,7 +133,7 @@ def test_further_frames_in_inference(dtype: torch.dtype, frames: int, inplace: b
 
 
 @torch.no_grad()
-def test_a_state_that_lies_anyhow_is_the_one_that_is_overwritten() -> None:
+def test_a_state_with_any_strides_is_overwritten_in_place() -> None:
     inputs = scan_inputs(frames=1, state=True)
     strided = inputs["initial_state"].mT.contiguous().mT
     with use_kernels("mamba_ssm"):
@@ -142,7 +142,7 @@ def test_a_state_that_lies_anyhow_is_the_one_that_is_overwritten() -> None:
     assert torch.equal(strided, wanted)
 
 
-def test_what_has_no_kernel_there_goes_to_the_others() -> None:
+def test_operations_without_a_mamba_ssm_kernel_use_other_kernels() -> None:
     """From a state with gradients; and where their kernels do not fit."""
     scan, conv = MambaSsmScan(), MambaSsmConv()
 
@@ -203,7 +203,7 @@ def test_auto_takes_them_without_triton(monkeypatch: pytest.MonkeyPatch) -> None
     assert {type(each) for each in calls} == {MambaSsmScan, MambaSsmConv}
 
 
-def test_a_package_that_cannot_be_imported_is_named_and_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_package_is_named_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """The usual fault: it was built for another PyTorch."""
     import sys
 
@@ -219,7 +219,7 @@ def test_a_package_that_cannot_be_imported_is_named_and_done_without(monkeypatch
     assert len(said) == 1 and torch.equal(found[0], wanted[0])
 
 
-def test_what_is_not_installed_is_said() -> None:
+def test_a_missing_package_is_named() -> None:
     assert installed.missing.__wrapped__("no_such_package", "x") == "no_such_package is not installed"
     assert installed.missing.__wrapped__("torch", "no_such_kernels") == (
         "torch was installed without its CUDA kernels (no_such_kernels)"

@@ -77,7 +77,7 @@ def test_scan_of_a_long_clip(fast: str) -> None:
 
 
 @pytest.mark.parametrize("left_out", OPTIONAL)
-def test_scan_without(backend: str, left_out: str) -> None:
+def test_scan_without_optional_arguments(backend: str, left_out: str) -> None:
     inputs = _inputs(2, 3, 37, 16)
     del inputs[left_out]
     _compare_gradients(inputs, 1e-5, 1e-4)
@@ -97,7 +97,7 @@ def test_scan_of_half_precision_activations(backend: str, dtype: torch.dtype) ->
     _compare_gradients(_inputs(2, 3, 37, 16, dtype), eps, 2 * eps)
 
 
-def test_scan_of_tensors_that_lie_anyhow(backend: str) -> None:
+def test_scan_of_tensors_with_any_strides(backend: str) -> None:
     inputs = _inputs(2, 3, 20, 8)
     expected, expected_last = _scan(inputs)
     for name in ("u", "delta", "z", "B", "C"):
@@ -126,7 +126,7 @@ def test_scan_extremes(backend: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["u", "delta", "z", "B", "C", "initial_state"])
-def test_what_is_not_a_number_stays_visible(backend: str, name: str) -> None:
+def test_nan_propagates(backend: str, name: str) -> None:
     """Detectron2 stops a training whose loss is not finite: no kernel may turn it finite again."""
     inputs = _inputs(2, 3, 20, 8)
     inputs[name][1, 1, 5] = float("nan")
@@ -152,7 +152,7 @@ def test_scan_in_place(backend: str) -> None:
     torch.testing.assert_close(strided, expected_last)
 
 
-def test_in_place_is_refused_where_autograd_is_on(backend: str) -> None:
+def test_in_place_is_refused_with_autograd(backend: str) -> None:
     with pytest.raises(RuntimeError, match="no_grad"):
         selective_scan(**_inputs(1, 1, 4, 2), inplace=True)
 

@@ -66,6 +66,6 @@ def test_a_scribble_is_a_line_through_its_points() -> None:
         (scribble_mask, [(3, -1)]),
     ],
 )
-def test_what_is_no_prompt_is_refused(draw: Callable[..., np.ndarray], prompt: Sequence[float]) -> None:
+def test_invalid_prompts_are_refused(draw: Callable[..., np.ndarray], prompt: Sequence[float]) -> None:
     with pytest.raises(UserError, match=r"found|outside"):
         draw(SIZE, prompt)

@@ -54,7 +54,7 @@ def test_run_lengths_become_arrays_and_all_else_stays(tmp_path: Path) -> None:
         "3",
     ],
 )
-def test_what_is_unusual_is_read_all_the_same(tmp_path: Path, text: str) -> None:
+def test_unusual_json_is_read(tmp_path: Path, text: str) -> None:
     path = tmp_path / "data.json"
     path.write_text(text)
     assert repr(plain(read_json_with_masks(path))) == repr(json.loads(text))
@@ -70,7 +70,7 @@ def test_what_is_unusual_is_read_all_the_same(tmp_path: Path, text: str) -> None
         "",
     ],
 )
-def test_what_is_no_json_is_none(tmp_path: Path, text: str) -> None:
+def test_invalid_json_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "data.json"
     path.write_text(text)
     with pytest.raises(json.JSONDecodeError):
@@ -79,7 +79,7 @@ def test_what_is_no_json_is_none(tmp_path: Path, text: str) -> None:
         read_json_with_masks(path)
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_files_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.json: cannot be read: No such file"):
         read_json_with_masks(tmp_path / "none.json")
     (tmp_path / "binary.json").write_bytes(b'{"counts": [1, 2], "a": "\xff\xfe"}')

@@ -36,7 +36,7 @@ def test_many_objects_need_16_bits(tmp_path: Path, largest: int, mode: str) -> N
 
 
 @pytest.mark.parametrize("wrong", [-1, 65536])
-def test_ids_that_no_png_holds(tmp_path: Path, wrong: int) -> None:
+def test_ids_out_of_range_are_refused(tmp_path: Path, wrong: int) -> None:
     with pytest.raises(UserError, match=r"a\.png: object ids from"):
         write_mask_png(tmp_path / "a.png", np.array([[0, wrong]]))
     assert not list(tmp_path.iterdir())
@@ -70,7 +70,7 @@ def test_lossless_pictures_are_masks(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.gif", "a.webp"])
-def test_a_mask_is_one_picture(tmp_path: Path, name: str) -> None:
+def test_a_file_with_several_pages_is_refused(tmp_path: Path, name: str) -> None:
     pages = [Image.fromarray(ids(3) * value) for value in (1, 2)]
     options = {"lossless": True} if name == "a.webp" else {}
     pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:], **options)
@@ -107,7 +107,7 @@ def test_a_mask_in_the_alpha_channel_is_refused(tmp_path: Path) -> None:
     assert np.array_equal(read_labels(tmp_path / "a.png"), np.eye(4))
 
 
-def test_values_that_are_no_ids_are_named(tmp_path: Path) -> None:
+def test_values_that_are_not_ids_are_named(tmp_path: Path) -> None:
     Image.fromarray(ids(3).astype(np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(UserError, match=r"a\.tif: a picture of floating-point pixels"):
         read_labels(tmp_path / "a.tif")

@@ -125,7 +125,7 @@ def test_valid_counts_pass_and_broken_ones_are_found() -> None:
         "d0Mc0",  # runs of 20, -3 and 19: 36 pixels, but one run is negative
     ],
 )
-def test_text_that_is_no_mask(counts: str) -> None:
+def test_text_that_is_not_a_mask_is_refused(counts: str) -> None:
     assert first_invalid([{"size": [6, 6], "counts": counts}]) == 0
 
 
@@ -166,7 +166,7 @@ def test_every_form_of_mask() -> None:
         ("text", "expected null, run lengths"),
     ],
 )
-def test_what_is_wrong_is_said(mask: object, message: str) -> None:
+def test_errors_say_what_is_wrong(mask: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         to_rle(mask, 6, 8)  # type: ignore[arg-type]
 
@@ -205,6 +205,6 @@ def test_cut_out_decodes_exactly_what_pycocotools_does() -> None:
         "mask",
     ],
 )
-def test_what_is_no_mask_of_the_frame_is_an_error(stored: object) -> None:
+def test_a_mask_that_does_not_fit_the_frame_is_an_error(stored: object) -> None:
     with pytest.raises(UserError):
         cut_out(stored, SIZE)  # type: ignore[arg-type]

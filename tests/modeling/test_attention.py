@@ -9,7 +9,7 @@ import torch
 from ausm_d2.modeling.attention import Attention
 
 
-def test_attention_is_torchs_multi_head_attention() -> None:
+def test_attention_equals_torchs_multi_head_attention() -> None:
     ours, theirs = Attention(24, head_dim=8), torch.nn.MultiheadAttention(24, 3, batch_first=True)
     theirs.load_state_dict(ours.state_dict())
     query, key, value = torch.randn(2, 5, 24), torch.randn(2, 7, 24), torch.randn(2, 7, 24)
@@ -22,7 +22,7 @@ def test_attention_is_torchs_multi_head_attention() -> None:
         Attention(24, head_dim=7)
 
 
-def test_a_lookup_finds_what_resembles_the_query_and_hands_it_over() -> None:
+def test_a_lookup_attends_to_similar_keys_and_passes_their_values() -> None:
     attention = Attention(24, head_dim=8)
     attention.init_as_lookup(sharpness=3.0)
     keys = torch.randn(1, 6, 24)

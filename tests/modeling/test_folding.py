@@ -53,7 +53,7 @@ def test_gradients_of_trained_convolutions_pass_through_the_fold(name: str) -> N
     close(*map(list, zip(*((a.grad, b.grad) for a, b in pairs), strict=True)))
 
 
-def test_what_is_kept_follows_the_weights_and_the_norms() -> None:
+def test_cached_weights_follow_the_weights_and_norms() -> None:
     plain, folded = nets(NETS[0])
     images, other = torch.randn(1, 3, 64, 64), copy.deepcopy(plain.state_dict())
     for key, value in other.items():

@@ -9,7 +9,7 @@ import torch
 from ausm_d2.modeling.id_pool import IDPool, PoolExhausted, draw_free
 
 
-def test_no_vector_twice_and_none_that_is_in_use() -> None:
+def test_vectors_are_drawn_once_and_not_from_those_in_use() -> None:
     in_use = torch.zeros(10, dtype=torch.bool)
     in_use[[2, 5, 7]] = True
     for _ in range(50):
@@ -17,7 +17,7 @@ def test_no_vector_twice_and_none_that_is_in_use() -> None:
         assert sorted(drawn) == [0, 1, 3, 4, 6, 8, 9]
 
 
-def test_uniform() -> None:
+def test_vectors_are_drawn_uniformly() -> None:
     pool = IDPool(8, 4)
     counts = torch.zeros(8)
     for _ in range(2000):

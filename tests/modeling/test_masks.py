@@ -58,7 +58,7 @@ def test_upsampling_no_rows() -> None:
     assert upsample_logits(torch.zeros(0, 16, 24), (50, 70), (50, 70)).shape == (0, 50, 70)
 
 
-def test_a_pixel_goes_to_its_surest_row() -> None:
+def test_a_pixel_goes_to_the_row_with_the_largest_logit() -> None:
     logits = torch.tensor([[[3.0, 1.0, -1.0]], [[2.0, 4.0, -2.0]], [[-1.0, 5.0, -3.0]]])
     assert winners(logits).tolist() == [[0, 2, -1]]
     assert without_overlaps(logits)[:, 0].tolist() == [[True, False, False], [False] * 3, [False, True, False]]

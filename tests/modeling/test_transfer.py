@@ -12,7 +12,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_there_and_back(device: str) -> None:
+def test_a_round_trip_to_the_device_and_back(device: str) -> None:
     tensors = [torch.randn(3, 5), torch.tensor([True, False]), torch.zeros(0, 4, dtype=torch.int64)]
     there = [upload(tensor, torch.device(device)) for tensor in tensors]
     assert all(tensor.device.type == device for tensor in there)
@@ -21,7 +21,7 @@ def test_there_and_back(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_what_is_computed_after_it_left_does_not_reach_it(device: str) -> None:
+def test_a_started_copy_is_not_affected_by_later_writes(device: str) -> None:
     tensor = torch.zeros(1 << 20, device=device)
     download = Download(tensor + 1)
     tensor.add_(5)

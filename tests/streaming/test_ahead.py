@@ -71,7 +71,7 @@ def test_the_encoder_takes_several_frames_of_one_size(model: AUSM, monkeypatch: 
     assert batches == [3, 2, 2]
 
 
-def test_a_frame_that_cannot_be_read_is_an_error_when_it_is_its_turn(model: AUSM) -> None:
+def test_an_unreadable_frame_raises_when_it_is_due(model: AUSM) -> None:
     def frames() -> Iterator[np.ndarray]:
         yield from noise(2)
         raise UserError("frame 2: cut off")
@@ -83,7 +83,7 @@ def test_a_frame_that_cannot_be_read_is_an_error_when_it_is_its_turn(model: AUSM
     assert no_thread_is_left()
 
 
-def test_who_stops_early_leaves_no_thread_and_reads_no_further(model: AUSM) -> None:
+def test_closing_the_iterator_ends_the_thread_and_the_reading(model: AUSM) -> None:
     asked: list[int] = []
 
     def frames() -> Iterator[np.ndarray]:
@@ -98,7 +98,7 @@ def test_who_stops_early_leaves_no_thread_and_reads_no_further(model: AUSM) -> N
     assert len(asked) <= 8
 
 
-def test_so_many_frames_at_once_as_memory_allows(model: AUSM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_of_the_encoder_fits_into_free_memory(model: AUSM, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         features = model.encode(torch.zeros(1, 3, 64, 96))
     sizes = [each.numel() * 4 for each in (features.x, features.mask_features, *features.multi_scale)]

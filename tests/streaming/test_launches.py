@@ -97,7 +97,7 @@ def run_step(model: AUSM, launches: _Launches) -> Tensor:
             return step.run(*arguments).mask_logits
 
 
-def test_half_precision_is_not_left(launches: _Launches) -> None:
+def test_large_features_stay_in_half_precision(launches: _Launches) -> None:
     opts = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
     model = build_model(load_config("configs/paper/stage3_long_swin_t.yaml", opts))
     logits = run_step(model, launches)

@@ -83,7 +83,7 @@ def test_results_of_an_unprompted_stream(predictor: VideoPredictor) -> None:
             assert mask[result.id_map.numpy() == track_id].all()
 
 
-def test_a_result_leaves_before_the_next_frame_is_read(predictor: VideoPredictor) -> None:
+def test_a_result_is_yielded_before_the_next_frame_is_requested(predictor: VideoPredictor) -> None:
     read = []
 
     def frames() -> Iterator[np.ndarray]:
@@ -164,7 +164,7 @@ def test_small_frames_and_large_ones(predictor: VideoPredictor) -> None:
     assert session.step(noise(2, (90, 200))[1]).instances.pred_masks.shape == (1, 90, 200)
 
 
-def test_bfloat16_is_a_switch() -> None:
+def test_bfloat16_is_enabled_by_the_config() -> None:
     predictor = VideoPredictor(tiny_cfg("TEST.AUSM.AMP", True))
     for result in predictor.stream(noise(2)):
         assert torch.isfinite(result.instances.scores).all()
@@ -173,7 +173,7 @@ def test_bfloat16_is_a_switch() -> None:
 # -------------------------------------------------------------------------------------------- objects come, change, go
 
 
-def test_an_object_given_late_is_in_the_result_at_once(predictor: VideoPredictor) -> None:
+def test_an_added_object_is_in_the_result_at_once(predictor: VideoPredictor) -> None:
     frames = noise(3)
     session = predictor.start(frames[0], {7: box(0, 0)})
     before = session.step(frames[1])
@@ -185,7 +185,7 @@ def test_an_object_given_late_is_in_the_result_at_once(predictor: VideoPredictor
     assert ids(session.step(frames[2])) == [7, 3]
 
 
-def test_giving_it_late_is_giving_it_with_the_frame(predictor: VideoPredictor) -> None:
+def test_adding_an_object_after_a_step_equals_prompting_it_with_the_frame(predictor: VideoPredictor) -> None:
     """A mask added after the first step and the same mask as a prompt of it lead to the same next frame."""
     frames = noise(2)
     given = predictor.start(frames[0], {7: box(3, 4), 9: box(30, 20)})
@@ -197,7 +197,7 @@ def test_giving_it_late_is_giving_it_with_the_frame(predictor: VideoPredictor) -
     assert_same(given.step(frames[1]), added.step(frames[1]))
 
 
-def test_the_surest_has_the_pixel_in_step_add_and_remove(predictor: VideoPredictor, tmp_path: Path) -> None:
+def test_the_largest_logit_has_the_pixel_in_step_add_and_remove(predictor: VideoPredictor, tmp_path: Path) -> None:
     """The largest logit; a given mask before all predictions, and of given masks the first one listed."""
     frames = noise(3)
     given = predictor.start(frames[0], {7: box(3, 4), 9: box(10, 8), 5: box(20, 10)})
@@ -231,7 +231,7 @@ def test_a_correction_replaces_the_mask(predictor: VideoPredictor) -> None:
     assert ids(session.step(frames[2])) == [7, 8]
 
 
-def test_an_object_that_is_removed_is_gone_and_uncovers_others(predictor: VideoPredictor) -> None:
+def test_a_removed_object_uncovers_the_objects_behind_it(predictor: VideoPredictor) -> None:
     frames = noise(2)
     session = predictor.start(frames[0], {7: box(3, 4), 8: box(10, 10)})
     assert (session.result.id_map.numpy()[box(3, 4) & box(10, 10)] == 7).all()
@@ -311,7 +311,7 @@ def test_another_process_continues_bit_for_bit(tmp_path: Path) -> None:
         assert result.frame_index == other["frame_index"]
 
 
-def test_files_that_are_no_session_of_this_model(predictor: VideoPredictor, tmp_path: Path) -> None:
+def test_files_that_are_not_sessions_of_this_model_are_refused(predictor: VideoPredictor, tmp_path: Path) -> None:
     path = tmp_path / "session.pt"
     with pytest.raises(UserError, match=r"session\.pt: cannot be read: No such file"):
         predictor.load(path)
@@ -359,7 +359,7 @@ def test_files_that_are_no_session_of_this_model(predictor: VideoPredictor, tmp_
         ({3: box(0, 0), 7: box(0, 0, 0)}, r"object 7: its mask is empty"),
     ],
 )
-def test_prompts_that_cannot_be_used(predictor: VideoPredictor, prompts: dict[Any, Any], message: str) -> None:
+def test_invalid_prompts_are_refused(predictor: VideoPredictor, prompts: dict[Any, Any], message: str) -> None:
     frames = noise(2)
     with pytest.raises(UserError, match=message):
         predictor.start(frames[0], prompts)
@@ -382,9 +382,7 @@ def test_prompts_that_cannot_be_used(predictor: VideoPredictor, prompts: dict[An
         (np.zeros((70, 50, 3), np.uint8), r"a frame of 50x70 pixels follows frames of 70x50"),
     ],
 )
-def test_frames_that_cannot_be_used_leave_the_session_as_it_was(
-    predictor: VideoPredictor, frame: Any, message: str
-) -> None:
+def test_invalid_frames_leave_the_session_unchanged(predictor: VideoPredictor, frame: Any, message: str) -> None:
     frames = noise(2)
     session, undisturbed = (predictor.start(frames[0], {7: box(3, 4)}) for _ in range(2))
     with pytest.raises(UserError, match=message):
@@ -392,7 +390,7 @@ def test_frames_that_cannot_be_used_leave_the_session_as_it_was(
     assert_same(session.step(frames[1]), undisturbed.step(frames[1]))
 
 
-def test_configs_that_cannot_be_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_configs_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(UserError, match=r"no label set 'coco', MODEL\.AUSM\.LABEL_SETS has \['synthvis', 'object'\]"):
         VideoPredictor(tiny_cfg("TEST.AUSM.LABEL_SET", "coco"))
     with pytest.raises(UserError, match="no label set 'people'"):

@@ -44,12 +44,12 @@ def test_each_kind_is_drawn_as_a_mask() -> None:
     assert drawn[5].mask[9:11, 10:50].all() and not drawn[5].mask[13].any()
 
 
-def test_several_prompts_of_an_object_are_put_together() -> None:
+def test_several_prompts_of_an_object_are_combined() -> None:
     one = draw({1: [Box(10, 5, 30, 25), Points([(15, 10)], [0]), Scribble([(35, 40), (45, 40)])]}, SIZE)[1]
     assert one.mask[20, 20] and one.mask[40, 40] and not one.mask[10, 15]
 
 
-def test_clicks_correct_the_mask_that_is_there_and_a_box_takes_its_place() -> None:
+def test_clicks_edit_the_current_mask_and_a_box_replaces_it() -> None:
     current = {1: box(3, 4)}
     more = draw({1: Points([(60, 40), (10, 10)], [1, 0])}, SIZE, current)[1]
     assert more.mask[5, 4] and more.mask[40, 60] and not more.mask[10, 10] and not more.exact
@@ -72,7 +72,7 @@ def test_clicks_correct_the_mask_that_is_there_and_a_box_takes_its_place() -> No
         (np.zeros(SIZE, bool), "object 7: its mask is empty"),
     ],
 )
-def test_prompts_that_cannot_be_used(predictor: VideoPredictor, prompt: Any, message: str) -> None:
+def test_invalid_prompts_are_refused(predictor: VideoPredictor, prompt: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         predictor.start(noise(1)[0], {7: prompt})
 
@@ -80,7 +80,7 @@ def test_prompts_that_cannot_be_used(predictor: VideoPredictor, prompt: Any, mes
 # ------------------------------------------------------------------------------------------------------ what is chosen
 
 
-def test_fit_tells_how_well_a_mask_agrees() -> None:
+def test_fit_measures_the_agreement_with_the_prompts() -> None:
     given = draw({1: [Box(10, 10, 30, 30), Points([(5, 45)], [0])]}, SIZE)[1]
     assert given.fit(box(10, 10)) == 1.0
     wide = np.zeros(SIZE, bool)
@@ -107,7 +107,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, own: np.ndarray, *detections: np.n
         (np.zeros(SIZE, bool), [box(40, 25)], box(10, 10)),  # nothing like it: what was drawn
     ],
 )
-def test_the_mask_that_fits_is_taken(
+def test_the_mask_that_fits_best_is_chosen(
     predictor: VideoPredictor,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -171,7 +171,7 @@ def test_a_refused_prompt_changes_nothing(predictor: VideoPredictor) -> None:
     assert_same(session.step(frames[1]), other.step(frames[1]))
 
 
-def test_given_objects_and_the_rest_are_followed_together(predictor: VideoPredictor) -> None:
+def test_prompted_and_detected_objects_are_tracked_together(predictor: VideoPredictor) -> None:
     frames = noise(3)
     session = predictor.start(frames[0], {7: box(3, 4), 20: Box(40, 20, 60, 40)}, discover=True)
     found = ids(session.result)
@@ -210,7 +210,7 @@ def test_an_object_is_paused_resumed_and_renamed(predictor: VideoPredictor, tmp_
     assert ids(session.result) == [70, 9]
 
 
-def test_frames_since_a_keyframe_are_done_again(predictor: VideoPredictor) -> None:
+def test_frames_after_a_keyframe_are_processed_again(predictor: VideoPredictor) -> None:
     frames = noise(5)
 
     def begin() -> Session:
@@ -253,7 +253,7 @@ def test_results_as_detections_of_supervision(predictor: VideoPredictor) -> None
     assert len(session.result.to_supervision()) == 0
 
 
-def test_without_supervision_it_is_said_how_to_get_it(
+def test_without_supervision_the_error_says_how_to_install_it(
     predictor: VideoPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = builtins.__import__

@@ -60,7 +60,7 @@ def test_the_score_of_a_repeated_video_is_the_mean_over_its_last_pass() -> None:
 
 
 @pytest.mark.parametrize("hide_below", [0.0, 0.5])
-def test_a_tracked_row_that_is_not_sure_counts_as_hidden(hide_below: float) -> None:
+def test_an_unsure_tracked_row_counts_as_hidden(hide_below: float) -> None:
     """Its mask is not in M, nor shown; it comes back on its track. Given objects are never hidden so."""
     unsure = {"tracks": {0: Row([0.1, 0.0], 9), 1: Row([0.4, 0.0], 1)}}
     stream = with_settings(
@@ -75,7 +75,7 @@ def test_a_tracked_row_that_is_not_sure_counts_as_hidden(hide_below: float) -> N
 
 
 @pytest.mark.parametrize(("birth_iou", "begun"), [(1.0, 2), (0.4, 1)])
-def test_a_detection_of_what_is_tracked_is_no_new_track(birth_iou: float, begun: int) -> None:
+def test_a_detection_of_a_tracked_object_starts_no_track(birth_iou: float, begun: int) -> None:
     """Cells 1 and 2 are tracked; the first detection overlaps them by IoU 1/2, the second one nothing."""
     detections = {0: Row([0.9, 0.0], 1), 1: Row([0.8, 0.0], 20)}
     tracked = Row([0.9, 0.0], 1, 2)

@@ -53,7 +53,7 @@ def test_frames_are_resized_as_the_config_says() -> None:
     assert settings("INPUT.MIN_SIZE_TEST", 50, "INPUT.MAX_SIZE_TEST", 60).resize(frame).shape == (3, 38, 60)
 
 
-def test_a_video_that_begins_with_a_small_object_is_shown_larger_within_a_budget() -> None:
+def test_a_small_prompted_object_enlarges_the_input_up_to_a_limit() -> None:
     opts = ["INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 128, "TEST.AUSM.SMALL_PROMPT_CELLS", 16]
     small, large = np.zeros((200, 400), bool), np.zeros((200, 400), bool)
     small[:20, :20], large[:100, :100] = True, True  # 2.6 and 64 cells of stride 4, in 64 x 128
@@ -65,7 +65,7 @@ def test_a_video_that_begins_with_a_small_object_is_shown_larger_within_a_budget
     assert settings(*opts[:4]).input_size((200, 400), [small]) == (64, 128)
 
 
-def test_masks_are_resized_by_the_share_they_cover() -> None:
+def test_masks_are_resized_by_coverage() -> None:
     mask = np.zeros((8, 8), bool)
     mask[0:2, 0:2] = mask[4:6, 3] = mask[7, 7] = True  # all, half and a quarter of a cell of 2 x 2
     resized = settings().resize_mask(mask, (4, 4))
@@ -92,14 +92,14 @@ def rows(*entries: tuple[float, bool, bool]) -> FrameOutput:
     )
 
 
-def test_what_is_shown() -> None:
+def test_shown_rows_are_prompted_or_visible_and_among_the_topk() -> None:
     output = rows((0.5, True, False), (0.9, True, False), (0.7, False, False), (0.6, True, False), (0.1, False, True))
     assert shown_rows(output).track_ids == [1, 2, 4, 5]
     assert shown_rows(output, 2).track_ids == [2, 5]  # the second best is hidden
     assert shown_rows(output, 3).track_ids == [2, 4, 5]
 
 
-def test_scope_of_the_best() -> None:
+def test_topk_is_taken_per_video_or_per_frame() -> None:
     masks: dict = {3: [None], 8: [None]}
     scores = {3: torch.tensor([0.5, 0.4, 0.0]), 8: torch.tensor([0.1, 0.2, 0.6]), 9: torch.tensor([0.9, 0.9, 0.9])}
 
@@ -124,7 +124,7 @@ def test_a_data_sets_own_topk_and_threshold_hold_unless_the_config_says_otherwis
     assert settings("TEST.AUSM.TOPK", 3).for_item(item).topk == 3
 
 
-def test_given_masks_are_the_output_exactly_and_win(model: AUSM) -> None:
+def test_prompt_masks_are_output_unchanged_and_win_overlaps(model: AUSM) -> None:
     stream = Stream(model, settings("INPUT.MIN_SIZE_TEST", 32), label_set="object", detect=False)
     thin = np.zeros(SIZE, bool)
     thin[np.arange(50), np.arange(50)] = True

@@ -32,7 +32,7 @@ def test_detections_take_free_slots_in_order_with_vectors_of_their_own() -> None
     assert not of.prompted.any()
 
 
-def test_reserving_changes_nothing_and_giving_takes_what_was_reserved() -> None:
+def test_reserve_changes_nothing_and_give_occupies_the_reserved_slots() -> None:
     of = slots()
     detected(of, 9)
     before = copy.deepcopy(vars(of) | {"generator": of.generator.get_state()})
@@ -48,7 +48,7 @@ def test_reserving_changes_nothing_and_giving_takes_what_was_reserved() -> None:
     assert of.next_track_id == 51 and of.predicted.tolist() == [1, 0, 0, 0]
 
 
-def test_given_objects_come_before_detections_when_slots_are_few() -> None:
+def test_prompted_objects_get_slots_before_detections() -> None:
     of = slots(2)
     reserved = of.reserve([7], -1)
     assert detected(of, 9, 8, reserved=set(reserved.values())) == {1: 9}
@@ -76,7 +76,7 @@ def test_the_longest_hidden_unprompted_track_is_evicted_and_no_other(caplog: pyt
     assert sorted(of.ids.tolist()) == [0, 1, 2]
 
 
-def test_given_objects_take_the_slot_of_the_least_sure_track_in_sight() -> None:
+def test_prompted_objects_evict_the_least_confident_visible_track() -> None:
     of = slots(3)
     detected(of, 9, 8, 7)
     of.class_sums[:] = torch.tensor([[0.9, 0.0], [0.1, 0.2], [0.0, 0.8]])
@@ -87,7 +87,7 @@ def test_given_objects_take_the_slot_of_the_least_sure_track_in_sight() -> None:
         of.reserve([61, 62, 63], 0)
 
 
-def test_a_removed_object_gives_its_vector_back() -> None:
+def test_a_removed_object_returns_its_id_vector() -> None:
     of = slots(2)
     detected(of, 9, 8)
     vector = int(of.ids[1])

@@ -40,7 +40,7 @@ def assert_same_state(one: Stream, other: Stream) -> None:
 
 
 @pytest.mark.parametrize("prompted", [False, True])
-def test_300_frames_fit_where_2_do(prompted: bool) -> None:
+def test_the_state_has_one_size_after_2_and_300_frames(prompted: bool) -> None:
     stream = open_stream(tiny_model().eval(), detect=not prompted)
     sizes = {}
     for t, image in enumerate(frames(300)):
@@ -85,7 +85,7 @@ def test_a_fork_is_independent_and_may_have_other_settings() -> None:
     assert_same_state(stream, fork)
 
 
-def test_an_entry_that_is_missing_or_of_another_size_is_named() -> None:
+def test_a_missing_or_mismatched_entry_is_named() -> None:
     stream = open_stream(tiny_model().eval())
     with pytest.raises(UserError, match="has not seen a frame yet"):
         stream.state_dict()

@@ -44,7 +44,7 @@ class _Crossings(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("layers", "meta_arch"), [(0, "AUSM"), (1, "AUSM"), (0, "AUSMObjectVectors")])
-def test_nothing_waits_for_the_device_or_depends_on_what_is_found(layers: int, meta_arch: str) -> None:
+def test_a_step_has_no_device_sync_and_no_data_dependent_shapes(layers: int, meta_arch: str) -> None:
     # The device "meta" has no values: whatever would read one (item, nonzero, a mask as an index) raises on it.
     model = tiny_model("MODEL.AUSM.FRAME_ENCODER.ENC_LAYERS", layers, "MODEL.AUSM.SPATIAL_REDUCTION", 2,
                        "MODEL.META_ARCHITECTURE", meta_arch).eval()  # fmt: skip
@@ -60,7 +60,7 @@ def test_nothing_waits_for_the_device_or_depends_on_what_is_found(layers: int, m
     assert crossings.names == []
 
 
-def test_rows_at_the_end_that_are_not_in_use_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_trailing_rows_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     images, outputs = frames(4), []
     for few in (1, 100):
         monkeypatch.setattr("ausm_d2.streaming.step._ROWS", few)
@@ -73,7 +73,7 @@ def test_rows_at_the_end_that_are_not_in_use_change_nothing(monkeypatch: pytest.
             torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=1e-4, rtol=1e-4)
 
 
-def test_as_many_rows_as_slots_in_use_ask_for() -> None:
+def test_the_number_of_rows_covers_all_slots_in_use() -> None:
     ids = torch.full((40,), FREE)
     counts = [rows_in_use(ids)]
     for slot in (0, 15, 3, 16, 39):
@@ -83,7 +83,7 @@ def test_as_many_rows_as_slots_in_use_ask_for() -> None:
 
 
 @pytest.mark.parametrize("meta_arch", ["AUSM", "AUSMObjectVectors"])
-def test_a_step_overwrites_the_state_where_it_lies(meta_arch: str) -> None:
+def test_a_step_overwrites_the_state_in_place(meta_arch: str) -> None:
     model = tiny_model("MODEL.META_ARCHITECTURE", meta_arch).eval()
     stream = open_stream(model, fg_threshold=0.0)
     places = []
@@ -107,7 +107,7 @@ class _Recorded:
         return self.step.run(image, ids, self.state)
 
 
-def test_a_graph_belongs_to_one_state(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cuda_graph_is_bound_to_one_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ausm_d2.streaming.step._Graph", _Recorded)
     monkeypatch.setattr(_Recorded, "captures", 0)
     model = tiny_model().eval()
@@ -126,7 +126,7 @@ def test_a_graph_belongs_to_one_state(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not FrameStep(model, "synthvis", cuda_graph=True)._capturing  # on CUDA only
 
 
-def test_half_precision_keeps_the_convolutions_inputs_in_it() -> None:
+def test_with_amp_the_convolution_cache_is_bfloat16_and_the_ssm_state_float32() -> None:
     stream = open_stream(tiny_model().eval(), fg_threshold=0.5, amp=True)
     for image in frames(2):
         output = stream.step(image)
@@ -136,7 +136,7 @@ def test_half_precision_keeps_the_convolutions_inputs_in_it() -> None:
     assert output.mask_logits.isfinite().all()
 
 
-def test_weights_converted_beforehand_change_nothing() -> None:
+def test_converting_weights_in_advance_does_not_change_the_result() -> None:
     outputs = []
     for converted in (False, True):
         model = tiny_model().eval()
@@ -149,7 +149,7 @@ def test_weights_converted_beforehand_change_nothing() -> None:
         assert torch.equal(one.probabilities, other.probabilities)
 
 
-def test_half_precision_from_norm_to_norm() -> None:
+def test_features_between_norms_are_in_half_precision() -> None:
     """What is converted for CUDA, on a CPU: every feature stays in bfloat16, and the masks are those of float32."""
     outputs, dtypes = [], set()
     for half in (False, True):

@@ -28,7 +28,7 @@ def masks(stream: Stream) -> Tensor:
     return stream.state.masks[stream.state.slots.in_use]
 
 
-def test_confident_visible_detections_become_tracks_the_surest_first() -> None:
+def test_confident_visible_detections_become_tracks_in_order_of_confidence() -> None:
     detections = {0: Row([0.3, 0.3], 1), 1: Row([0.0, 0.9], 2, 3), 2: Row([0.9, 0.0])}  # the last has no mask
     stream, _ = scripted([{"detections": detections}, {"detections": {0: Row([0.2, 0.25], 9)}}])
     output = stream.step(frame())
@@ -70,7 +70,7 @@ def test_a_hidden_object_keeps_its_row_and_comes_back_on_it() -> None:
     torch.testing.assert_close(output.mean_probabilities[0, 0].item(), (0.8 + 0 + 0 + 0.6) / 4, rtol=1e-5, atol=1e-6)
 
 
-def test_no_vector_is_worn_twice() -> None:
+def test_no_id_vector_is_used_twice() -> None:
     found = {"detections": {i: Row([0.9, 0.0], i) for i in range(3)}}
     stream, _ = scripted([found, found, {}], num_id=6)
     for _ in range(2):
@@ -80,7 +80,9 @@ def test_no_vector_is_worn_twice() -> None:
     assert len(set(worn(stream))) == 5 and stream.track_ids == [1, 3, 4, 5, 6]
 
 
-def test_the_pool_runs_dry(caplog: pytest.LogCaptureFixture) -> None:
+def test_with_an_empty_pool_hidden_tracks_are_recycled_and_other_detections_dropped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     found = {"detections": {0: Row([0.9, 0.0], 40), 1: Row([0.8, 0.0], 41)}}
     shown = Row([0.9, 0.0], 9)
     stream, _ = scripted(
@@ -138,7 +140,7 @@ def test_prompts_enter_unchanged_and_are_tracked_from_the_next_frame_on() -> Non
     torch.testing.assert_close(output.mean_probabilities, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_prompts_that_overlap_both_stay() -> None:
+def test_overlapping_prompts_are_both_kept() -> None:
     stream, _ = scripted([{}], detect=False)
     stream.step(frame(), {1: pixels(2, 3), 2: pixels(3, 4)})
     assert torch.equal(masks(stream), torch.stack([cells(2, 3), cells(3, 4)]) > 0)
@@ -188,7 +190,7 @@ def test_a_detected_object_can_be_corrected_and_new_ids_avoid_the_users() -> Non
     assert stream.step(frame()).track_ids == [1, 50, 51]
 
 
-def test_more_prompts_than_vectors_change_nothing() -> None:
+def test_more_prompts_than_id_vectors_are_refused() -> None:
     stream, _ = scripted([{}, {}], detect=False, num_id=2)
     stream.step(frame(), {1: pixels(1)})
     assert stream.state is not None
@@ -217,7 +219,7 @@ def test_the_smallest_mask_is_not_lost() -> None:
     assert torch.equal(masks(stream)[0], cells(8 + 1) > 0)
 
 
-def test_frames_of_another_size_and_things_asked_too_early() -> None:
+def test_frames_of_another_size_and_calls_before_the_first_frame_are_errors() -> None:
     stream, _ = scripted([{}])
     with pytest.raises(UserError, match="has not seen a frame yet"):
         stream.add({1: pixels(1)})
@@ -227,7 +229,7 @@ def test_frames_of_another_size_and_things_asked_too_early() -> None:
     assert stream.state is not None and (stream.state.slots.ids == FREE).all()
 
 
-def test_a_refused_step_leaves_the_stream_as_it_was() -> None:
+def test_a_refused_step_leaves_the_stream_unchanged() -> None:
     stream, model = scripted([{}, {"tracks": {0: Row([0.9, 0.0], 3)}}], num_id=2)
     for prompts in ({1: pixels(1)[:8, :8]}, {i: pixels(i) for i in (1, 2, 3)}):
         with pytest.raises(UserError):
@@ -262,7 +264,7 @@ def test_an_object_given_at_a_frame_has_its_slot_before_that_frames_detections()
     assert torch.equal(output.mask_logits[1 - row], cells(0))
 
 
-def test_no_detection_queries_index_nothing_beyond_the_last_row() -> None:
+def test_without_detection_queries_no_row_is_out_of_range() -> None:
     """A given object may take any slot: its output is not read from a row of Q."""
     stream, _ = scripted([{}], num_id=20, num_det=1, detect=False)
     output = stream.step(frame(), {i: pixels(i) for i in range(1, 21)})

@@ -57,6 +57,6 @@ def test_a_crop_is_nine_tenths_of_its_corner() -> None:
         ({"length": 3, "repeat": 1, "spatial_traversal": True}, "is for images, this video has 3 frames"),
     ],
 )
-def test_what_cannot_be_shown_is_refused(arguments: dict, message: str) -> None:
+def test_invalid_repetitions_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         list(visits(**arguments))

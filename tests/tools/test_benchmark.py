@@ -133,7 +133,7 @@ def test_a_step_as_it_is_trained_has_the_batch_and_the_own_passes_of_the_config(
 
 @pytest.mark.parametrize("module", [attention, peers, ssm, stream, train], ids=lambda module: module.__name__)
 @pytest.mark.parametrize("number", ["0", "-3", "1.5"])
-def test_numbers_that_count_nothing_are_refused(module: ModuleType, number: str, capsys: Any) -> None:
+def test_counts_below_one_are_refused(module: ModuleType, number: str, capsys: Any) -> None:
     with pytest.raises(SystemExit):
         measured(module, "--repeats", number)
     assert f"argument --repeats: {number}, expected 1 or more" in (error := capsys.readouterr().err) or (
@@ -141,7 +141,7 @@ def test_numbers_that_count_nothing_are_refused(module: ModuleType, number: str,
     )
 
 
-def test_wrong_arguments_are_said_in_one_line(config: str, tmp_path: Path) -> None:
+def test_wrong_arguments_are_reported_in_one_line(config: str, tmp_path: Path) -> None:
     other = tmp_path / "rcnn.yaml"
     other.write_text("VERSION: 2\nMODEL:\n  META_ARCHITECTURE: GeneralizedRCNN\n")
     twice = tmp_path / "twice" / Path(config).name
@@ -157,7 +157,7 @@ def test_wrong_arguments_are_said_in_one_line(config: str, tmp_path: Path) -> No
             measured(module, *words)
 
 
-def test_a_device_that_is_not_there_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_device_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     out = tmp_path / "new" / "out.json"
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "ssm", "--device", "cuda", "--json", str(out)])
@@ -166,7 +166,7 @@ def test_a_device_that_is_not_there_leaves_nothing_behind(tmp_path: Path, monkey
     assert not out.parent.exists()
 
 
-def test_what_cannot_be_written_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_files_are_reported_before_the_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def work(args: argparse.Namespace) -> dict[str, Any]:
         raise AssertionError("was begun")
 
@@ -230,7 +230,7 @@ def test_peers_follow_the_same_objects() -> None:
     assert not (masks[1] & masks[3]).any()
 
 
-def test_what_is_missing_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_configs_packages_and_devices_are_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"nowhere\.yaml"):
         measured(peers, "--config-file", "nowhere.yaml", "--peers")
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -260,7 +260,7 @@ def test_the_command_line_writes_figures_machine_and_picture(
     assert "threads: " in capsys.readouterr().out
 
 
-def test_figures_outlive_a_picture_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_are_written_even_if_the_plot_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(figures: dict[str, Any], path: Path) -> None:
         raise RuntimeError("no picture")
 
@@ -274,7 +274,7 @@ def test_figures_outlive_a_picture_that_fails(tmp_path: Path, monkeypatch: pytes
     assert json.loads(out.read_text())["ssm"] == {"rows": []} and list(tmp_path.iterdir()) == [out]
 
 
-def test_too_little_memory_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(args: argparse.Namespace) -> dict[str, Any]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has ...")
 

@@ -55,7 +55,7 @@ def test_converted_file_loads_as_the_original_does(
     assert changed == len(source.frame_encoder.state_dict()) - 2 * 7  # the tables and the indices into them
 
 
-def test_what_does_not_fit_is_printed_and_nothing_written(
+def test_mismatches_are_printed_and_nothing_is_written(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, config: str
 ) -> None:
     weights = save(tmp_path / "wide.pkl", zeros(mask2former_shapes(32, (2, 2, 1, 2), (1, 2, 4, 8), 4)))
@@ -76,7 +76,7 @@ def test_swin_alone(
     assert "the classifier's" in printed and "a norm per stage, which a classifier does not have" in printed
 
 
-def test_of_several_files_the_mean_is_written_in_half_precision(
+def test_the_mean_of_several_files_is_written_in_half_precision(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, config: str
 ) -> None:
     paths, states = [], []

@@ -128,7 +128,7 @@ def test_sweep_command(run: Callable[..., list[dict[str, Any]]], config: Path, t
     assert "for 8 frames (one pass per threshold: 16)" in note
 
 
-def test_an_interrupted_sweep_goes_on(
+def test_an_interrupted_sweep_is_resumed(
     run: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["--thresholds", 0.5, "--videos", 2, "--opts", "TEST.AUSM.RESUME", True]
@@ -174,7 +174,7 @@ def test_stills_are_the_middle_frames_with_what_is_visible() -> None:
         assert all(np.array_equal(still.masks.read(0)[i], mask) for i, mask in visible.items())
 
 
-def test_clip_length_trains_alike_but_for_the_clips_and_only_once(
+def test_clip_length_trainings_differ_in_the_clips_only_and_run_once(
     run: Callable[..., list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["clip-length", "--frames", 1, 2, "--seeds", 5, "--videos", 1]
@@ -217,7 +217,7 @@ def test_clips_that_do_not_divide_the_frames_of_an_iteration_come_close(
     assert " 2.5 " in table  # the mean of APs 1 and 4
 
 
-def test_an_interrupted_training_goes_on(
+def test_an_interrupted_training_is_resumed(
     run: Callable[..., list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["noise", "--videos", 1]
@@ -308,7 +308,7 @@ def test_ablations_differ_in_one_key_and_start_from_random_weights(
         (sweep_threshold.main, ["--opts", "DATASETS.TEST", []], "DATASETS.TEST: empty"),
     ],
 )
-def test_mistakes(
+def test_invalid_arguments_are_refused(
     main: Callable[[], None],
     arguments: list[Any],
     message: str,

@@ -59,7 +59,7 @@ def perfect(targets: FrameTargets) -> Predictions:
     return Predictions(classes.requires_grad_(), masks.requires_grad_())
 
 
-def test_what_is_right_costs_nothing() -> None:
+def test_correct_predictions_have_zero_loss() -> None:
     for targets in (frame([1, 0], [0, 1], [1, 1]), frame([1, 1], [0, 0], [0, 1]), frame([0, 0], [1, 1], [1, 1])):
         losses = criterion()([perfect(targets)], targets)
         # The bilinear edge between the halves is uncertain by half a cell.
@@ -92,7 +92,7 @@ def test_background_weighs_a_tenth_for_detections_and_one_for_tracks() -> None:
     assert losses["loss_det_ce"] == pytest.approx(2 * float(expected), rel=1e-5)
 
 
-def test_where_labels_are_not_exhaustive_only_duplicates_of_tracks_are_background() -> None:
+def test_without_exhaustive_labels_only_duplicates_of_tracks_are_background() -> None:
     targets = frame([1, 0], [0, 0], [1, 1], exhaustive=False)
     masks = torch.full((1, 2 + QUERIES, 8, 8), -30.0)
     masks[0, 3] = logits_of(targets.masks)[0, 0]  # detection 1 repeats the tracked object
@@ -103,7 +103,7 @@ def test_where_labels_are_not_exhaustive_only_duplicates_of_tracks_are_backgroun
     assert (classes.grad[0, 2:].abs().sum(-1) > 0).tolist() == [False, True, False, False]
 
 
-def test_sums_are_divided_by_what_all_processes_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_are_normalised_across_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three processes that have six times the masks and weights of this one: each divides by a third of all."""
     targets = frame([1, 0], [0, 1], [1, 1])
     layer = Predictions(torch.zeros(1, 2 + QUERIES, CLASSES + 1), torch.zeros(1, 2 + QUERIES, 8, 8))
@@ -125,7 +125,7 @@ def test_sums_are_divided_by_what_all_processes_have(monkeypatch: pytest.MonkeyP
         torch.testing.assert_close(value, alone[name] / 2)
 
 
-def test_unlabelled_frames_cost_nothing() -> None:
+def test_unlabelled_frames_have_no_loss() -> None:
     targets = frame([0, 0], [0, 0], [1, 1])
     targets.labelled[:] = False
     losses = criterion()([Predictions(torch.randn(1, 6, 4), torch.randn(1, 6, 8, 8))], targets)
@@ -157,7 +157,7 @@ class _Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("exhaustive", [True, False])
-def test_ten_layers_wait_for_the_device_as_often_as_one(exhaustive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ten_layers_have_as_many_device_syncs_as_one(exhaustive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     targets = frame([1, 0], [0, 1], [1, 1], exhaustive)
     transfers: list[str] = []
 
@@ -182,7 +182,7 @@ def test_ten_layers_wait_for_the_device_as_often_as_one(exhaustive: bool, monkey
     assert counts[0] == counts[1] > 0
 
 
-def test_layers_are_matched_each_for_itself() -> None:
+def test_each_layer_is_matched_separately() -> None:
     """What a layer costs does not depend on its neighbours."""
     targets = frame([1, 0], [1, 1], [1, 1])
     first, second = perfect(targets), perfect(targets)
@@ -195,7 +195,7 @@ def test_layers_are_matched_each_for_itself() -> None:
         assert float(losses[name].detach()) < 3
 
 
-def test_half_precision_does_not_reach_the_sums() -> None:
+def test_losses_are_summed_in_float32() -> None:
     """A large object over 12,544 points: the sums pass the largest number of half precision."""
     wanted = frame([0, 0], [1, 1], [1, 1])
     logits = torch.full((1, 2 + QUERIES, 8, 8), -14.0)
@@ -211,7 +211,7 @@ def test_half_precision_does_not_reach_the_sums() -> None:
         assert float(half[name]) == pytest.approx(float(value), rel=2e-3, abs=2e-3), name
 
 
-def test_points_around_a_mask_lie_in_twice_its_box() -> None:
+def test_box_points_lie_within_twice_the_box_of_a_mask() -> None:
     torch.manual_seed(0)
     masks = torch.zeros(3, 64, 128, dtype=torch.bool)
     masks[0, 20:24, 100:110] = True  # rows 20 to 24, columns 100 to 110; the margin is 8 pixels at least
@@ -223,7 +223,7 @@ def test_points_around_a_mask_lie_in_twice_its_box() -> None:
     assert (torch.cat([low, high], dim=1) - wanted).abs().max() < 2
 
 
-def test_a_small_object_weighs_in_the_loss_with_points_around_it() -> None:
+def test_box_points_give_small_objects_weight_in_the_loss() -> None:
     """Of 4 x 4 pixels in 256 x 256: points of the whole frame mostly miss it, and say that all is well."""
     torch.manual_seed(0)
     masks = torch.zeros(1, 2, 256, 256, dtype=torch.bool)

@@ -38,7 +38,7 @@ def test_the_average_follows_its_definition() -> None:
     assert set(average.state_dict()) == {"1.weight", "1.bias", "steps"}  # what is frozen is the model's own
 
 
-def test_the_model_has_the_average_for_a_while_and_then_its_weights_again() -> None:
+def test_the_model_has_averaged_weights_inside_the_context_only() -> None:
     weights = model()
     average = WeightAverage(weights, decay=0.9)
     steps(weights, average, 5)
@@ -48,7 +48,7 @@ def test_the_model_has_the_average_for_a_while_and_then_its_weights_again() -> N
     assert torch.equal(weights[1].bias, before)
 
 
-def test_an_average_that_is_stored_and_loaded_goes_on_to_the_digit() -> None:
+def test_a_saved_average_continues_bit_for_bit() -> None:
     straight = model()
     whole = WeightAverage(straight, decay=0.9)
     steps(straight, whole, 8)
@@ -66,7 +66,7 @@ def test_an_average_that_is_stored_and_loaded_goes_on_to_the_digit() -> None:
     assert resumed.state_dict()["steps"] == 8
 
 
-def test_it_begins_anew_with_weights_that_were_loaded() -> None:
+def test_the_average_restarts_from_loaded_weights() -> None:
     weights = model()
     average = WeightAverage(weights, decay=0.9)
     steps(weights, average, 3)

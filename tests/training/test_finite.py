@@ -53,7 +53,7 @@ def test_a_loss_that_is_not_finite_names_iteration_clips_and_losses_and_saves_th
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-def test_gradients_that_are_not_finite_of_a_loss_that_is(tmp_path: Path, gradients: bool) -> None:
+def test_non_finite_gradients_of_a_finite_loss_are_found(tmp_path: Path, gradients: bool) -> None:
     model = Model()
     steps = FiniteSteps(model, tmp_path, action="skip", gradients=gradients)
     model.weight.data.zero_()  # the slope of the root
@@ -65,7 +65,7 @@ def test_gradients_that_are_not_finite_of_a_loss_that_is(tmp_path: Path, gradien
     assert bool(list(tmp_path.iterdir())) == gradients
 
 
-def test_steps_are_left_out_until_ten_in_a_row_are_not_finite(tmp_path: Path) -> None:
+def test_non_finite_steps_are_skipped_up_to_ten_in_a_row(tmp_path: Path) -> None:
     model = Model()
     steps = FiniteSteps(model, tmp_path, action="skip", gradients=True)
     for iteration in range(18):

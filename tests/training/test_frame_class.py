@@ -27,7 +27,7 @@ def indifferent(weight: float = 1.0) -> FrameClassifier:
     return classifier
 
 
-def test_formula_of_an_indifferent_classifier() -> None:
+def test_the_loss_of_a_uniform_classifier_is_the_formula() -> None:
     x = torch.randn(2, 8, 4, 4)
     loss = indifferent(2.0)(x, targets([[0, 2], [1, 1]]), ["few", "few"])["loss_frame_ce"]
     assert float(loss) == pytest.approx(2.0 * (1 + 0.3) * math.log(4))
@@ -58,7 +58,7 @@ def test_frames_without_labels_and_heads_of_their_own() -> None:
     assert not x.grad[1].any()
 
 
-def test_a_model_trained_with_it_says_so() -> None:
+def test_a_model_with_frame_classification_reports_its_loss() -> None:
     model = tiny_model("MODEL.AUSM.TRAIN.FRAME_CLASS_WEIGHT", 1.0)
     losses = model([clip(2, 2, seed=1), clip(2, 1, label_set="object", seed=2)])
     losses["loss_frame_ce"].backward()

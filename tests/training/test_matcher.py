@@ -23,7 +23,7 @@ def problem(frames: int = 4, queries: int = 5, instances: int = 3) -> tuple:
     return *logits, torch.randint(0, 6, (frames, instances)), targets
 
 
-def test_cost_is_what_the_loss_would_be() -> None:
+def test_the_cost_equals_the_loss() -> None:
     class_logits, mask_logits, classes, targets = problem()
     cost = MATCHER.cost(class_logits, mask_logits, classes, targets)
     sampled = F.grid_sample(mask_logits, 2 * targets.points[:, :, None] - 1, align_corners=False)[..., 0]
@@ -34,7 +34,7 @@ def test_cost_is_what_the_loss_would_be() -> None:
         assert cost[b, q, n] == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_assignment_is_the_cheapest_of_all() -> None:
+def test_the_assignment_has_the_lowest_cost() -> None:
     class_logits, mask_logits, classes, targets = problem()
     cost = MATCHER.cost(class_logits, mask_logits, classes, targets)
     frame, row, instance = MATCHER(class_logits, mask_logits, classes, targets)
@@ -50,7 +50,7 @@ def test_assignment_is_the_cheapest_of_all() -> None:
         assert total == pytest.approx(best, rel=1e-5)
 
 
-def test_more_instances_than_queries_and_none_at_all() -> None:
+def test_more_instances_than_queries_and_no_instances() -> None:
     class_logits, mask_logits, classes, targets = problem(queries=2)
     targets.detect[:] = True
     frame, row, _ = MATCHER(class_logits, mask_logits, classes, targets)
@@ -59,7 +59,7 @@ def test_more_instances_than_queries_and_none_at_all() -> None:
     assert all(len(each) == 0 for each in MATCHER(class_logits, mask_logits, classes, targets))
 
 
-def test_a_diverged_model_is_matched_all_the_same() -> None:
+def test_non_finite_costs_are_matched() -> None:
     class_logits, mask_logits, classes, targets = problem()
     class_logits[0, 0], mask_logits[1] = float("nan"), float("inf")
     frame, _, _ = MATCHER(class_logits, mask_logits, classes, targets)

@@ -25,7 +25,7 @@ def whole_pass(logits: Tensor, in_use: Tensor, given: Tensor) -> Tensor:
     return torch.where(followed[..., None, None], own, given)
 
 
-def test_a_pass_keeps_what_was_given_and_hands_on_what_was_predicted() -> None:
+def test_a_pass_keeps_prompts_and_propagates_predictions() -> None:
     # Row 0 switches at frame 0, row 1 at frame 2, of four frames; frames are counted from 0.
     in_use = torch.tensor([[[0, 0], [1, 0], [1, 0], [1, 1]]], dtype=torch.bool)
     given = torch.full((1, 4, 2, 1, 1), 7.0) * in_use[..., None, None]
@@ -35,7 +35,7 @@ def test_a_pass_keeps_what_was_given_and_hands_on_what_was_predicted() -> None:
 
 
 @pytest.mark.parametrize("begins", [[[1, 3], [2, 5]], [[0, 0], [1, 4]], [[4, 5], [5, 9]], [[9, 9], [9, 9]]])
-def test_passes_that_go_on_where_the_last_one_settled_are_whole_passes(
+def test_passes_that_reuse_settled_frames_equal_whole_passes(
     begins: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of two clips of six frames are in A from the frames ``begins`` on; 0: a given mask is M_0 of the paper."""
@@ -70,7 +70,7 @@ def test_passes_that_go_on_where_the_last_one_settled_are_whole_passes(
             assert decoded == [5 - t for t in range(first, 5)][:passes]
 
 
-def test_as_many_passes_as_frames_are_the_roll_out() -> None:
+def test_as_many_passes_as_frames_equal_the_roll_out() -> None:
     """Pass k settles frame k + 1 for good, so that enough of them are the stream on its own masks."""
     model = tiny_model("MODEL.AUSM.TRAIN.OWN_PASSES", 3).eval()
     images, targets = model.collate([clip(5, 2, seed=1)])

@@ -80,7 +80,7 @@ def _sums(model: AUSM, items: list[dict[str, Any]], patch: pytest.MonkeyPatch) -
     return kept
 
 
-def test_a_clip_beside_a_larger_one_has_the_losses_that_it_has_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clip_batched_with_a_larger_one_has_the_same_losses_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("MODEL.AUSM.TRAIN.PROMPT_PROB", 1.0, "MODEL.AUSM.FRAME_ENCODER.ENC_LAYERS", 1)
     small, large = clip(3, 2, seed=1), clip(3, 2, seed=2)
     narrow = {**small, "image": small["image"][..., :-5], "masks": small["masks"][..., :-5]}

@@ -43,7 +43,7 @@ def test_a_resumed_training_has_the_seed_of_the_checkpoint_unless_the_config_giv
     assert caplog.messages == ["SEED is 9, that of the interrupted training was 5: it does not go on as it would have"]
 
 
-def test_medians_of_losses_go_on_where_they_were() -> None:
+def test_medians_of_losses_are_continued() -> None:
     def trainer(storage: EventStorage, start: int) -> Any:
         return SimpleNamespace(storage=storage, start_iter=start, max_iter=30)
 

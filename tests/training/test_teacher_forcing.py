@@ -72,7 +72,7 @@ def test_switch_times_are_uniform_over_visible_frames_or_the_first() -> None:
     assert set(zero[prompted, 0].tolist()) == {-1} and set(zero[prompted, 1].tolist()) == {1}
 
 
-def test_never_visible_never_switches() -> None:
+def test_an_instance_that_is_never_visible_has_no_switch_time() -> None:
     visible = torch.zeros(2, 4, 1, dtype=torch.bool)
     switch = draw_switch_times(visible, prompted=torch.tensor([True, False]), prompt_index="zero")
     assert switch.tolist() == [[4], [4]]

@@ -123,7 +123,7 @@ MATRICES: dict[str, tuple[tuple[int, int, int, int], Callable[[np.ndarray], np.n
 
 
 @pytest.mark.parametrize("kind", MATRICES)
-def test_a_video_is_turned_and_mirrored_as_it_says(tmp_path: Path, kind: str) -> None:
+def test_a_video_is_rotated_and_mirrored_by_its_metadata(tmp_path: Path, kind: str) -> None:
     path = write_clip(tmp_path / "a.mp4", 1, size=(48, 64))
     stored = read(open_source(path))[1][0]
     matrix, expected = MATRICES[kind]
@@ -159,7 +159,7 @@ def test_a_recording_whose_header_names_another_length_is_read(
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf"), 90000.0, None])
-def test_a_rate_that_cannot_be_true_is_the_default(rate: float | None) -> None:
+def test_an_impossible_rate_is_replaced_by_the_default(rate: float | None) -> None:
     assert known_rate(rate) == 24
 
 
@@ -265,7 +265,7 @@ def paged_among_frames(folder: Path) -> Path:
         ),
     ],
 )
-def test_what_cannot_be_used_is_refused_before_the_first_frame(
+def test_invalid_inputs_are_refused_before_the_first_frame(
     tmp_path: Path, make: Callable[[Path], Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as error:
@@ -281,7 +281,7 @@ def test_a_video_damaged_in_the_middle_gives_the_frames_before(tmp_path: Path) -
     assert len(list(frames)) < 20
 
 
-def test_frames_that_a_damaged_file_has_lost_are_missed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_frames_missing_in_a_damaged_file_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "a.avi"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mjpeg", rate=10)
@@ -299,14 +299,14 @@ def test_frames_that_a_damaged_file_has_lost_are_missed(tmp_path: Path, caplog: 
     assert "damaged: of 12 frames, 11 are there" in caplog.text
 
 
-def test_frames_that_cannot_be_decoded_are_missed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_undecodable_frames_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_clip(tmp_path / "a.mp4", 20)
     assert len(list(read_video(path, Contents(20, Fraction(25), [])))) == 20 and not caplog.text
     assert len(list(read_video(path, Contents(23, Fraction(25), [])))) == 20  # as if packets had no frames
     assert "3 of 23 frames cannot be decoded, and are left out" in caplog.text
 
 
-def test_a_damaged_video_ends_though_somebody_has_asked_for_ffmpegs_messages(tmp_path: Path) -> None:
+def test_a_damaged_video_does_not_deadlock_with_ffmpeg_logging(tmp_path: Path) -> None:
     path = damaged(write_clip(tmp_path / "a.mp4", 20, noise=True))
     code = "import av; av.logging.set_level(av.logging.ERROR)  # as torchvision does, in the versions that use it\n"
     code += f"from ausm_d2.video.inputs import open_source\nfor _ in open_source({str(path)!r}): pass"
@@ -315,7 +315,7 @@ def test_a_damaged_video_ends_though_somebody_has_asked_for_ffmpegs_messages(tmp
     assert run.returncode == 1 and "cannot be decoded after frame" in run.stderr
 
 
-def test_a_codec_that_nobody_knows_and_a_title_that_is_not_utf8(tmp_path: Path) -> None:
+def test_an_unknown_codec_and_a_title_that_is_not_utf8(tmp_path: Path) -> None:
     data = write_clip(tmp_path / "clip.mp4").read_bytes()
     unknown, title = tmp_path / "unknown.mp4", tmp_path / "title.mp4"
     unknown.write_bytes(data.replace(b"avc1", b"zzzz"))
@@ -326,7 +326,7 @@ def test_a_codec_that_nobody_knows_and_a_title_that_is_not_utf8(tmp_path: Path) 
     assert len(list(open_source(title).frames)) == 6
 
 
-def test_a_frame_that_claims_to_be_gigantic_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+def test_a_huge_frame_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.mp4")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ausm_d2.pictures.MAX_PIXELS", 3000)

@@ -51,7 +51,7 @@ def test_pictures_keep_their_times(tmp_path: Path) -> None:
     assert shown(tmp_path / "a.mp4")[0] == [0.0, 0.04, 0.08, 5.0, 9.0, 9.0]  # the last one a tick later
 
 
-def test_what_a_killed_program_leaves_can_be_played(tmp_path: Path) -> None:
+def test_the_file_of_a_killed_program_can_be_played(tmp_path: Path) -> None:
     video = MovieWriter(tmp_path / "a.mp4", 10)
     for i in range(10):
         video.write(grey(20 * i), i / 10)
@@ -61,7 +61,7 @@ def test_what_a_killed_program_leaves_can_be_played(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_video_is_gone_on_with_from_a_time(tmp_path: Path, killed: bool) -> None:
+def test_a_video_is_continued_from_a_given_time(tmp_path: Path, killed: bool) -> None:
     path = tmp_path / "a.mp4"
     video = MovieWriter(path, 10)
     for i in range(8):
@@ -81,7 +81,7 @@ def test_a_video_is_gone_on_with_from_a_time(tmp_path: Path, killed: bool) -> No
     assert [each.name for each in tmp_path.iterdir()] == ["a.mp4"]
 
 
-def test_a_closed_writer_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_a_closed_writer_continues_where_it_stopped(tmp_path: Path) -> None:
     video = MovieWriter(tmp_path / "a.mp4", 10)
     for i in range(6):
         video.write(grey(20 * i), i / 10)
@@ -111,7 +111,7 @@ def test_alpha_survives_being_written_in_parts(tmp_path: Path) -> None:
     assert opaque == [0, 1, 2, 3]
 
 
-def test_without_pictures_there_is_no_file(tmp_path: Path) -> None:
+def test_without_frames_there_is_no_file(tmp_path: Path) -> None:
     with MovieWriter(tmp_path / "empty.mp4", 25):
         pass
     assert not list(tmp_path.iterdir())

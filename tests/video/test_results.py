@@ -137,7 +137,7 @@ def test_pictures_of_the_whole_video(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("stopped_at", [1, 5])
-def test_results_that_were_stopped_are_gone_on_with(whole: Path, tmp_path: Path, stopped_at: int) -> None:
+def test_stopped_results_are_continued(whole: Path, tmp_path: Path, stopped_at: int) -> None:
     folder = write(tmp_path / "out", range(stopped_at))
     folder.checkpoint(lambda path: path.write_bytes(b"state"))
     folder.finish(complete=False)
@@ -153,7 +153,7 @@ def test_results_that_were_stopped_are_gone_on_with(whole: Path, tmp_path: Path,
         assert times(tmp_path / "out" / name) == times(whole / name)
 
 
-def test_results_of_a_killed_program_are_gone_on_with(whole: Path, tmp_path: Path) -> None:
+def test_results_of_a_killed_program_are_continued(whole: Path, tmp_path: Path) -> None:
     folder = write(tmp_path / "out", range(4), names=["overlay", "mot"])
     folder.checkpoint(lambda path: path.write_bytes(b"state"))
     for index in range(4, 6):
@@ -170,7 +170,7 @@ def test_results_of_a_killed_program_are_gone_on_with(whole: Path, tmp_path: Pat
     assert times(tmp_path / "out" / "overlay.mp4") == [i / 10 for i in range(8)]
 
 
-def test_a_full_disk_leaves_the_frames_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_full_disk_earlier_frames_are_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path / "out", range(3), names=["overlay", "masks"])
 
     def full(*args: Any) -> None:
@@ -197,7 +197,7 @@ def test_the_folder_itself_is_never_replaced(tmp_path: Path) -> None:
     assert [each.name for each in (tmp_path / "disk" / "masks").iterdir()] == ["00000.png"]
 
 
-def test_a_folder_with_anything_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_content_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"out' holds other things than earlier results \('thesis\.tex'\), not touched"):
@@ -209,7 +209,7 @@ def test_a_folder_with_anything_else_is_left_alone(tmp_path: Path) -> None:
         ResultFolder(tmp_path / "file" / "out" / "more")
 
 
-def test_nothing_is_left_where_nothing_was_begun(tmp_path: Path) -> None:
+def test_without_begin_the_folder_is_restored(tmp_path: Path) -> None:
     ResultFolder(tmp_path / "new" / "out").discard()
     assert not list(tmp_path.iterdir())
     write(tmp_path / "out", range(2), names=["masks"]).finish(complete=True)
@@ -218,7 +218,7 @@ def test_nothing_is_left_where_nothing_was_begun(tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == before
 
 
-def test_an_output_that_there_is_not_is_refused() -> None:
+def test_an_unknown_output_is_refused() -> None:
     with pytest.raises(UserError, match="'gif' is no output; expected overlay, masks"):
         check_outputs(["gif"])
     assert check_outputs(["masks"]) == ["masks", "tracks"]
