@@ -23,6 +23,7 @@ from torch import nn
 
 from ausm_d2 import meta_arch as meta_arch  # registers AUSM
 from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
+from ausm_d2.config import class_names, label_sets
 from ausm_d2.data.build import (
     TrainLoader,
     available_test_sets,
@@ -55,7 +56,7 @@ def check_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
         UserError: if not, naming data set, classes and label set.
     """
     register_from_config(cfg)
-    label_sets = {str(name): int(classes) for name, classes in cfg.MODEL.AUSM.LABEL_SETS}
+    known, named = label_sets(cfg), class_names(cfg)
     chosen = chosen_label_sets(cfg)
     for key, named in (("DATASETS.LABEL_SETS", chosen), ("TEST.AUSM.FG_THRESHOLDS", dict(cfg.TEST.AUSM.FG_THRESHOLDS))):
         unknown = [name for name in named if name not in DatasetCatalog]
@@ -68,15 +69,20 @@ def check_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
         if not metadata.get("thing_classes"):
             get_records(name)  # a user's own data set: reading its file sets its classes
         classes, label_set = len(metadata.thing_classes), chosen.get(name, metadata.label_set)
-        if label_set not in label_sets:
+        if label_set not in known:
             raise UserError(
                 f"data set '{name}' needs the label set '{label_set}' ({classes} classes), "
-                f"MODEL.AUSM.LABEL_SETS has {label_sets}"
+                f"MODEL.AUSM.LABEL_SETS has {known}"
             )
-        if label_sets[label_set] != classes:
+        if known[label_set] != classes:
             raise UserError(
                 f"data set '{name}' has {classes} classes, MODEL.AUSM.LABEL_SETS gives its label set "
-                f"'{label_set}' {label_sets[label_set]}"
+                f"'{label_set}' {known[label_set]}"
+            )
+        if named.get(label_set, list(metadata.thing_classes)) != list(metadata.thing_classes):
+            raise UserError(
+                f"data set '{name}' has the classes {list(metadata.thing_classes)}, MODEL.AUSM.LABEL_SETS gives its "
+                f"label set '{label_set}' {named[label_set]}, in this order"
             )
 
 

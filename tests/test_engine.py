@@ -158,6 +158,9 @@ def test_data_sets_that_do_not_fit_the_config() -> None:
         UserError, match=r"'tiny_val' has 6 classes, MODEL.AUSM.LABEL_SETS gives its label set 'synthvis' 4"
     ):
         check_datasets(tiny_cfg("MODEL.AUSM.LABEL_SETS", [["synthvis", 4]]), ["tiny_val"])
+    named = ["synthvis", list(reversed(CLASSES))]
+    with pytest.raises(UserError, match=r"'tiny_val' has the classes .*label set 'synthvis' \['.*in this order"):
+        check_datasets(tiny_cfg("MODEL.AUSM.LABEL_SETS", [named]), ["tiny_val"])
 
 
 @pytest.mark.parametrize(

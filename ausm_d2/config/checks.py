@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
+from ausm_d2.config.label_sets import label_sets
 from ausm_d2.errors import UserError
 from ausm_d2.kernels import choice
 
@@ -16,12 +17,7 @@ def check_model_config(cfg: CfgNode) -> None:
         UserError: if a value is invalid or does not fit another key.
     """
     ausm = cfg.MODEL.AUSM
-    label_sets = [entry for entry in ausm.LABEL_SETS if _is_label_set(entry)]
-    if not label_sets or len(label_sets) != len(ausm.LABEL_SETS) or len(dict(label_sets)) != len(label_sets):
-        raise UserError(
-            f"MODEL.AUSM.LABEL_SETS: {ausm.LABEL_SETS}, expected [[name, number of classes], ...], each name once"
-        )
-    names = [name for name, _ in label_sets]
+    names = list(label_sets(cfg))
     chosen = {
         "MODEL.AUSM.PROMPT_LABEL_SET": ausm.PROMPT_LABEL_SET,
         "TEST.AUSM.LABEL_SET": cfg.TEST.AUSM.LABEL_SET or names[0],
@@ -63,10 +59,3 @@ def check_model_config(cfg: CfgNode) -> None:
         raise UserError(f"MODEL.AUSM.PIXEL_DECODER.MEMORY_STRIDES: {strides}, expected some of 8, 16, 32")
     if cfg.INPUT.FORMAT != "RGB":
         raise UserError(f"INPUT.FORMAT: '{cfg.INPUT.FORMAT}', expected RGB")
-
-
-def _is_label_set(entry: object) -> bool:
-    if not isinstance(entry, list | tuple) or len(entry) != 2:
-        return False
-    name, classes = entry
-    return isinstance(name, str) and isinstance(classes, int) and classes > 0

@@ -42,7 +42,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.AUSM = ausm = CfgNode()
     ausm.HIDDEN_DIM = 256  # D (paper, Sec. 3)
     ausm.NUM_ID = 100  # N_id: ID vectors in the pool B (paper)
-    # One classifier per label set: [[name, number of classes], ...] (paper, Sec. 3 "Classification").
+    # One classifier per label set: [[name, number of classes or list of their names], ...] (paper, Sec. 3
+    # "Classification").
     ausm.LABEL_SETS = [["object", 1]]
     # Label set whose classifier scores prompted rows (docs/deviations.md, 5).
     ausm.PROMPT_LABEL_SET = "object"

@@ -20,6 +20,7 @@ PRETRAINED = {"ausm_edge": "edge/ausm_edge.yaml", "ausm_nano": "synth/ausm_nano.
 """Configs of the models whose weights are shipped with the package."""
 
 _BASE = "_BASE_"
+_STYLES = ("YTVIS_STYLE", "DAVIS_STYLE", "COCO_STYLE", "MASKED_IMAGES")  # the user's own data sets
 
 
 def load_config(config_file: str, opts: Sequence[Any] = (), overlays: Sequence[str] = ()) -> CfgNode:
@@ -28,6 +29,8 @@ def load_config(config_file: str, opts: Sequence[Any] = (), overlays: Sequence[s
     Args:
         config_file: path of a YAML file, or of a packaged config relative to their folder, such as
             ``edge/ausm_edge.yaml``. Its ``_BASE_`` is relative to its own folder or to that of the packaged configs.
+            ``MODEL.WEIGHTS`` and paths of ``DATASETS`` that begin with ``./`` are files beside it, if they are there:
+            such a folder can be moved.
         opts: alternating keys and values, as on the command line.
         overlays: further files, such as ``paper/letter.yaml``, merged in this order after ``config_file``; ``opts`` are
             merged last.
@@ -111,6 +114,7 @@ def _merge_file(cfg: CfgNode, path: Path, above: tuple[Path, ...]) -> None:
     if version != cfg.VERSION:
         raise UserError(f"{path}: VERSION: {version!r}, expected {cfg.VERSION}")
     _check_sections(cfg, keys, path)
+    _find_beside(keys, path.parent.resolve())
     _merge(cfg, str(path), lambda: cfg.merge_from_other_cfg(CfgNode(keys)))
 
 
@@ -150,6 +154,21 @@ def _check_sections(cfg: CfgNode, keys: dict[Any, Any], path: Path, section: str
             raise UserError(f"{where}: empty, expected a value such as {known!r}")
         if isinstance(known, CfgNode):
             _check_sections(known, value, path, f"{section}{key}.")
+
+
+def _find_beside(keys: dict[str, Any], folder: Path) -> None:
+    """Make the paths of files absolute (in place) that begin with ``./`` and are in ``folder``."""
+
+    def found(value: Any) -> Any:
+        if isinstance(value, list):
+            return [found(each) for each in value]
+        beside = isinstance(value, str) and value.startswith("./") and (folder / value).exists()
+        return str(folder / value) if beside else value
+
+    for section, names in (("MODEL", ("WEIGHTS",)), ("DATASETS", _STYLES)):
+        for name in names:
+            if name in keys.get(section, {}):
+                keys[section][name] = found(keys[section][name])
 
 
 def _merge(cfg: CfgNode, where: str, merge: Callable[[], Any]) -> None:

@@ -8,7 +8,7 @@ Shape shorthand:
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -57,14 +57,19 @@ class YTVISEvaluator(VideoEvaluator):
 
 def predicted_tracks(results: ResultFolder, record: VideoRecord) -> list[Track]:
     """The predicted (track, class) pairs of a video."""
+    return as_tracks(record, results.read(record).tracks)
+
+
+def as_tracks(record: VideoRecord, entries: Iterable[Mapping[str, Any]]) -> list[Track]:
+    """Entries of a model's output for a video, to be scored."""
     return [
         Track(
             video_id=record.video_id,
-            category_id=track["category_id"],
-            masks=track["segmentations"],
-            score=track["score"],
+            category_id=entry["category_id"],
+            masks=entry["segmentations"],
+            score=entry["score"],
         )
-        for track in results.read(record).tracks
+        for entry in entries
     ]
 
 

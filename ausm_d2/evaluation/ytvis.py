@@ -116,9 +116,16 @@ class TrackEval:
         Args:
             class_names: in the order of the category ids.
         """
-        # Ties between videos are broken by video id.
-        in_order = [[group[video] for video in sorted(group, key=_order)] for group in self._detections.values()]
-        return summarise(in_order, class_names)
+        return summarise(self._groups(), class_names)
+
+    def scores_by_class(self, class_names: Sequence[str]) -> dict[str, dict[str, float | None]]:
+        """``METRICS`` of each class by itself, by its name."""
+        by_class = zip(class_names, self._groups(), strict=True)
+        return {name: {k: v for k, v in summarise([of], [name]).items() if k in METRICS} for name, of in by_class}
+
+    def _groups(self) -> list[list[Detections]]:
+        """By category; ties between videos are broken by video id."""
+        return [[group[video] for video in sorted(group, key=_order)] for group in self._detections.values()]
 
 
 class ImageEval(TrackEval):

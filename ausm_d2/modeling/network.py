@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from ausm_d2.config import check_model_config
+from ausm_d2.config import check_model_config, label_sets
 from ausm_d2.errors import UserError
 from ausm_d2.kernels.autocast import autocast_dtype
 from ausm_d2.kernels.choice import set_kernels
@@ -130,7 +130,7 @@ class AUSMNetwork(nn.Module):
             "pixel_decoder": PixelDecoder(cfg),
             "hidden_dim": ausm.HIDDEN_DIM,
             "num_id": ausm.NUM_ID,
-            "label_sets": dict(ausm.LABEL_SETS),
+            "label_sets": label_sets(cfg),
             "memory_strides": ausm.PIXEL_DECODER.MEMORY_STRIDES,
             "prompt_index": ausm.PROMPT_INDEX,
             "start": ausm.START,

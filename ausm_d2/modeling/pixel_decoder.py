@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
+from ausm_d2.config import label_sets
 from ausm_d2.modeling.attention import Attention, FeedForward
 from ausm_d2.modeling.checkpointing import run_block
 from ausm_d2.modeling.norm import LayerNorm
@@ -156,7 +157,7 @@ class PixelDecoder(nn.Module):
             "dim_feedforward": decoder.DIM_FEEDFORWARD,
             "num_levels": len(decoder.MEMORY_STRIDES),
             "num_det": decoder.NUM_DET,
-            "label_sets": dict(cfg.MODEL.AUSM.LABEL_SETS),
+            "label_sets": label_sets(cfg),
             "checkpointing": cfg.MODEL.AUSM.TRAIN.CHECKPOINTING,
         }
 

@@ -28,7 +28,7 @@ from detectron2.modeling import build_model
 from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
 from ausm_d2.checkpoint.fingerprint import fingerprint
 from ausm_d2.checkpoint.reading import require_whole
-from ausm_d2.config import pretrained_config
+from ausm_d2.config import class_names, label_sets, pretrained_config
 from ausm_d2.data.catalog import register_from_config
 from ausm_d2.data.catalog.base import DEFAULT_TOPK
 from ausm_d2.errors import UserError
@@ -72,7 +72,7 @@ class VideoPredictor:
         if self.settings.amp and not cfg.MODEL.WEIGHTS:
             _ = self.fingerprint  # computed from the weights before they are rounded: the same on every device
         prepare_for_inference(self.model, self.settings)
-        self.label_set: str = cfg.TEST.AUSM.LABEL_SET or cfg.MODEL.AUSM.LABEL_SETS[0][0]  # label set of detections
+        self.label_set: str = cfg.TEST.AUSM.LABEL_SET or next(iter(label_sets(cfg)))  # label set of detections
 
     @classmethod
     def from_pretrained(cls, name: str, opts: Sequence[Any] = ()) -> VideoPredictor:
@@ -182,7 +182,10 @@ class VideoPredictor:
         return fingerprint(self.cfg, self.model)
 
     def class_names(self, label_set: str) -> list[str]:
-        """Class names of a label set, from the first data set of the config that has it."""
+        """Class names of a label set, from the config, or from its first data set that has the label set."""
+        named = class_names(self.cfg).get(label_set)
+        if named:
+            return named
         register_from_config(self.cfg)
         for name in (*self.cfg.DATASETS.TEST, *self.cfg.DATASETS.TRAIN):
             if name in DatasetCatalog and MetadataCatalog.get(name).get("label_set") == label_set:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
+from ausm_d2.config import label_sets
 from ausm_d2.modeling.masks import masks_at_stride4
 from ausm_d2.modeling.transfer import upload
 from ausm_d2.training.targets import FrameTargets
@@ -45,7 +46,7 @@ class FrameClassifier(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
         ausm = cfg.MODEL.AUSM
-        return {"dim": ausm.HIDDEN_DIM, "label_sets": dict(ausm.LABEL_SETS), "weight": ausm.TRAIN.FRAME_CLASS_WEIGHT}
+        return {"dim": ausm.HIDDEN_DIM, "label_sets": label_sets(cfg), "weight": ausm.TRAIN.FRAME_CLASS_WEIGHT}
 
     def forward(self, x: Tensor, targets: FrameTargets, label_sets: Sequence[str]) -> dict[str, Tensor]:
         """

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ausm_d2.config import class_names, label_sets
 from ausm_d2.errors import UserError
 from tests.tiny import tiny_cfg, tiny_model
 
@@ -13,9 +14,11 @@ from tests.tiny import tiny_cfg, tiny_model
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["MODEL.AUSM.LABEL_SETS", [[1]]], "MODEL.AUSM.LABEL_SETS: [[1]], expected [[name, number of classes], ...]"),
+        (["MODEL.AUSM.LABEL_SETS", [[1]]], "MODEL.AUSM.LABEL_SETS: [[1]], expected [[name, number of classes or list"),
         (["MODEL.AUSM.LABEL_SETS", [["a", 1], ["a", 2]]], "each name once"),
         (["MODEL.AUSM.LABEL_SETS", [["birds", 0]]], "MODEL.AUSM.LABEL_SETS"),
+        (["MODEL.AUSM.LABEL_SETS", [["birds", []]]], "MODEL.AUSM.LABEL_SETS"),
+        (["MODEL.AUSM.LABEL_SETS", [["birds", ["owl", "owl"]]]], "MODEL.AUSM.LABEL_SETS"),
         (
             ["MODEL.AUSM.LABEL_SETS", [["birds", 2]]],
             "MODEL.AUSM.PROMPT_LABEL_SET: no label set 'object', MODEL.AUSM.LABEL_SETS has ['birds']",
@@ -54,3 +57,8 @@ def test_a_config_without_a_base_reads_what_the_model_reads() -> None:
 def test_values_out_of_range_are_refused(key: str, value: float, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"{key}: {message}")):
         tiny_model(key, value)
+
+
+def test_label_sets_may_name_their_classes() -> None:
+    cfg = tiny_cfg("MODEL.AUSM.LABEL_SETS", [["object", 1], ["birds", ["owl", "jay"]]])
+    assert label_sets(cfg) == {"object": 1, "birds": 2} and class_names(cfg) == {"birds": ["owl", "jay"]}

@@ -141,3 +141,22 @@ def test_invalid_devices_are_refused(device: str, tmp_path: Path) -> None:
     config.write_text("VERSION: 2\n")
     with pytest.raises(UserError, match=rf"^MODEL\.DEVICE: '{device}', expected cpu, cuda or"):
         load_config(str(config), ["MODEL.DEVICE", device])
+
+
+def test_files_beside_a_config_are_found_wherever_the_folder_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    (folder / "labels").mkdir(parents=True)
+    (folder / "m.pth").touch()
+    (folder / "labels" / "a.json").touch()
+    keys = "MODEL: {WEIGHTS: ./m.pth}\nDATASETS: {COCO_STYLE: [[a_train, ./labels/a.json, ./none, own, true]]}"
+    (folder / "base.yaml").write_text(f"_BASE_: edge/ausm_edge.yaml\n{keys}\n")
+    (tmp_path / "top.yaml").write_text("_BASE_: model/base.yaml\n")
+    monkeypatch.chdir(tmp_path)
+    for file in ("model/base.yaml", "top.yaml"):
+        cfg = load_config(file)
+        assert str(folder / "m.pth") == cfg.MODEL.WEIGHTS
+        assert list(cfg.DATASETS.COCO_STYLE[0]) == ["a_train", str(folder / "labels/a.json"), "./none", "own", True]
+    (tmp_path / "n.yaml").write_text("_BASE_: edge/ausm_edge.yaml\nMODEL: {WEIGHTS: ./nothing.pth}\n")
+    assert load_config("n.yaml").MODEL.WEIGHTS == "./nothing.pth", "as Detectron2 has it"

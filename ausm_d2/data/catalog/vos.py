@@ -149,22 +149,46 @@ def load_records(
     left_out = LeftOut(str(image_root))
     records: list[VideoRecord] = []
     for video in videos:
-        folder = image_root / video
-        if not folder.is_dir():
-            problem(f"{folder}: the frames of video {video!r} are missing")
-            continue
-        files = picture_files(folder)
-        if files is None:
-            continue
-        if not files:
-            left_out.unmatched("videos of 0 frames")
-            continue
-        frames = ImageFiles(str(folder), tuple(files))
-        known = describe(video, frames.names) if describe else {}
-        load = partial(_read_rest, frames, mask_root / video, all_frames=describe is None)
-        records.append(DeferredRecord(load, video_id=video, name=video, frames=frames, **known))
+        record = _folder_record(video, image_root / video, mask_root / video, describe, left_out)
+        if record is not None:
+            records.append(record)
     left_out.warn()
     return records
+
+
+def load_video(frames: Path, masks: Path) -> VideoRecord:
+    """The record of one video, whose frames and masks are in these folders.
+
+    Raises:
+        UserError: there are no frames in the folder.
+    """
+    left_out = LeftOut(str(frames))
+    record = _folder_record(frames.name, frames, masks, None, left_out)
+    if record is None:
+        raise UserError(f"{frames}: no pictures found, the frames of a video expected")
+    return record
+
+
+def _folder_record(
+    video: str,
+    folder: Path,
+    mask_folder: Path,
+    describe: Callable[[str, list[str]], dict[str, Any]] | None,
+    left_out: LeftOut,
+) -> VideoRecord | None:
+    if not folder.is_dir():
+        problem(f"{folder}: the frames of video {video!r} are missing")
+        return None
+    files = picture_files(folder)
+    if files is None:
+        return None
+    if not files:
+        left_out.unmatched("videos of 0 frames")
+        return None
+    frames = ImageFiles(str(folder), tuple(files))
+    known = describe(video, frames.names) if describe else {}
+    load = partial(_read_rest, frames, mask_folder, all_frames=describe is None)
+    return DeferredRecord(load, video_id=video, name=video, frames=frames, **known)
 
 
 def _read_rest(frames: ImageFiles, mask_folder: Path, all_frames: bool) -> dict[str, Any]:

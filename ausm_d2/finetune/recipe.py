@@ -1,0 +1,154 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""The files that a fine-tuning begins with: weights with a classifier for the new classes, and its config."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
+from torch import Tensor
+from yacs.config import CfgNode as Values
+
+from ausm_d2.checkpoint.convert import convert
+from ausm_d2.checkpoint.reading import read_checkpoint, weights_to_use
+from ausm_d2.config import PRETRAINED, class_names, load_config
+from ausm_d2.data.catalog.base import OBJECT_LABEL_SET
+from ausm_d2.errors import UserError
+from ausm_d2.finetune.labels import GIVEN, HELD, LABEL_SET, TRAIN, Labels
+from ausm_d2.io import atomic_write
+from ausm_d2.meta_arch import AUSM
+
+logger = logging.getLogger(__name__)
+
+START, MODEL, RECIPE, CONFIG = "start.pth", "model.pth", "train.yaml", "config.yaml"
+_HEADS = "pixel_decoder.class_embed."
+
+
+def base_config(name: str) -> CfgNode:
+    """The config of the model to begin with: a shipped one by its name, a packaged config, or a file.
+
+    Raises:
+        UserError: there is none, or it names no weights.
+    """
+    cfg = load_config(PRETRAINED.get(name, name))
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError(f"--from: '{name}' has no MODEL.WEIGHTS to begin with")
+    return cfg
+
+
+def recipe(base: str, labels: Labels, folder: Path, opts: Sequence[str], seed: int) -> dict[str, Any]:
+    """The keys of ``train.yaml``.
+
+    Args:
+        base: as for :func:`base_config`.
+        folder: where the results go.
+        opts: alternating keys and values that the user changes.
+
+    Raises:
+        UserError: ``opts`` that are no pairs.
+    """
+    sets = base_config(base).MODEL.AUSM.LABEL_SETS
+    kept = [list(entry) for entry in sets if entry[0] != LABEL_SET]
+    keys: dict[str, Any] = {
+        "_BASE_": PRETRAINED.get(base) or (str(Path(base).expanduser().resolve()) if Path(base).is_file() else base),
+        "MODEL": {
+            "WEIGHTS": f"./{START}",
+            "AUSM": {
+                "LABEL_SETS": [*kept, [LABEL_SET, labels.classes]],
+                "TRAIN": {"PROMPT_PROB": 0.2, "OWN_PASSES": 1},
+            },
+            "MASK_FORMER": {"NO_OBJECT_WEIGHT": 0.25},
+        },
+        "MODEL_EMA": {"ENABLED": True, "DECAY": 0.99},
+        "INPUT": {"SAMPLING_FRAME_NUM": 3, "DRAWN_PROMPTS": 0.1},
+        "DATASETS": _data_sets(labels, [name for name, _ in kept]),
+        "SOLVER": {
+            "IMS_PER_BATCH": 2,
+            "BASE_LR": 0.0003,
+            "LR_SCHEDULER_NAME": "WarmupCosineLR",
+            "WARMUP_ITERS": 10,
+            "MAX_ITER": 0,
+            "CHECKPOINT_PERIOD": 50,
+        },
+        "TEST": {"EVAL_PERIOD": 0, "AUSM": {"LABEL_SET": LABEL_SET, "FG_THRESHOLD": 0.5, "BASELINES": False}},
+        "OUTPUT_DIR": str(folder.resolve() / "training"),
+        "SEED": seed,
+    }
+    if len(opts) % 2:
+        raise UserError(f"--opts: {list(opts)}, expected KEY VALUE pairs")
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        *sections, name = key.split(".")
+        section = keys
+        for each in sections:
+            section = section.setdefault(each, {})
+        section[name] = Values._decode_cfg_value(value)
+    return keys
+
+
+def _data_sets(labels: Labels, other_sets: Sequence[str]) -> dict[str, Any]:
+    """The keys of ``DATASETS``."""
+    exhaustive = [True] if labels.style == "COCO_STYLE" else []
+    entries = [[TRAIN, "./labels/train.json", str(labels.train.root), LABEL_SET, *exhaustive]]
+    names, ratio = [TRAIN], [1.0]
+    if labels.style == "COCO_STYLE" and OBJECT_LABEL_SET in other_sets:
+        # The same objects given, without their classes: what is followed from a box or a click stays as sure as it was.
+        entries.append([GIVEN, "./labels/train.json", str(labels.train.root), OBJECT_LABEL_SET, False])
+        names, ratio = [TRAIN, GIVEN], [4.0, 1.0]
+    if labels.held is not None:
+        entries.append([HELD, "./labels/val.json", str(labels.held.root), LABEL_SET, *exhaustive])
+    held = [HELD] if labels.held is not None else []
+    return {labels.style: entries, "TRAIN": names, "DATASET_RATIO": ratio, "TEST": held}
+
+
+def write_config(path: Path, keys: Mapping[str, Any], *lines: str) -> None:
+    """Write a config file with a comment of these lines above."""
+    text = yaml.safe_dump(dict(keys), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(f"# {line}\n" for line in lines) + text, encoding="utf-8")
+
+
+def write_start(base: CfgNode, cfg: CfgNode, path: Path) -> None:
+    """Write the base's weights with a classifier for the classes of ``cfg``.
+
+    Each class begins as the object of the base's classifier of given objects, less sure by the number of classes: what
+    the base takes for an object is one with the same probability, and all classes are alike.
+
+    Raises:
+        UserError: the weights cannot be read, or do not fit.
+    """
+    state = weights_to_use(read_checkpoint(PathManager.get_local_path(base.MODEL.WEIGHTS)))
+    target = AUSM(cfg).state_dict()
+    own = f"{_HEADS}{LABEL_SET}."
+    if class_names(base).get(LABEL_SET) != class_names(cfg)[LABEL_SET]:  # else it goes on with those it has
+        state = {name: value for name, value in state.items() if not name.startswith(own)}
+        head = f"{_HEADS}{base.MODEL.AUSM.PROMPT_LABEL_SET}."
+        if f"{head}weight" not in state:
+            raise UserError(f"{base.MODEL.WEIGHTS}: no classifier {head}* to begin with")
+        count = len(target[f"{own}bias"]) - 1
+        state |= {f"{own}{name}": value for name, value in _classifier(state, head, count).items()}
+    conversion = convert(state, target)
+    conversion.check(str(base.MODEL.WEIGHTS), complete=True)
+    write_weights(conversion.weights, path)
+
+
+def _classifier(state: Mapping[str, Tensor], head: str, count: int) -> dict[str, Tensor]:
+    """Weight and bias of ``count`` classes and of background, which is last."""
+    weight, bias = state[f"{head}weight"].float(), state[f"{head}bias"].float()
+    before = len(bias) - 1
+    surer = math.log(before) - math.log(count)  # of the mean of the classes before, to the probability of all
+    rows = [weight[:-1].mean(dim=0, keepdim=True).expand(count, -1), weight[-1:]]
+    return {"weight": torch.cat(rows), "bias": torch.cat([(bias[:-1].mean() + surer).expand(count), bias[-1:]])}
+
+
+def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write weights in half precision."""
+    half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+    with atomic_write(path, durable=True) as temporary:
+        torch.save({"model": half}, temporary)

@@ -1,0 +1,181 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""From labels to a fine-tuned model.
+
+The folder of a run:
+
+- ``labels/train.json``, ``labels/val.json``: the user's labels in two parts;
+- ``start.pth``, ``train.yaml``: what ``train_net.py`` does the same training with;
+- ``training/``: checkpoints, log and metrics;
+- ``model.pth``, ``config.yaml``: the result, for ``ausm track --config``;
+- ``scores.json``: AP on the held part, before and after.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from ausm_d2.checkpoint.reading import read_checkpoint, weights_to_use
+from ausm_d2.config import class_names, load_config
+from ausm_d2.data.build import check_train_config
+from ausm_d2.engine import check_datasets
+from ausm_d2.errors import UserError
+from ausm_d2.finetune.labels import LABEL_SET, Labels
+from ausm_d2.finetune.recipe import (
+    CONFIG,
+    MODEL,
+    RECIPE,
+    START,
+    base_config,
+    recipe,
+    write_config,
+    write_start,
+    write_weights,
+)
+from ausm_d2.finetune.scores import score, table
+from ausm_d2.finetune.trainer import Progress, fine_tune, seconds_per_iteration
+from ausm_d2.io import atomic_folder, atomic_write, read_json
+
+FEWEST = 10  # iterations, however short the time
+_SPARE = 1.2  # times the minutes asked for: then the training ends, whatever is left
+
+
+@dataclass
+class Asked:
+    """What is asked for."""
+
+    output: Path
+    labels: Callable[[], Labels] | None = None  # None: ``resume``
+    start: str = "ausm_edge"  # the model to begin with
+    minutes: float = 15.0  # of training
+    iterations: int | None = None  # in place of minutes
+    opts: Sequence[str] = ()  # alternating keys and values of the config
+    seed: int = 1
+    resume: bool = False
+
+
+@dataclass
+class Work:
+    """What a run reports to, and asks."""
+
+    say: Callable[[str], None]
+    progress: Callable[[str], Progress]  # of the unit that is counted
+    stopped: Callable[[], bool]
+
+
+def train(asked: Asked, work: Work) -> bool:
+    """Do what is asked for.
+
+    Returns:
+        Whether it is done; False: it was stopped, and ``resume`` goes on.
+
+    Raises:
+        UserError: anything wrong with what was given. Nothing was written then.
+    """
+    folder = asked.output
+    started = (folder / RECIPE).is_file()
+    if asked.resume and not started:
+        raise UserError(f"--resume: {folder} holds no training ({RECIPE})")
+    if asked.resume:
+        work.say(f"going on with {folder / RECIPE}; labels and settings are those that it was begun with")
+    elif started:
+        raise UserError(f"{folder} holds a training already; --resume goes on with it, or choose another folder")
+    else:
+        _prepare(asked, work)
+    cfg = _load(folder)
+    before = _score_before(cfg, folder, work)
+    deadline = time.monotonic() + _SPARE * 60 * asked.minutes if asked.iterations is None and not asked.resume else None
+
+    def over() -> bool:
+        return work.stopped() or (deadline is not None and time.monotonic() > deadline)
+
+    done, checkpoint = fine_tune(cfg, resume=asked.resume, progress=work.progress("iteration"), stopped=over)
+    _write_result(cfg, folder, checkpoint)
+    if done < cfg.SOLVER.MAX_ITER:
+        if work.stopped():
+            work.say(f"stopped after {done} of {cfg.SOLVER.MAX_ITER} iterations; {folder / MODEL} is as far as that")
+            return False
+        work.say(f"the time is up after {done} of {cfg.SOLVER.MAX_ITER} iterations; --resume does the others")
+    for old in (folder / "training").glob("model_[0-9]*.pth"):
+        if old != checkpoint:
+            old.unlink()
+    if before is not None:
+        after = score(cfg, str(folder / MODEL), work.progress("picture"))
+        _write_json(folder / "scores.json", {"before": before, "after": after, "iterations": done})
+        work.say(f"on the held part, found without prompts:\n{table(before, after)}")
+    names = ", ".join(class_names(cfg)[LABEL_SET])
+    work.say(f"{folder / MODEL} knows: {names}\nausm track VIDEO --config {folder / CONFIG} -o RESULTS")
+    return True
+
+
+def _prepare(asked: Asked, work: Work) -> None:
+    """Check everything, then write what the training begins with."""
+    assert asked.labels is not None
+    base = base_config(asked.start)
+    labels = asked.labels()
+    work.say(f"checked, no problems; to train on: {labels.train}")
+    work.say(f"held out: {labels.held}" if labels.held is not None else "held out: nothing")
+    for note in labels.notes:
+        work.say(f"note: {note}")
+    keys = recipe(asked.start, labels, asked.output, asked.opts, asked.seed)
+    head = f"Own objects: {', '.join(labels.classes)}; from {asked.start}."
+    with atomic_folder(asked.output) as folder:
+        labels.write(folder / "labels")
+        write_config(folder / RECIPE, keys)
+        cfg = load_config(str(folder / RECIPE))
+        check_train_config(cfg, 1)
+        write_start(base, cfg, folder / START)
+        cfg = load_config(str(folder / RECIPE))  # which finds the weights now
+        check_datasets(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        iterations = asked.iterations
+        if iterations is None:
+            seconds = seconds_per_iteration(cfg)
+            iterations = max(FEWEST, int(60 * asked.minutes / seconds))
+            work.say(f"an iteration takes {seconds:.2f} s: {iterations} in {asked.minutes:g} minutes")
+        keys["SOLVER"] |= {"MAX_ITER": iterations, "CHECKPOINT_PERIOD": max(1, min(50, iterations // 4))}
+        keys["SOLVER"]["WARMUP_ITERS"] = min(10, iterations // 2)
+        here = asked.output / RECIPE
+        write_config(folder / RECIPE, keys, head, f"The same training: python train_net.py --config-file {here}")
+        result = {"_BASE_": RECIPE, "MODEL": {"WEIGHTS": f"./{MODEL}"}}
+        write_config(folder / CONFIG, result, head, f"ausm track VIDEO --config {asked.output / CONFIG} -o RESULTS")
+
+
+def _load(folder: Path) -> CfgNode:
+    """The config of the training.
+
+    Raises:
+        UserError: it is damaged, or its data are not there any more.
+    """
+    cfg = load_config(str(folder / RECIPE))
+    cfg.OUTPUT_DIR = str(folder.resolve() / "training")  # the folder may have been moved
+    check_datasets(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    cfg.freeze()
+    return cfg
+
+
+def _score_before(cfg: CfgNode, folder: Path, work: Work) -> dict[str, Any] | None:
+    """The scores of the weights that the training begins with; None if nothing is held out."""
+    if not cfg.DATASETS.TEST:
+        return None
+    path = folder / "scores.json"
+    if path.is_file():
+        return dict(read_json(path)["before"])
+    before = score(cfg, str(folder / START), work.progress("picture"))
+    _write_json(path, {"before": before})
+    return before
+
+
+def _write_result(cfg: CfgNode, folder: Path, checkpoint: Path) -> None:
+    weights = weights_to_use(read_checkpoint(checkpoint))
+    write_weights(weights, folder / MODEL)
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,67 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""What a model is worth on the labels that were held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation.evaluator import inference_context
+from torch import no_grad
+
+from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
+from ausm_d2.data.build import build_test_loader
+from ausm_d2.engine import check_datasets
+from ausm_d2.evaluation.evaluators import as_tracks
+from ausm_d2.evaluation.paper import markdown_table
+from ausm_d2.evaluation.results import Output
+from ausm_d2.evaluation.tracks import Track, true_tracks
+from ausm_d2.evaluation.ytvis import ImageEval, TrackEval
+from ausm_d2.finetune.labels import HELD
+from ausm_d2.meta_arch import AUSM
+
+ANY = "any class"  # all objects as one class
+Scores = dict[str, dict[str, float | None]]  # AP and AP50 in percent, by class and for ANY
+
+
+def score(cfg: CfgNode, weights: str, progress: Callable[[int, int], None] = lambda done, total: None) -> Scores:
+    """AP and AP50 of each class on the held part, found without prompts; and of all objects taken as one class.
+
+    Raises:
+        UserError: weights or data that cannot be used.
+    """
+    check_datasets(cfg, [HELD])
+    model = AUSM(cfg).to(cfg.MODEL.DEVICE)
+    AUSMCheckpointer(model, complete=True).load(weights)
+    loader = build_test_loader(cfg, HELD)
+    metadata = MetadataCatalog.get(HELD)
+    measure: type[TrackEval] = ImageEval if metadata.task == "image" else TrackEval
+    names = list(metadata.thing_classes)
+    by_class, of_all = measure(range(len(names))), measure([0])
+    with inference_context(model), no_grad():
+        for done, [item] in enumerate(loader, start=1):
+            output = Output(model([item])[0])
+            record = item["record"]
+            truth = true_tracks(record)
+            by_class.add(record.video_id, truth, as_tracks(record, output.tracks))
+            found = as_tracks(record, output.best_classes())
+            of_all.add(record.video_id, _as_one(truth), _as_one(found))
+            progress(done, len(loader))
+    scores = by_class.scores_by_class(names) | of_all.scores_by_class([ANY])
+    return {name: {measure: scores[name][measure] for measure in ("AP", "AP50")} for name in scores}
+
+
+def _as_one(tracks: Sequence[Track]) -> list[Track]:
+    """The tracks, all of class 0."""
+    return [Track(**{**vars(track), "category_id": 0}) for track in tracks]
+
+
+def table(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Both, in Markdown."""
+    rows = []
+    for name in before:
+        cells = [scores[name][measure] for measure in ("AP50", "AP") for scores in (before, after)]
+        rows.append([name, *("not held out" if value is None else f"{value:.1f}" for value in cells)])
+    return markdown_table(["Class", "AP50 before", "AP50 after", "AP before", "AP after"], rows)
