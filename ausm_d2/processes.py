@@ -14,7 +14,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ausm_d2.errors import UserError
 
-_AGAIN = "--resume goes on from the last checkpoint"
+_AGAIN = "--resume continues from the last checkpoint"
 _USER_ERROR = "ausm_d2.errors.UserError: "
 
 

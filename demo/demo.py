@@ -33,7 +33,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompt-masks", metavar="PNG", help="objects in the first frame, pixel = object id")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
-    parser.add_argument("--resume", action="store_true", help="go on with results that were not completed")
+    parser.add_argument("--resume", action="store_true", help="continue incomplete results")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys to change"
     )

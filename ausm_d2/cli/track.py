@@ -12,8 +12,8 @@ examples:
   ausm track 0 -o out                                       camera 0, until Ctrl-C
   ausm track rtsp://host/stream -o out                      a network camera
   ffmpeg -i clip.mov -f yuv4mpegpipe - | ausm track - -o out
-  ausm track videos/ -o out --workers 2                     every video once; run again to go on
-  ausm track clip.mp4 -o out --resume                       go on where it was stopped
+  ausm track videos/ -o out --workers 2                     every video once; run again to continue
+  ausm track clip.mp4 -o out --resume                       continue after an interruption
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OUTPUT",
         help=f"what is written beside tracks.json: {', '.join(OUTPUTS)} (default: overlay masks)",
     )
-    results.add_argument("--resume", action="store_true", help="go on with results that were not completed")
+    results.add_argument("--resume", action="store_true", help="continue incomplete results")
     frames = parser.add_argument_group("frames")
     frames.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
     frames.add_argument("--fps", type=_rate, metavar="R", help="frames a second of pictures without times")

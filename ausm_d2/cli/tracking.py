@@ -88,7 +88,7 @@ def track_one(cfg: CfgNode, asked: Request, say: Callable[[str], None] = print) 
     say(f"{summary}: see {asked.output}")
     if summary.complete:
         return 0
-    print("stopped; --resume goes on", file=sys.stderr)
+    print("stopped; --resume continues", file=sys.stderr)
     return 130 if stop.signal == signal.SIGINT else 0
 
 
@@ -99,6 +99,6 @@ def track_many(cfg: CfgNode, videos: dict[str, Path], asked: Request, workers: i
         report = track_all(cfg, videos, asked, workers=workers, progress=bar)
     print(report.table())
     waiting = len(videos) - report.count("done") - report.count("failed")
-    left = f", {waiting} not done: the same command goes on" if waiting else ""
+    left = f", {waiting} not done: the same command continues" if waiting else ""
     print(f"{report.count('done')} done, {report.count('failed')} failed{left}: see {asked.output / REPORT}")
     return 1 if report.count("failed") else 0

@@ -110,7 +110,7 @@ def track(
 
 
 def _kept(folder: ResultFolder) -> str:
-    return f"; the {folder.frames} frames before are in '{folder.path}', --resume goes on" if folder.frames else ""
+    return f"; the {folder.frames} frames before are in '{folder.path}'; --resume continues" if folder.frames else ""
 
 
 def _track(
@@ -205,7 +205,7 @@ def _digest(prompt: Any) -> str:
 
 def _require_same(earlier: Earlier, key: str, settings: dict[str, Any], request: Request, source: Source) -> None:
     if source.key is None:
-        raise UserError(f"{source.name}: cannot be read again from the beginning, so --resume cannot go on with it")
+        raise UserError(f"{source.name}: cannot be read again from the beginning, so --resume cannot continue it")
     if earlier.key == key:
         return
     differs = [name for name, value in settings.items() if (earlier.settings or {}).get(name, value) != value]

@@ -200,8 +200,8 @@ def _join(parts: Sequence[Path], target: Path, form: MovieFormat, until: int | N
                     stream, extradata = out.add_stream_from_template(video), video.codec_context.extradata
                 elif video.codec_context.extradata != extradata:
                     raise UserError(
-                        f"{target}: what is there was encoded by another version of the encoder, and cannot be "
-                        "gone on with; begin anew, without --resume"
+                        f"{target}: the existing part was encoded by another version of the encoder and cannot be "
+                        "continued; start again without --resume"
                     )
                 shift = None
                 for packet in container.demux(video):

@@ -127,7 +127,7 @@ class Journal:
                 if line.endswith(b"\n"):
                     end = file.tell()
             if frames < keep:
-                raise UserError(f"{path}: holds {frames} frames, {keep} expected; begin anew, without --resume")
+                raise UserError(f"{path}: holds {frames} frames, {keep} expected; start again without --resume")
             file.truncate(end if keep else 0)
         self.frames = keep
         self._file = path.open("ab", buffering=0)

@@ -235,7 +235,7 @@ def test_entries_that_a_server_refuses(tmp_path: Path, change: dict[str, Any], p
 @pytest.mark.parametrize(
     ("files", "problems"),
     [
-        ({"sub/results.json": b"[]"}, ["sub/results.json: a file too many", "expected one results.json at its root"]),
+        ({"sub/results.json": b"[]"}, ["sub/results.json: unexpected file", "expected one results.json at its root"]),
         ({"results.json": b"[1,"}, ["results.json: not a JSON file: Expecting value: line 1 column 4 (char 3)"]),
         ({"results.json": b"[" * 100000}, ["results.json: nested too deeply"]),
         ({"results.json": b"[]"}, ["results.json: expected a list of results that is not empty"]),
@@ -276,9 +276,9 @@ def png(ids: np.ndarray) -> bytes:
         ("v20/00003.png", png(mask(0).T), "v20/00003.png: 6x8 pixels, expected 8x6"),
         ("v20/00003.png", b"text", "v20/00003.png: the mask cannot be decoded: it is no picture, or broken"),
         ("v20/00003.png", None, "v20/00003.png: missing"),
-        ("v20/00004.png", png(mask(0)), "v20/00004.png: a file too many"),
-        ("v30/00000.png", png(mask(0)), "v30/00000.png: a file too many"),
-        ("__MACOSX/v20/._00000.png", b"", "__MACOSX/v20/._00000.png: a file too many"),
+        ("v20/00004.png", png(mask(0)), "v20/00004.png: unexpected file"),
+        ("v30/00000.png", png(mask(0)), "v30/00000.png: unexpected file"),
+        ("__MACOSX/v20/._00000.png", b"", "__MACOSX/v20/._00000.png: unexpected file"),
     ],
 )
 def test_trees_that_a_server_refuses(tmp_path: Path, name: str, content: bytes | None, problem: str) -> None:
@@ -317,7 +317,7 @@ def test_object_folders_that_a_server_refuses(tmp_path: Path) -> None:
     assert archive.check(zipped(tmp_path / "c.zip", contents), "write_sav") == [
         "v10/003/00002.png: values [0, 1, 2], expected one object in black and white",
         "v20/003/00002.png: missing",
-        "v20/3/00002.png: a file too many",
+        "v20/3/00002.png: unexpected file",
     ]
 
 

@@ -49,7 +49,7 @@ def read_categories(path: Path, data: dict[str, Any]) -> dict[int, str]:
     for i, entry in enumerate(entries(path, data, "categories")):
         category_id = as_number(entry.get("id"))
         if category_id is None or category_id < 0 or category_id in categories:
-            problem(f"{path}: categories[{i}].id: {entry.get('id')!r} found, a number of its own from 0 on expected")
+            problem(f"{path}: categories[{i}].id: {entry.get('id')!r} found, a unique number, 0 or more, expected")
             continue
         categories[category_id] = str(entry.get("name", category_id))
     for name, count in Counter(categories.values()).items():
@@ -89,7 +89,7 @@ def read_new_number(where: str, value: Any, seen: set[int]) -> int | None:
     """An integer that is not in ``seen``; it is added to ``seen``. Anything else is reported, and None is returned."""
     number = as_number(value)
     if number is None or number in seen:
-        problem(f"{where}.id: {value!r} found, a number that no other annotation has expected")
+        problem(f"{where}.id: {value!r} found, a unique number expected")
         return None
     seen.add(number)
     return number

@@ -48,7 +48,7 @@ class JSONFormat(Format):
             names = files.names
         else:
             names = fnmatch.filter(files.names, self.file_name)
-            yield from (f"{name}: a file too many" for name in files.names if name not in names)
+            yield from (f"{name}: unexpected file" for name in files.names if name not in names)
         if len(names) != 1 or "/" in names[0]:
             yield f"expected one {self.file_name} at its root"
             return

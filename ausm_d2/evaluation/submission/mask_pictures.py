@@ -63,7 +63,7 @@ class MaskTree(Format):
         others = sorted({PurePosixPath(name).parts[0] for name in unexpected} - tops)
         if others and missing:
             yield f"at its root: {', '.join(others[:5])} found; expected {self.top or '<video>/'}..."
-        yield from (f"{name}: a file too many" for name in sorted(unexpected))
+        yield from (f"{name}: unexpected file" for name in sorted(unexpected))
 
 
 def _check_picture(content: bytes, record: VideoRecord, ids: np.ndarray | None) -> str | None:

@@ -35,7 +35,7 @@ class MOTText(Format):
 
     def problems(self, data: DataSet, files: Files) -> Iterator[str]:
         expected = {f"{record.name}.txt": record for record in data.records}
-        yield from (f"{name}: a file too many" for name in files.names if name not in expected)
+        yield from (f"{name}: unexpected file" for name in files.names if name not in expected)
         for name, record in expected.items():
             if name not in files.names:
                 yield f"{name}: missing"
