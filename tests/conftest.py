@@ -25,7 +25,7 @@ def _seeded() -> None:
 
 @pytest.fixture
 def restored_loggers() -> Iterator[None]:
-    """Detectron2's setup gives these loggers files and streams of their own; the tests after it want none of them."""
+    """Detectron2's setup adds handlers to these loggers, which later tests must not have."""
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "ausm_d2")]
     before = [(each.handlers[:], each.propagate, each.level) for each in loggers]
     yield

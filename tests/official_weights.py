@@ -72,7 +72,7 @@ def mask2former_shapes(
 
 
 def zeros(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Tensors that take no memory."""
+    """Tensors without memory."""
     return {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
 
 

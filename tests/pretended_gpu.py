@@ -121,7 +121,7 @@ def _by_masks(indices: Any) -> bool:
 
 
 def skip_unless_it_can_be_pretended() -> None:
-    """Skip a test where a GPU is there, or where PyTorch needs its driver to name one."""
+    """Skip a test if there is a GPU, or if PyTorch needs a driver to name one."""
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     if not hasattr(torch._C, "_ensureCUDADeviceGuardSet"):
@@ -130,7 +130,7 @@ def skip_unless_it_can_be_pretended() -> None:
 
 @contextmanager
 def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedGpu]:
-    """CUDA is there while the context lasts; ask for it as "cuda:0"."""
+    """Simulates CUDA inside the context; the device is "cuda:0"."""
     skip_unless_it_can_be_pretended()
     gpu = PretendedGpu()
     from_data = torch.tensor

@@ -54,7 +54,7 @@ def cfg_for(output_dir: Path, *opts: Any) -> CfgNode:
 
 
 class Counting(nn.Module):
-    """A model that notes which videos it is shown; as a DistributedDataParallel, it holds the model in ``module``."""
+    """A model that records the videos it gets; like DistributedDataParallel, it has the model in ``module``."""
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()

@@ -50,7 +50,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def metadata(wheel: Path) -> email.message.Message:
-    """What the wheel says of itself."""
+    """The metadata of the wheel."""
     with zipfile.ZipFile(wheel) as file:
         [name] = [name for name in file.namelist() if name.endswith(".dist-info/METADATA")]
         return email.parser.Parser().parsestr(file.read(name).decode())

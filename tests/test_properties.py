@@ -63,7 +63,7 @@ def test_written_ids_are_read_again(ids: np.ndarray) -> None:
 @few
 @given(seeds, st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
 def test_marks_are_a_weighted_mean_whatever_the_order_of_the_rows(seed: int, rows: int, h: int, w: int) -> None:
-    """And rows without a mask, or padding, change nothing; features of 1 x 1 too."""
+    """Rows without a mask and padding change nothing; also for 1 x 1 features."""
     rng = torch.Generator().manual_seed(seed)
     ids = torch.randn(1, rows, 5, generator=rng)
     m = (torch.rand(1, rows, 2 * h, 2 * w, generator=rng) < 0.4).float()
@@ -115,7 +115,7 @@ def test_an_instance_is_detected_up_to_its_switch_and_tracked_after_it(
 def test_the_matcher_pairs_every_instance_once_whatever_the_costs(
     seed: int, queries: int, rows: int, diverged: bool
 ) -> None:
-    """More instances than queries: as many as there are; a model that has diverged: some pairs, no crash."""
+    """More instances than queries: as many pairs as queries; non-finite costs: some pairs, and no crash."""
     rng = torch.Generator().manual_seed(seed)
     truth = torch.rand(2, rows, 8, 8, generator=rng) < 0.3
     detect = torch.rand(2, rows, generator=rng) < 0.7

@@ -113,7 +113,7 @@ def test_the_evaluation_is_of_the_papers_data_sets_with_label_set_task_and_topk_
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Run train_net.py in this process; it must end well."""
+    """Run train_net.py in this process; it must succeed."""
 
     def run(*arguments: Any) -> None:
         monkeypatch.setattr(sys, "argv", ["train_net.py", *map(str, arguments)])
@@ -127,7 +127,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.fixture
 def coco(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data root with COCO in place, of few images, and nothing else."""
+    """A data root with a small COCO and nothing else."""
     root = tmp_path / "data"
     (root / "coco" / "annotations").mkdir(parents=True)
     for split, count in (("train2017", 20), ("val2017", 2)):
@@ -145,7 +145,7 @@ def coco(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_stages_start_from_each_other_and_are_scored_on_existing_data_sets(
     run: Callable[..., None], coco: Path, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """README's command for stage 1, smaller only; a small Mask2Former with random weights is what it starts from."""
+    """README's command for stage 1 at a small size, starting from a small Mask2Former with random weights."""
     monkeypatch.chdir(tmp_path)  # where the outputs go
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     command = re.search(r"^python train_net\.py .*(configs/paper/stage1\S+\.yaml) MODEL\.WEIGHTS (\S+)$", readme, re.M)
@@ -191,7 +191,7 @@ def test_the_stages_start_from_each_other_and_are_scored_on_existing_data_sets(
 
 
 def documented() -> dict[int, tuple[str, str]]:
-    """The rows of docs/deviations.md: what is done, and the paper's reading, by number."""
+    """The rows of docs/deviations.md by number: our choice and the paper's reading."""
     lines = (ROOT / "docs" / "deviations.md").read_text(encoding="utf-8").splitlines()
     rows = [line.strip("| ").split(" | ") for line in lines if re.match(r"\| \d+ \|", line)]
     assert all(len(row) == 4 for row in rows)

@@ -34,7 +34,7 @@ def rooms_in(folder: Path) -> set[str]:
 
 @cache
 def imports(path: Path) -> frozenset[str]:
-    """Names of modules that a module imports, wherever in it, with what is imported from the package itself."""
+    """The modules that a module imports, anywhere in its code, including names imported from the package itself."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module == "ausm_d2":
@@ -79,7 +79,7 @@ def test_the_table_has_no_circle() -> None:
 
 
 def test_nothing_of_ours_is_imported_for_type_checking_only() -> None:
-    """Such an import hides a circle."""
+    """Such an import hides a circular import."""
     for folder in ("ausm_d2", "tools", "demo"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -74,14 +74,14 @@ def run(config: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
 
 def metrics(output_dir: Path, name: str) -> dict[int, float]:
-    """What metrics.json says of one value, by iteration."""
+    """One value of metrics.json, by iteration."""
     lines = [json.loads(line) for line in (output_dir / "metrics.json").read_text().splitlines()]
     return {line["iteration"]: line[name] for line in lines if name in line}
 
 
 @pytest.fixture
 def draws(monkeypatch: pytest.MonkeyPatch) -> list[mixture.Draw]:
-    """What training items have been made of."""
+    """Records of the training items."""
     made: list[mixture.Draw] = []
     make = build._TrainingItems.__getitem__
 

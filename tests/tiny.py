@@ -18,7 +18,7 @@ HEIGHT, WIDTH = 64, 96
 
 
 def tiny_sizes() -> list[Any]:
-    """Keys and values that make a model one of about 0.2 M parameters."""
+    """Keys and values of a model of about 0.2 M parameters."""
     settings: list[Any] = ["MODEL.SWIN.EMBED_DIM", 8, "MODEL.SWIN.DEPTHS", [1, 1, 1, 1]]
     settings += ["MODEL.SWIN.NUM_HEADS", [1, 1, 2, 2], "MODEL.SWIN.WINDOW_SIZE", 4, "MODEL.SWIN.DROP_PATH_RATE", 0.0]
     for key, value in {

@@ -92,7 +92,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_packed_or_damaged_are_refused(tmp_path: Path) -> None:
-    """torch.load would unpack them whatever they take, and looks at no checksum."""
+    """torch.load would unpack them at any size, and does not verify checksums."""
     path = tmp_path / "weights.pth"
     torch.save({"model": {"w": torch.zeros(100_000)}}, path)
     packed, damaged = tmp_path / "packed.pth", tmp_path / "damaged.pth"

@@ -20,7 +20,7 @@ def keys(cfg: CfgNode, section: str = "") -> set[str]:
 
 
 def test_every_key_is_read_by_the_code_and_named_where_somebody_needs_it() -> None:
-    """A key nobody sets, tests or writes about has a default that could as well be a constant."""
+    """A key that is not set, tested or documented anywhere should be a constant."""
     cfg = get_cfg()
     add_ausm_config(cfg)
     added = keys(cfg) - keys(get_cfg())

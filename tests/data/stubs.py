@@ -18,7 +18,7 @@ from ausm_d2.masks.rle import StoredMask
 
 @dataclass
 class ArrayFrames:
-    """Frames that lie in memory."""
+    """Frames in memory."""
 
     arrays: Sequence[np.ndarray]
 
@@ -43,7 +43,7 @@ class BrokenFrames(ArrayFrames):
 
 @dataclass
 class ListedMasks:
-    """Masks that lie in memory, by instance and frame."""
+    """Masks in memory, by instance and frame."""
 
     masks: dict[int, list[StoredMask | None]]
 
@@ -54,7 +54,7 @@ class ListedMasks:
 def moving_square(
     video_id: int, length: int = 8, size: tuple[int, int] = (48, 64), broken: bool = False
 ) -> VideoRecord:
-    """A white square of 12 pixels (instance 5, category 1) that goes right on black by 3 pixels a frame."""
+    """A white square of 12 pixels (instance 5, category 1) that moves right on black by 3 pixels per frame."""
     frames, masks = [], []
     for t in range(length):
         mask = np.zeros(size, bool)

@@ -74,7 +74,7 @@ def drawn(mask: object, plan: ClipPlan, t: int, size: tuple[int, int] = SIZE) ->
 @pytest.mark.parametrize("name", GEOMETRY)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_pattern_and_mask_move_together(name: str, seed: int) -> None:
-    """The pattern is white where the mask is, so every grey value of the result says which side of it a pixel is on."""
+    """The pattern is white inside the mask, so the grey value of each pixel of the result tells whether it is inside."""
     pattern = blobs(seed)
     image = np.repeat(pattern[..., None] * np.uint8(255), 3, axis=2)
     plan = make_plan(GEOMETRY[name], seed)
@@ -93,7 +93,7 @@ def test_pattern_and_mask_move_together(name: str, seed: int) -> None:
 
 @pytest.mark.parametrize("name", [name for name in GEOMETRY if "warp" not in name])
 def test_pixels_come_from_where_the_matrix_says(name: str) -> None:
-    """A ramp of coordinates, warped, gives at every pixel the place it was taken from."""
+    """A warped ramp of coordinates gives the source position of every pixel."""
     height, width = SIZE
     y, x = np.mgrid[:height, :width]
     ramp = np.stack([x, y, np.full(SIZE, 255)], axis=2).astype(np.uint8)
@@ -282,7 +282,7 @@ def test_chain_of_the_config() -> None:
 
 
 def test_motion_of_a_pseudo_video_does_not_depend_on_the_scale_drawn() -> None:
-    """Of points of the picture, from its first to its last frame, in diagonals of the picture as it is shown."""
+    """Motion of image points from the first to the last frame, in diagonals of the image at its augmented size."""
     height, width = 480, 640
     y, x = np.mgrid[0.05 * height : 0.95 * height : 9j, 0.05 * width : 0.95 * width : 9j]
     points = np.stack([x.ravel(), y.ravel(), np.ones(81)])

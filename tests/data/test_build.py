@@ -109,7 +109,7 @@ def test_a_resumed_training_continues_with_the_next_clips(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_the_draws_of_an_iteration_do_not_depend_on_where_training_starts(grouped: bool) -> None:
-    """Also across the blocks that they are made in, and with batches of one shape."""
+    """Also across blocks, and with batches of one shape."""
     portrait = [[False] * 5, [i % 3 == 0 for i in range(20)]] if grouped else None
     batches = DrawnBatches(MixtureSampler([5, 20], [3, 1], seed=2), 3, portrait)
     whole = list(islice(batches, 3000))
@@ -131,7 +131,7 @@ def test_the_aspect_ratio_of_a_video_is_used_only_if_known_without_reading() -> 
 
 
 def test_a_loader_draws_nothing_from_the_default_generators() -> None:
-    """Else a training that makes its loader anew, resumed, would draw other numbers than one that did not."""
+    """Otherwise a resumed training, which creates a new loader, would draw different random numbers."""
     before = torch.get_rng_state()
     next(iter(build_train_loader(small_cfg("stub_a", DATALOADER__NUM_WORKERS=1))))
     assert torch.equal(torch.get_rng_state(), before)

@@ -33,7 +33,7 @@ def test_image_files_names_and_pickle(tmp_path: Path) -> None:
 
 
 def write_video(path: Path, frames: int = 50, gop: int = 12, b_frames: int = 2, fps: int = 24) -> None:
-    """Frame t has t in binary on it, as six black or white bars, so that it can be told which one was read."""
+    """Frame t shows t in binary, as six black or white bars."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=fps)
         stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"

@@ -108,7 +108,7 @@ def test_bad_arguments() -> None:
 
 
 def test_masks_are_what_is_seen() -> None:
-    """Turn the colours of one object around: the image changes on its mask, and nowhere but there and at its border."""
+    """Invert the colours of one object: the image changes on its mask, and otherwise only at its border."""
     checked = 0
     for index in range(12):
         video = Video(Spec(7), index)
@@ -240,7 +240,7 @@ def mean_j(courses: list[Course], carry: Callable[[Course, np.ndarray, int], np.
 
 
 def longest_hidden(seen: np.ndarray) -> int:
-    """Length of the longest stretch without the object between two frames with it."""
+    """Length of the longest gap between two frames that show the object."""
     return int(np.diff(np.flatnonzero(seen)).max(initial=1)) - 1
 
 

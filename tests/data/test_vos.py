@@ -32,7 +32,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def tree(root: Path) -> VideoRecord:
-    """The one video of a tree of one's own."""
+    """The only video of a user's folder tree."""
     register_davis_style("own_val", str(root / "images"), str(root / "masks"))
     (record,) = DatasetCatalog.get("own_val")
     return record

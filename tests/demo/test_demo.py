@@ -31,7 +31,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pictures(count: int, size: tuple[int, int] = SIZE) -> list[np.ndarray]:
-    """Smooth noise: what a codec keeps."""
+    """Smooth noise, which survives a codec."""
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (count, 8, 10, 3), np.uint8)
     return [cv2.resize(picture, size[::-1]) for picture in small]
@@ -273,7 +273,7 @@ def test_invalid_settings_are_refused(config: Path, tmp_path: Path, more: list[s
 
 
 def test_the_command(config: Path, tmp_path: Path) -> None:
-    """A mistake: one line on stderr, exit code 1, nothing left."""
+    """An error: one line on stderr, exit code 1, no files."""
     script = Path(demo.__file__)
     frames = two_sizes(tmp_path / "frames")
     command = [sys.executable, str(script), "--config-file", str(config), "--input", str(frames)]

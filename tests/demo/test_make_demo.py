@@ -27,7 +27,7 @@ RLE = encode(np.eye(4, dtype=bool))
 
 
 def test_the_embedded_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All of it, with a model that has learned nothing."""
+    """The whole command, with an untrained model."""
     torch.save({"model": tiny_model().state_dict()}, tmp_path / "tiny.pth")
     names = ("synthvis_val", "synthvis_val_vos")
     cfg = tiny_cfg("MODEL.WEIGHTS", str(tmp_path / "tiny.pth"), "OUTPUT_DIR", str(tmp_path / "out"))

@@ -12,7 +12,7 @@ from ausm_d2.masks.rle import encode
 
 
 def uncompressed(mask: np.ndarray) -> dict[str, Any]:
-    """Run lengths as a list, which the ground truth of YouTube-VIS has."""
+    """Run lengths as a list, as in the ground truth of YouTube-VIS."""
     flat = mask.astype(np.int8).ravel(order="F")
     edges = np.flatnonzero(np.diff(flat, prepend=0))
     return {"size": list(mask.shape), "counts": np.diff([0, *edges, flat.size]).tolist()}

@@ -20,7 +20,7 @@ Groups = dict[tuple[int, int], tuple[np.ndarray, ...]]
 
 
 def random_groups(rng: np.random.Generator, places: int) -> Groups:
-    """Equal scores, equal overlaps, overlaps and areas on the limits, crowds, more detections than count, nothing."""
+    """Equal scores, equal overlaps, overlaps and areas at the limits, crowds, too many detections, empty input."""
     groups: Groups = {}
     for place in range(places):
         for category in range(2 if rng.random() < 0.5 else 3):
@@ -41,7 +41,7 @@ def random_groups(rng: np.random.Generator, places: int) -> Groups:
 
 
 class Reference(COCOeval):
-    """COCOeval on such groups."""
+    """COCOeval on the same groups."""
 
     def __init__(self, groups: Groups, places: int) -> None:
         super().__init__(iouType="segm")

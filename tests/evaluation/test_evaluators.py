@@ -52,7 +52,7 @@ def frames(record: dict[str, Any]) -> ArrayFrames:
 
 
 def vis_data(seed: int, **options: Any) -> tuple[list[VideoRecord], Outputs, tuple[Any, Any]]:
-    """Records, the model's outputs, and the same as files."""
+    """Records and model outputs, in memory and as files."""
     truth, results = random_case(np.random.default_rng(seed), **options)
     place = {category["id"]: index for index, category in enumerate(truth["categories"])}
     records = []
@@ -77,7 +77,7 @@ def vis_data(seed: int, **options: Any) -> tuple[list[VideoRecord], Outputs, tup
 
 
 def vos_data() -> tuple[list[VideoRecord], Outputs]:
-    """Three videos of two squares that move; what is predicted is a pixel off, in video 2 of object 9 nothing."""
+    """Three videos of two moving squares; predictions are one pixel off, and object 9 has none in video 2."""
     records, outputs = [], {}
     for video_id in range(3):
         masks: dict[int, list[Any]] = {}
@@ -138,7 +138,7 @@ def cfg_for(folder: Path, *opts: Any) -> CfgNode:
 
 
 def run(evaluator: VideoEvaluators, name: str, outputs: Outputs, stop_after: int | None = None) -> dict[str, Any]:
-    """What inference_on_dataset does with a loader that leaves out what is finished."""
+    """inference_on_dataset with a loader that leaves out finished videos."""
     finished = evaluator.finished_video_ids()
     evaluator.reset()
     left = [record for record in DatasetCatalog.get(name) if record.video_id not in finished]
@@ -266,7 +266,7 @@ def test_an_interrupted_evaluation_is_resumed(tmp_path: Path, name: str) -> None
 
 
 def _evaluate_in_a_process(folder: Path, name: str, outputs: Outputs) -> None:
-    """An evaluation as a user starts it again; ``done.txt`` gets a line for each video that it runs."""
+    """An evaluation that is started again; ``done.txt`` gets a line for each video that it runs."""
     gc.disable()  # what other tests left, decoders with threads, is not to be closed in a forked process
     evaluator = build_evaluator(name, cfg_for(folder, "TEST.AUSM.RESUME", True))
     finished = evaluator.finished_video_ids()
@@ -357,7 +357,7 @@ def test_without_public_labels_there_is_a_submission(
 
 
 def _evaluate_a_long_video(folder: Path, name: str) -> None:
-    """1,000 frames of 720p with 20 tracks; ``grown.txt``: how much memory that took, bytes."""
+    """1,000 frames of 720p with 20 tracks; ``grown.txt``: growth of memory in bytes."""
     gc.disable()  # what other tests left, decoders with threads, is not to be closed in a forked process
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     size, length = (720, 1280), 1000
@@ -398,7 +398,7 @@ def _evaluate_a_long_video(folder: Path, name: str) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
 @pytest.mark.parametrize("name", [VIS, VOS])
 def test_a_long_video_needs_less_than_2_gigabytes(tmp_path: Path, name: str) -> None:
-    """With half a gigabyte that a process has from the start."""
+    """Including the half gigabyte of a new process."""
     process = get_context("fork").Process(target=_evaluate_a_long_video, args=(tmp_path, name))
     process.start()
     process.join(120)
@@ -423,7 +423,7 @@ def test_an_unknown_evaluator_type(tmp_path: Path) -> None:
 
 
 def _in_a_process(rank: int, folder: Path, machines: int, stop_after: int | None) -> None:
-    """One of two, which share a disk or not; a first run is stopped if ``stop_after`` is given, and resumed."""
+    """One of two processes, with or without a shared disk; with ``stop_after`` a first run is interrupted and resumed."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     comm.create_local_process_group(2 // machines)
     data_sets = _data_sets.__wrapped__()  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from ausm_d2.masks.rle import Rle, encode
 
 
 def track(text: str) -> list[Rle | None]:
-    """A mask for each letter: A has 10 pixels, 1 to 9 so many of them, B others, and a dot is no mask."""
+    """A mask for each letter: A has 10 pixels, 1 to 9 that number of A's pixels, B other pixels; a dot is no mask."""
     masks: list[Rle | None] = []
     for letter in text:
         mask = np.zeros((20, 20), bool)

@@ -71,7 +71,7 @@ def test_copied_masks_stay_as_they_were_given() -> None:
 
 @pytest.fixture(scope="module")
 def textured() -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Six frames of a textured box that moves by (3, 1) pixels a frame over black, and its masks."""
+    """Six frames of a textured box that moves by (3, 1) pixels per frame over black, and its masks."""
     texture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8), (0, 0), 2)
     masks = [box(8 + 3 * t, 12 + t, 20) for t in range(6)]
     return [np.roll(texture, (t, 3 * t), (0, 1)) * mask[..., None] for t, mask in enumerate(masks)], masks
@@ -98,7 +98,7 @@ def test_flow_loses_an_object_that_leaves_the_frame() -> None:
 
 
 class Scripted(SingleFrames):
-    """Detections that are made up: by frame, (mask, class probabilities)."""
+    """Given detections: by frame, (mask, class probabilities)."""
 
     def __init__(self, detections: list[list[tuple[np.ndarray, list[float]]]], **settings: Any) -> None:
         super().__init__(cast(Any, None), VideoSettings.from_config(tiny_cfg("TEST.AUSM.TOPK", 10)))

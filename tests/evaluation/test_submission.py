@@ -68,7 +68,7 @@ def _data_sets() -> Iterator[None]:
 
 
 def results_of(kind: str, folder: Path) -> ResultFolder:
-    """In every video two tracks; the first with two classes, both over each other in part."""
+    """Two partly overlapping tracks in every video; the first one has two classes."""
     results = ResultFolder(folder)
     for each in DatasetCatalog.get(f"write_{kind}"):
         first = [encode(mask(0))] * each.length
@@ -307,7 +307,7 @@ def test_coco_entries_that_a_server_refuses(tmp_path: Path, change: dict[str, An
 
 
 def test_object_folders_that_a_server_refuses(tmp_path: Path) -> None:
-    """SA-V: one object a picture, with the value that it likes."""
+    """SA-V: one object per image, with any value."""
     files = Files(write("sav", tmp_path / "a.zip"))
     contents = {name: files.read(name) for name in files.names}
     contents["v10/003/00002.png"] = png(mask(0) * 255)

@@ -30,7 +30,7 @@ def save(folder: Path, maps: Sequence[np.ndarray]) -> None:
 
 
 def square(left: int, object_id: int = 1) -> np.ndarray:
-    """int (10, 10): 4x4 pixels of an object, its left column given."""
+    """int (10, 10): an object of 4x4 pixels at the given left column."""
     ids = np.zeros((10, 10), int)
     ids[3:7, left : left + 4] = object_id
     return ids
@@ -160,7 +160,7 @@ def test_frames_that_are_scored() -> None:
 
 
 def test_a_frame_with_a_prompt_is_scored_for_the_other_objects() -> None:
-    """Object 2 is prompted in the last frame that has labels; what these say of object 1 is scored."""
+    """Object 2 is prompted in the last labelled frame; object 1 is scored in it."""
     one, two = square(2) == 1, square(6) == 1
     masks = {1: [one, None, None, one, None], 2: [None, None, None, two, None]}
     record = VideoRecord(
@@ -185,7 +185,7 @@ def test_a_frame_with_a_prompt_is_scored_for_the_other_objects() -> None:
 
 
 def test_folders_of_objects_that_overlap(tmp_path: Path) -> None:
-    """SA-V: object 0 is an object, and a frame without its file does not count for it."""
+    """SA-V: object 0 is a valid object, and a frame without its file is not scored for it."""
     for side, left in (("truth", 2), ("predicted", 3)):
         for object_id, frames in (("000", (0, 4, 8)), ("001", (4, 8, 12))):
             for frame in frames:
@@ -277,7 +277,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 def test_real_masks(shared_data: Path) -> None:
-    """A DAVIS sequence against itself, and against its first mask: the J that is known for it."""
+    """A DAVIS sequence against itself, and against its copied first mask, whose J is known."""
     truth = shared_data / "davis_dev" / "Annotations" / "480p" / "blackswan"
     frames = sorted(truth.glob("*.png"))[:6]
     evaluator = vos.ObjectEvaluator()
@@ -289,7 +289,7 @@ def test_real_masks(shared_data: Path) -> None:
 
 
 def test_frames_without_leading_zeros_score_the_same(tmp_path: Path) -> None:
-    """In the order of text, frame 10 would come before frame 2 and another mask would be the prompt and the last."""
+    """In lexicographic order frame 10 would precede frame 2, and other masks would be the first and the last."""
     truth = [square(min(t, 5), 1 if t else 2) + (square(6, 3) if t > 8 else 0) for t in range(12)]
     predicted = [np.roll(ids, 1, axis=1) if t % 3 else ids for t, ids in enumerate(truth)]
     for names in ("{:05d}", "{}", "frame_{}"):
@@ -319,7 +319,7 @@ def test_masks_that_match_no_frame_or_two_are_named(tmp_path: Path, caplog: pyte
 
 
 def test_white_is_void_or_an_object_by_the_whole_video(tmp_path: Path) -> None:
-    """The object leaves, and only void is left: that is no second object."""
+    """The object leaves, and only void remains: this is not a second object."""
     void = np.where(np.arange(10) > 7, 255, 0) * np.ones((10, 1), int)
     for side in ("truth", "predicted"):
         for t, ids in enumerate([np.where(void, 255, square(2)), np.where(void, 255, square(3)), void]):

@@ -29,14 +29,14 @@ def write(folder: Path, truth: Any, results: Any) -> tuple[Path, Path]:
 
 
 def score(folder: Path, truth: Any, results: Any) -> dict[str, Any]:
-    """By files, as strangers do."""
+    """Through files, as written by other tools."""
     paths = write(folder, truth, results)
     read = ytvis.read_truth(paths[0])
     return ytvis.score(read, ytvis.read_results(paths[1], read))
 
 
 def block(pixels: int, size: int = 10) -> np.ndarray:
-    """bool (size, size) with so many pixels set."""
+    """bool (size, size) with the given number of pixels set."""
     return (np.arange(size * size) < pixels).reshape(size, size)
 
 
@@ -108,7 +108,7 @@ def test_sizes_are_those_of_the_file_or_else_of_the_masks(tmp_path: Path) -> Non
 
 
 class Official(COCOeval):
-    """The official evaluator's rules, plainly: overlaps of dense masks, pair by pair and frame by frame."""
+    """The official evaluator's rules, written naively: overlaps of dense masks, pair by pair and frame by frame."""
 
     def __init__(self, truth: dict[str, Any], results: list[dict[str, Any]]) -> None:
         super().__init__(iouType="segm")
@@ -165,7 +165,7 @@ def test_equals_the_official_rules(tmp_path: Path, seed: int) -> None:
 
 
 def test_equals_trackeval(tmp_path: Path) -> None:
-    """TrackMAP on trackeval's own YouTube-VIS data set. Crowds it treats otherwise, so there are none."""
+    """TrackMAP on trackeval's own YouTube-VIS data set. Without crowds, which it treats differently."""
     from trackeval.datasets import YouTubeVIS
     from trackeval.metrics import TrackMAP
 

@@ -130,7 +130,7 @@ def _run_script(script: str, folder: Path) -> None:
 
 
 def _as_main(arguments: list[str]) -> None:
-    """What ``python ARGUMENTS`` does."""
+    """Run ``python ARGUMENTS`` in this process."""
     if arguments[0] == "-m":
         sys.modules.pop(arguments[1], None)
         sys.argv = arguments[1:]

@@ -150,7 +150,7 @@ def test_a_refused_request_leaves_the_output_folder_unchanged(predictor: VideoPr
 
 
 class FakeCamera:
-    """Gives frames for ever."""
+    """Yields frames endlessly."""
 
     def __init__(self, number: int) -> None:
         self.released = False

@@ -58,7 +58,7 @@ class SquareKernel(Kernel[SquareCall]):
 
 
 def squares(*kernels: SquareKernel) -> Operation[SquareCall]:
-    """An operation that no model has."""
+    """An operation that no model uses."""
     operation = Operation("square", square, kernels)
     OPERATIONS.remove(operation)
     return operation

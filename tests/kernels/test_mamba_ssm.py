@@ -86,7 +86,7 @@ def compare(operation: Any, inputs: dict[str, Tensor], dtype: torch.dtype, **opt
 
 @pytest.fixture
 def only_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No other kernel may step in."""
+    """No other kernel may be used."""
 
     def refuse(self: Any, call: Any) -> Any:
         raise AssertionError("auto was asked")

@@ -82,7 +82,7 @@ def test_trained_weights_are_folded_anew_although_nothing_was_recorded_before() 
 
 
 class Shared(nn.Module):
-    """The result of the first convolution goes around the norm, too; that of the second only into it."""
+    """The result of the first convolution also bypasses the norm; that of the second does not."""
 
     def __init__(self) -> None:
         super().__init__()

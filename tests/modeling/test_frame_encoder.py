@@ -43,7 +43,7 @@ def test_shapes(layers: int) -> None:
 
 
 def test_features_are_resized_with_channels_last() -> None:
-    """Of a single frame too: else every resizing copies them twice."""
+    """Also for a single frame; otherwise every resizing copies them twice."""
     with torch.no_grad():
         out = FrameEncoder(config())(torch.randn(1, 3, 64, 96))
     for features in (*out.multi_scale, out.mask_features):
@@ -85,7 +85,7 @@ def test_the_fine_level_sees_the_coarse_ones(layers: int) -> None:
 
 
 def test_deformable_attention_by_hand() -> None:
-    """One head, one level, one point that looks a pixel and a half to the right: the mean of two neighbours."""
+    """One head, one level, one point with an offset of 1.5 pixels to the right: the mean of two neighbours."""
     attention = MSDeformAttn(4, num_levels=1, num_heads=1, num_points=1)
     with torch.no_grad():
         attention.sampling_offsets.bias.copy_(torch.tensor([1.5, 0.0]))

@@ -34,7 +34,7 @@ def test_marker_ignores_the_vectors_of_empty_rows_and_broadcasts_over_time() -> 
 
 
 def compressor(spatial_reduction: int = 1) -> HistoryCompressor:
-    """With no branch silent, as after training (spatial attention stays so)."""
+    """With non-zero branches, as after training (but for spatial attention)."""
     module = HistoryCompressor(
         16, num_layers=2, head_dim=8, dim_feedforward=24, d_state=4, spatial_reduction=spatial_reduction
     )
@@ -64,7 +64,7 @@ def test_compressor_at_once_equals_frame_by_frame(frames: int, spatial_reduction
 
 
 def test_marks_pass_through_a_new_compressor() -> None:
-    """Every branch starts silent: F is the normalised E."""
+    """Every branch starts at zero: F is the normalised E."""
     module = HistoryCompressor(16, num_layers=2, head_dim=8, dim_feedforward=24, d_state=4)
     e = torch.randn(1, 3, 16, 2, 2)
     expected = torch.nn.functional.layer_norm(e.movedim(2, -1), (16,)).movedim(-1, 2)
@@ -107,7 +107,7 @@ def test_a_compressor_layer_is_mamba_then_attention_then_feed_forward_each_of_a_
 
 
 def test_compressor_mixes_time_within_a_pixel_and_space_within_a_frame() -> None:
-    """With its spatial attention silenced a pixel depends on its own past only."""
+    """With its spatial attention set to zero, a pixel depends on its own past only."""
     module = compressor().eval()
     e = torch.randn(1, 3, 16, 2, 2, requires_grad=True)
     (module(e)[0][0, 1, :, 0, 1] * torch.randn(16)).sum().backward()
@@ -126,7 +126,7 @@ def test_decoder_frames_do_not_see_each_other(self_attention: bool) -> None:
 
 
 def test_what_the_decoder_gives_is_resized_with_channels_last() -> None:
-    """Of a single frame too: else every resizing copies it twice."""
+    """Also for a single frame; otherwise every resizing copies it twice."""
     decoder = HistoryDecoder(8, num_layers=1, head_dim=4, dim_feedforward=8, spatial_reduction=2)
     g = decoder(torch.randn(1, 8, 4, 6), torch.randn(1, 8, 4, 6))
     assert F.interpolate(g, scale_factor=2, mode="bilinear").is_contiguous(memory_format=torch.channels_last)

@@ -38,7 +38,7 @@ def pixels(*places: int) -> np.ndarray:
 
 
 class Row:
-    """What is predicted for one row: class probabilities (the rest is background) and cells."""
+    """The prediction for one row: class probabilities (the remainder is background) and cells of the mask."""
 
     def __init__(self, probabilities: Sequence[float], *places: int) -> None:
         self.logits = torch.tensor([*probabilities, max(1 - sum(probabilities), 1e-9)]).log()

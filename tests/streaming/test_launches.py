@@ -33,7 +33,7 @@ HEIGHT, WIDTH = 256, 384
 
 
 class _Launches(TorchDispatchMode):
-    """Notes what becomes kernels: operations that make no view and no empty tensor."""
+    """Records operations that launch kernels: all but views and empty tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class _Launches(TorchDispatchMode):
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Launches]:
-    """On CUDA under autocast, where kernels that look at the device itself are one note each."""
+    """Fake CUDA tensors under autocast; custom kernels count as one launch each."""
     skip_unless_it_can_be_pretended()
     noted = _Launches()
 

@@ -124,7 +124,7 @@ def test_prompted_results_list_every_object_under_the_users_id(predictor: VideoP
 
 
 def test_a_session_has_the_masks_of_the_evaluation(predictor: VideoPredictor) -> None:
-    """Frames in BGR, a late object added after its frame: the masks that evaluators get, pixel for pixel."""
+    """BGR frames, and a late object added after its frame: masks equal those of the evaluation, pixel for pixel."""
     frames, given = noise(4), {7: (0, box(3, 4)), 9: (0, box(30, 20)), 4: (2, box(20, 10))}
     record = VideoRecord(
         video_id=1,
@@ -198,7 +198,7 @@ def test_adding_an_object_after_a_step_equals_prompting_it_with_the_frame(predic
 
 
 def test_the_largest_logit_has_the_pixel_in_step_add_and_remove(predictor: VideoPredictor, tmp_path: Path) -> None:
-    """The largest logit; a given mask before all predictions, and of given masks the first one listed."""
+    """The largest logit; prompted masks before predictions, and of prompted masks the first one listed."""
     frames = noise(3)
     given = predictor.start(frames[0], {7: box(3, 4), 9: box(10, 8), 5: box(20, 10)})
     added = predictor.start(frames[0], {})

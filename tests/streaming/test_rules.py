@@ -61,7 +61,7 @@ def test_the_score_of_a_repeated_video_is_the_mean_over_its_last_pass() -> None:
 
 @pytest.mark.parametrize("hide_below", [0.0, 0.5])
 def test_an_unsure_tracked_row_counts_as_hidden(hide_below: float) -> None:
-    """Its mask is not in M, nor shown; it comes back on its track. Given objects are never hidden so."""
+    """Its mask is neither in M nor shown; it comes back on its track. Prompted objects are never hidden in this way."""
     unsure = {"tracks": {0: Row([0.1, 0.0], 9), 1: Row([0.4, 0.0], 1)}}
     stream = with_settings(
         [{"detections": {0: Row([0.9, 0.0], 1)}}, unsure, {"tracks": {1: Row([0.8, 0.0], 2)}}], hide_below=hide_below

@@ -18,7 +18,7 @@ def slots(num_id: int = 4) -> Slots:
 
 
 def detected(of: Slots, *rows: int, frame_index: int = 0, **options: set[int]) -> dict[int, int]:
-    """Detections in these rows of Q, of class 1 with a probability of a tenth of the row."""
+    """Detections in these rows of Q: class 1, with probability row / 10."""
     probabilities = torch.zeros(20, 2, dtype=torch.float64)
     probabilities[:, 1] = torch.arange(20, dtype=torch.float64) / 10
     return of.allocate(rows, probabilities, frame_index=frame_index, **options)

@@ -28,7 +28,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 
 class _Crossings(TorchDispatchMode):
-    """Notes operations on the device that take a tensor of the CPU: on CUDA they would be copies, and wait."""
+    """Records operations that mix device and CPU tensors: on CUDA they would be copies with a device sync."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def test_a_step_overwrites_the_state_in_place(meta_arch: str) -> None:
 
 
 class _Recorded:
-    """Stands in for ``torch.cuda.graph``: capturing and replaying both run the step."""
+    """Replaces ``torch.cuda.graph``: capture and replay both run the step."""
 
     captures = 0
 
@@ -150,7 +150,7 @@ def test_converting_weights_in_advance_does_not_change_the_result() -> None:
 
 
 def test_features_between_norms_are_in_half_precision() -> None:
-    """What is converted for CUDA, on a CPU: every feature stays in bfloat16, and the masks are those of float32."""
+    """Weights converted as for CUDA, on a CPU: every feature is bfloat16, and masks equal those of float32."""
     outputs, dtypes = [], set()
     for half in (False, True):
         model = tiny_model().eval()
@@ -167,13 +167,13 @@ def test_features_between_norms_are_in_half_precision() -> None:
 
 
 def _dtypes(features: Any) -> set[torch.dtype]:
-    """Of images of features, not of states."""
+    """Types of feature maps, without states."""
     tensors = [each for each in tree_leaves(tuple(features)) if isinstance(each, Tensor)]
     return {each.dtype for each in tensors if each.ndim == 4 or each.ndim == 5}
 
 
 def follow(*opts: Any) -> list[Tensor]:
-    """The masks (N, H, W) of every frame of a short video whose objects are given, with the trained weights."""
+    """The masks (N, H, W) of every frame of a short prompted video, with the trained weights."""
     record = SynthVis(SPLITS["val"][0], 2, 8, complete=True)[1]
     images = [np.ascontiguousarray(record.frames[t][..., ::-1]) for t in range(record.length)]
     session = VideoPredictor(load_config("configs/synth/ausm_nano.yaml", opts)).start(images[0], record.prompts()[0])

@@ -265,7 +265,7 @@ def test_an_object_given_at_a_frame_has_its_slot_before_that_frames_detections()
 
 
 def test_without_detection_queries_no_row_is_out_of_range() -> None:
-    """A given object may take any slot: its output is not read from a row of Q."""
+    """A prompted object may take any slot: its output is not a row of Q."""
     stream, _ = scripted([{}], num_id=20, num_det=1, detect=False)
     output = stream.step(frame(), {i: pixels(i) for i in range(1, 21)})
     assert output.track_ids == list(range(1, 21))

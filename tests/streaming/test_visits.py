@@ -9,7 +9,7 @@ from ausm_d2.streaming.visits import Visit, crop, visits
 
 
 def order(length: int, repeat: int) -> list[str]:
-    """Frame numbers in the order they are shown; those that count have a star."""
+    """Frame numbers in the order of visits; those that count have a star."""
     return [f"{v.frame}{'*' * v.counts}" for v in visits(length, repeat=repeat, spatial_traversal=False)]
 
 

@@ -26,7 +26,7 @@ NANO = Path(__file__).resolve().parents[2] / "configs" / "synth" / "ausm_nano.ya
 
 @pytest.fixture
 def config(tmp_path: Path) -> str:
-    """A file of ausm_nano with one layer of everything."""
+    """A config file of ausm_nano with one layer of each kind."""
     layers = {name: {"LAYERS": 1} for name in ("COMPRESSOR", "DECODER")}
     text = {"_BASE_": str(NANO), "MODEL": {"AUSM": {**layers, "PIXEL_DECODER": {"LAYERS": 3, "NUM_DET": 4}}}}
     path = tmp_path / "small.yaml"

@@ -78,7 +78,7 @@ def run(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
 
 
 def thresholds_between(foreground: list[float]) -> list[float]:
-    """Four that lie among these probabilities, which are sums of rounded ones and may pass 1."""
+    """Four thresholds among these probabilities, which are sums of rounded numbers and may exceed 1."""
     return np.quantile(foreground, [0.2, 0.4, 0.6, 0.8]).clip(max=1).tolist()
 
 

@@ -22,7 +22,7 @@ from tools.experiments.object_vectors import AUSMObjectVectors, ObjectVectors, V
 
 
 def variant(*opts: Any) -> AUSMObjectVectors:
-    """A model whose ID vectors count, as after training."""
+    """A model whose ID vectors have an effect, as after training."""
     model = tiny_model("MODEL.META_ARCHITECTURE", "AUSMObjectVectors", *opts)
     assert isinstance(model, AUSMObjectVectors)
     torch.nn.init.ones_(model.object_vectors.id_scale)
@@ -30,7 +30,7 @@ def variant(*opts: Any) -> AUSMObjectVectors:
 
 
 def vectors_module() -> ObjectVectors:
-    """With nothing left at its initial value, as after training."""
+    """With no parameter at its initial value, as after training."""
     module = ObjectVectors(8)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter)

@@ -12,7 +12,7 @@ from ausm_d2.meta_arch import AUSM
 
 
 class FixedDraws:
-    """Points of losses are the same of every row, ID vectors the first ones, and every object is a given one."""
+    """Fixed randomness: the same loss points for all rows, the first ID vectors, and all objects prompted."""
 
     def __init__(self, patch: Any, model: AUSM) -> None:
         """``patch``: a ``pytest.MonkeyPatch``; the model is to have ``PROMPT_PROB`` 1 and no history noise."""

@@ -46,7 +46,7 @@ def logits_of(masks: Tensor) -> Tensor:
 
 
 def perfect(targets: FrameTargets) -> Predictions:
-    """Tracking rows and the first detection queries say what is so; the other queries say background."""
+    """Tracking rows and the first detection queries are correct; the other queries predict background."""
     classes = torch.full((1, 2 + QUERIES, CLASSES + 1), -30.0)
     masks = torch.full((1, 2 + QUERIES, 8, 8), -30.0)
     classes[..., CLASSES] = 30
@@ -141,7 +141,7 @@ def test_every_layer_is_supervised_unless_switched_off() -> None:
 
 
 class _Waits(TorchDispatchMode):
-    """Counts what would wait for a GPU: values that are read, and shapes that depend on them."""
+    """Counts device syncs: values that are read, and shapes that depend on values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ def test_ten_layers_have_as_many_device_syncs_as_one(exhaustive: bool, monkeypat
 
 
 def test_each_layer_is_matched_separately() -> None:
-    """What a layer costs does not depend on its neighbours."""
+    """The loss of a layer does not depend on other layers."""
     targets = frame([1, 0], [1, 1], [1, 1])
     first, second = perfect(targets), perfect(targets)
     rows = [0, 1, 5, 4, 3, 2]
@@ -196,7 +196,7 @@ def test_each_layer_is_matched_separately() -> None:
 
 
 def test_losses_are_summed_in_float32() -> None:
-    """A large object over 12,544 points: the sums pass the largest number of half precision."""
+    """A large object over 12,544 points: the sums exceed the range of float16."""
     wanted = frame([0, 0], [1, 1], [1, 1])
     logits = torch.full((1, 2 + QUERIES, 8, 8), -14.0)
     logits[0, 2, :, :4], logits[0, 3, :, 4:] = 14.0, 14.0
@@ -224,7 +224,7 @@ def test_box_points_lie_within_twice_the_box_of_a_mask() -> None:
 
 
 def test_box_points_give_small_objects_weight_in_the_loss() -> None:
-    """Of 4 x 4 pixels in 256 x 256: points of the whole frame mostly miss it, and say that all is well."""
+    """4 x 4 pixels in 256 x 256: points of the whole frame mostly miss the object, and the loss is near zero."""
     torch.manual_seed(0)
     masks = torch.zeros(1, 2, 256, 256, dtype=torch.bool)
     masks[0, 0, 100:104, 60:64] = True

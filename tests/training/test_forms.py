@@ -27,7 +27,7 @@ def teacher_forced(model: AUSM, items: list[dict], seed: int = 0) -> tuple[Tenso
 
 
 def assert_same(one: list[Predictions], other: list[Predictions], forcing: TeacherForcing) -> None:
-    """Equal to 1e-4 relative, on all rows that mean something."""
+    """Assert equality to 1e-4 relative, on all rows in use."""
     alive = forcing.in_use.flatten(0, 1)
     for a, b in zip(one, other, strict=True):
         for x, y in zip(a, b, strict=True):
@@ -133,7 +133,7 @@ def test_stream_equals_parallel() -> None:
 
 
 def assert_stream_equals_parallel(model: AUSM) -> None:
-    """Prompted at the first frame: the stream's own history is teacher forced and compared frame by frame."""
+    """Prompted at the first frame: the history of the stream is teacher-forced, and its outputs are compared frame by frame."""
     item = clip(6, 2, label_set="object")
     stream = open_stream(model, label_set="object", detect=False)
     prompts = {7: item["masks"][0, 0].numpy(), 9: item["masks"][1, 0].numpy()}

@@ -71,7 +71,7 @@ def test_passes_that_reuse_settled_frames_equal_whole_passes(
 
 
 def test_as_many_passes_as_frames_equal_the_roll_out() -> None:
-    """Pass k settles frame k + 1 for good, so that enough of them are the stream on its own masks."""
+    """After pass k frame k + 1 is final, so enough passes equal the stream on its own masks."""
     model = tiny_model("MODEL.AUSM.TRAIN.OWN_PASSES", 3).eval()
     images, targets = model.collate([clip(5, 2, seed=1)])
     prompted = torch.ones(1, dtype=torch.bool)

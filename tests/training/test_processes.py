@@ -20,7 +20,7 @@ SETTINGS = ("MODEL.AUSM.TRAIN.PROMPT_PROB", 1.0, "MODEL.AUSM.TRAIN.OWN_PASSES", 
 
 
 def clips(empty: bool) -> list[dict[str, Any]]:
-    """Two clips of different label sets; the second one of few labels, or of no object at all."""
+    """Two clips with different label sets; the second one has few labels, or no objects."""
     second = clip(4, 0 if empty else 1, label_set="object", seed=2)
     return [clip(4, 3, seed=1), {**second, "exhaustive": empty}]
 
@@ -66,7 +66,7 @@ def test_gradients_of_two_processes_are_those_of_one_with_the_whole_batch(
 
 
 def _sums(model: AUSM, items: list[dict[str, Any]], patch: pytest.MonkeyPatch) -> list[Tensor]:
-    """What the losses are made of, by group of clips of one size."""
+    """The losses' inputs, by group of clips of one size."""
     kept: list[Tensor] = []
     make = model.criterion._sums
 

@@ -16,7 +16,7 @@ SIZE = (50, 70)
 
 
 def pictures(count: int, size: tuple[int, int] = SIZE) -> list[np.ndarray]:
-    """Smooth noise, which a codec keeps: uint8 (H, W, 3), BGR."""
+    """Smooth noise, which survives a codec: uint8 (H, W, 3), BGR."""
     small = np.random.default_rng(0).integers(0, 256, (count, 8, 10, 3), np.uint8)
     return [cv2.resize(picture, size[::-1]) for picture in small]
 

@@ -12,7 +12,7 @@ from ausm_d2.video.ahead import ReadAhead
 
 
 class Counter:
-    """Counts how many items were taken out of it."""
+    """Counts the items that were taken."""
 
     def __init__(self, count: int) -> None:
         self.taken = 0
