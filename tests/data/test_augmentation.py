@@ -74,7 +74,7 @@ def drawn(mask: object, plan: ClipPlan, t: int, size: tuple[int, int] = SIZE) ->
 @pytest.mark.parametrize("name", GEOMETRY)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_pattern_and_mask_move_together(name: str, seed: int) -> None:
-    """The pattern is white inside the mask, so the grey value of each pixel of the result tells whether it is inside."""
+    """The pattern is white inside the mask, so the grey value of a pixel of the result tells whether it is inside."""
     pattern = blobs(seed)
     image = np.repeat(pattern[..., None] * np.uint8(255), 3, axis=2)
     plan = make_plan(GEOMETRY[name], seed)

@@ -423,7 +423,7 @@ def test_an_unknown_evaluator_type(tmp_path: Path) -> None:
 
 
 def _in_a_process(rank: int, folder: Path, machines: int, stop_after: int | None) -> None:
-    """One of two processes, with or without a shared disk; with ``stop_after`` a first run is interrupted and resumed."""
+    """One of two processes, with or without a shared disk; ``stop_after``: a first run is interrupted, then resumed."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     comm.create_local_process_group(2 // machines)
     data_sets = _data_sets.__wrapped__()  # type: ignore[attr-defined]

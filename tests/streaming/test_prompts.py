@@ -129,7 +129,7 @@ def test_negative_clicks_take_pixels_away(predictor: VideoPredictor, monkeypatch
 
 
 def test_a_coarse_prompt_is_refined_by_showing_the_frame_again(predictor: VideoPredictor) -> None:
-    """The session's first mask is that of a stream that is prompted with the coarse mask and processes the frame twice."""
+    """The session's first mask is that of a stream prompted with the coarse mask that processes the frame twice."""
     frames, prompt = noise(2), Box(10, 10, 30, 30)
     session = predictor.start(frames[0], {7: prompt})
     twice = predictor.start(frames[0], {7: draw({7: prompt}, SIZE)[7].mask})

@@ -133,7 +133,7 @@ def test_stream_equals_parallel() -> None:
 
 
 def assert_stream_equals_parallel(model: AUSM) -> None:
-    """Prompted at the first frame: the history of the stream is teacher-forced, and its outputs are compared frame by frame."""
+    """Prompted at the first frame; the stream's history is teacher-forced, and outputs are compared frame by frame."""
     item = clip(6, 2, label_set="object")
     stream = open_stream(model, label_set="object", detect=False)
     prompts = {7: item["masks"][0, 0].numpy(), 9: item["masks"][1, 0].numpy()}
