@@ -46,6 +46,8 @@ setup(
     extras_require={
         "cuda": ["mamba-ssm", "causal-conv1d"],  # build against the installed torch: pip install --no-build-isolation
         "demo": ["matplotlib"],
+        "export": ["onnx", "onnxruntime", "onnxscript"],  # ausm export; using the file takes onnxruntime only
+        "ray": ["ray[data]", "fsspec"],  # tools/batch_ray.py
         "completion": ["argcomplete"],  # of the shell; docs/command_line.md
         "supervision": ["supervision"],
         "dev": ["einops", "hypothesis", "mypy", "pytest", "ruff", "trackeval", "transformers"],

@@ -15,8 +15,9 @@ from ausm_d2.cli.progress import ProgressBar, show_warnings
 from ausm_d2.config import load_config
 from ausm_d2.config.files import PRETRAINED
 from ausm_d2.errors import UserError
-from ausm_d2.jobs.folder import REPORT, find_videos, track_all
+from ausm_d2.jobs.folder import find_videos, track_all
 from ausm_d2.jobs.prompt_file import PromptPlan, read_prompt_file, read_prompts
+from ausm_d2.jobs.report import REPORT
 from ausm_d2.jobs.track import Request, track
 from ausm_d2.stopping import StopRequest
 from ausm_d2.streaming.predictor import VideoPredictor

@@ -3,24 +3,20 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from tabulate import tabulate
 
 from ausm_d2.errors import UserError
-from ausm_d2.io import atomic_write
+from ausm_d2.jobs.report import Report, Row, write_into
 from ausm_d2.jobs.track import Request, track
 from ausm_d2.names import files_below, natural_order
 from ausm_d2.stopping import StopRequest
@@ -30,8 +26,6 @@ from ausm_d2.video.pictures import PICTURES
 
 MOVIES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".flv", ".ts", ".mts", ".mpg", ".mpeg", ".wmv", ".3gp",
           ".ogv", ".y4m")  # fmt: skip
-REPORT = "report.json"
-TABLE = "report.md"
 
 
 def find_videos(text: str, output: Path) -> dict[str, Path] | None:
@@ -81,18 +75,6 @@ def _unique(files: Sequence[Path]) -> dict[str, Path]:
     return {path.resolve().as_posix().lstrip("/"): path for path in files}
 
 
-@dataclass
-class Row:
-    """The outcome of one video."""
-
-    video: str
-    status: str  # done, stopped or failed
-    frames: int = 0
-    objects: int = 0
-    seconds: float = 0.0
-    error: str = ""
-
-
 def track_one_of_many(predictor: VideoPredictor, name: str, asked: Request, stopped: Callable[[], bool]) -> Row:
     """Track one video. Errors are returned in its row."""
     try:
@@ -103,40 +85,6 @@ def track_one_of_many(predictor: VideoPredictor, name: str, asked: Request, stop
         return Row(name, "failed", error=f"{type(error).__name__}: {error}".splitlines()[0])
     status = "done" if summary.complete else "stopped"
     return Row(name, status, summary.frames, summary.objects, round(summary.seconds, 2))
-
-
-class Report:
-    """``report.json`` and ``report.md`` in the folder of the results, rewritten after every video."""
-
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self.rows: dict[str, Row] = {}
-        self._folder = folder
-        self._order = list(names)
-        self._begin = time.monotonic()
-
-    def add(self, row: Row) -> None:
-        self.rows[row.video] = row
-        rows = [self.rows[name] for name in self._order if name in self.rows]
-        seconds = time.monotonic() - self._begin
-        data: dict[str, Any] = {
-            "version": 1,
-            **{status: self.count(status) for status in ("done", "stopped", "failed")},
-            "waiting": len(self._order) - len(rows),
-            "seconds": round(seconds, 2),
-            "videos": [asdict(each) for each in rows],
-        }
-        with atomic_write(self._folder / REPORT) as path:
-            path.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
-        with atomic_write(self._folder / TABLE) as path:
-            path.write_text(self.table() + "\n", encoding="utf-8")
-
-    def count(self, status: str) -> int:
-        return sum(row.status == status for row in self.rows.values())
-
-    def table(self) -> str:
-        """A Markdown table."""
-        rows = [asdict(self.rows[name]) for name in self._order if name in self.rows]
-        return tabulate(rows, headers="keys", tablefmt="github")
 
 
 def track_all(
@@ -167,7 +115,7 @@ def track_all(
     requests = {
         name: replace(asked, source=str(path), output=asked.output / name, resume=True) for name, path in videos.items()
     }
-    report = Report(asked.output, list(videos))
+    report = Report(list(videos), write_into(asked.output))
     with StopRequest() as stop:
         many = workers > 1 and len(videos) > 1
         rows = _in_processes(cfg, requests, min(workers, len(videos)), stop) if many else _here(cfg, requests, stop)
