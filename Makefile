@@ -3,12 +3,13 @@
 # PYTHON=/path/to/python3.11 chooses the Python that .venv is made with.
 # make gpu: the tests that need a GPU, and the figures that docs/benchmarks.md misses, into output/gpu/.
 # make demo VIDEO=path [PROMPT=mask.png] runs on a video of your own.
+# make docs: the API page, from the docstrings, into output/docs/.
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lint types gpu
+.PHONY: setup demo test lint types docs gpu
 
 # The models here are small: their threads would mostly wait for each other (docs/benchmarks.md).
 export OMP_NUM_THREADS ?= 1
@@ -26,6 +27,13 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+API := ausm_d2 ausm_d2.config ausm_d2.errors ausm_d2.evaluation.vos ausm_d2.evaluation.ytvis ausm_d2.finetune.run \
+	ausm_d2.jobs.track ausm_d2.streaming.predictor ausm_d2.streaming.prompts ausm_d2.streaming.result \
+	ausm_d2.streaming.session ausm_d2.video.inputs ausm_d2.visualization
+
+docs: $(READY)
+	$(BIN)/pdoc --docformat google --output-directory output/docs $(API) '!ausm_d2.kernels'
 
 BENCHMARK := $(BIN)/python -m tools.benchmark
 STREAM := stream --device cuda --amp --cuda-graph --frames 0 --config-file configs/paper/stage3_long_swin_t.yaml

@@ -50,6 +50,10 @@ setup(
         "ray": ["ray[data]", "fsspec"],  # tools/batch_ray.py
         "completion": ["argcomplete"],  # of the shell; docs/command_line.md
         "supervision": ["supervision"],
-        "dev": ["einops", "hypothesis", "mypy", "pytest", "ruff", "trackeval", "transformers"],
+        "docs": ["pdoc"],  # make docs
+        "dev": [
+            *("einops", "hypothesis", "mypy", "pytest", "ruff", "trackeval", "transformers"),
+            *("ipykernel", "nbclient", "nbformat", "pdoc"),  # docs/tutorial.ipynb and the API page are tested
+        ],
     },
 )

@@ -77,10 +77,12 @@ def recipe(base: str, labels: Labels, folder: Path, opts: Sequence[str], seed: i
             "MAX_ITER": 0,
             "CHECKPOINT_PERIOD": 50,
         },
-        "TEST": {"EVAL_PERIOD": 0, "AUSM": {"LABEL_SET": LABEL_SET, "FG_THRESHOLD": 0.5, "BASELINES": False}},
+        "TEST": {"EVAL_PERIOD": 0, "AUSM": {"LABEL_SET": LABEL_SET, "BASELINES": False}},
         "OUTPUT_DIR": str(folder.resolve() / "training"),
         "SEED": seed,
     }
+    if labels.held is not None and labels.style == "COCO_STYLE":  # AP of images wants unsure detections too
+        keys["TEST"]["AUSM"]["FG_THRESHOLDS"] = [[HELD, 0.05]]
     if len(opts) % 2:
         raise UserError(f"--opts: {list(opts)}, expected KEY VALUE pairs")
     for key, value in zip(opts[::2], opts[1::2], strict=True):

@@ -50,10 +50,12 @@ class GroupedStream:
 
     @property
     def settings(self) -> VideoSettings:
+        """Those of every group."""
         return self._groups[0].settings
 
     @property
     def label_set(self) -> str:
+        """The label set that class probabilities refer to."""
         return self._groups[0].label_set
 
     @property
@@ -76,6 +78,7 @@ class GroupedStream:
 
     @property
     def num_groups(self) -> int:
+        """Streams that share the encoded frames."""
         return len(self._groups)
 
     @property

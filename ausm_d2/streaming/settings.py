@@ -51,6 +51,11 @@ class VideoSettings:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> VideoSettings:
+        """The settings of a config.
+
+        Raises:
+            UserError: a key with an invalid value.
+        """
         test = cfg.TEST.AUSM
         choices = {"TOPK_SCOPE": ("video", "frame"), "TRACK_SCORE": ("mean", "visible", "mask", "max")}
         for key, known in choices.items():
