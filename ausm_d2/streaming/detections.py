@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Which rows of V become tracks: D of Alg. 1.
+"""Selects the rows of V that become tracks: D of Alg. 1.
 
 Shape shorthand:
     H4, W4: mask size at stride 4 of the padded input
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ausm_d2.modeling.transfer import upload
 
-SAME = 0.5  # mask IoU with an object of another stream, above which a detection is that object
+SAME = 0.5  # a detection with a larger mask IoU with an object of another stream is that object
 
 
 def confident(probabilities: Tensor, visible: Tensor, tracked: int, threshold: float) -> list[int]:
@@ -25,7 +25,7 @@ def confident(probabilities: Tensor, visible: Tensor, tracked: int, threshold: f
         probabilities: float64 (Q, K), CPU.
         visible: bool (Q), CPU.
         tracked: N.
-        threshold: foreground probability from which a row is foreground.
+        threshold: minimum foreground probability.
     """
     foreground = probabilities[tracked:].sum(-1)
     found = ((foreground >= threshold) & visible[tracked:]).nonzero()[:, 0]

@@ -1,8 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Rules for tracks that were found: which detections are no tracks; which tracks are hidden, cut back or end.
+"""Rules for unprompted tracks: which detections start none; which tracks are hidden, cropped or end.
 
-The paper has one of these rules, FG_THRESHOLD; the others are off unless a config asks for them (TEST.AUSM). None
-touches an object that the user has given.
+The paper has one such rule, FG_THRESHOLD; the others are off unless a config enables them (TEST.AUSM). Prompted objects
+are never affected.
 
 Shape shorthand:
     H4, W4: mask size at stride 4
@@ -25,19 +25,19 @@ from ausm_d2.streaming.slots import Slots
 from ausm_d2.streaming.state import StreamState
 
 _OUTSIDE = -20.0  # logit
-_LEAST_REACH = 4  # cells
+_LEAST_REACH = 4  # cells: minimum of the reach
 
 
 def keep_within_reach(before: Tensor, state: StreamState, report: Tensor, logits: Tensor, reach: float) -> None:
-    """REACH: of a found track's mask, only the parts near the mask of the frame before stay. A track that would spread
-    or jump onto something new does not, and what is new can be found for itself.
+    """REACH: keep only those parts of an unprompted track's mask that are near its previous mask, so that a track does
+    not spread or jump to a new object, which can then be detected.
 
     Args:
-        before: bool (N, H4, W4), M_{t-1}. Where it is empty, anything may come back.
-        state: behind the step; its masks M_t are cut.
-        report: (Q, K + 1), CPU: its last column becomes 0 for masks that are empty now.
-        logits: (Q, H4, W4): cut like the masks.
-        reach: in square roots of the area of the mask before; 4 cells at least.
+        before: bool (N, H4, W4), M_{t-1}. A row without a mask is not restricted.
+        state: after the step; its masks M_t are changed.
+        report: (Q, K + 1), CPU: its last column becomes 0 for masks that are now empty.
+        logits: (Q, H4, W4): changed like the masks.
+        reach: in units of the square root of the previous mask's area; at least 4 cells.
     """
     found = (state.slots.in_use & ~state.slots.prompted)[: len(before)].nonzero()[:, 0]
     if not len(found):
@@ -53,7 +53,7 @@ def keep_within_reach(before: Tensor, state: StreamState, report: Tensor, logits
 
 
 def _near(mask: np.ndarray, before: np.ndarray, reach: float) -> np.ndarray:
-    """The connected parts of a mask that come within reach of what it was before: bool (H4, W4)."""
+    """The connected components of a mask that come within reach of the previous mask: bool (H4, W4)."""
     area = np.count_nonzero(before)
     if not area or not mask.any():
         return mask
@@ -65,7 +65,7 @@ def _near(mask: np.ndarray, before: np.ndarray, reach: float) -> np.ndarray:
 
 
 def hide_unsure(probabilities: Tensor, visible: Tensor, state: StreamState, below: float) -> None:
-    """Hide found rows whose foreground probability is below HIDE_BELOW: clear their masks in M_t.
+    """Hide unprompted rows whose foreground probability is below HIDE_BELOW: clear their masks in M_t.
 
     Args:
         probabilities: float64 (Q, K).
@@ -80,7 +80,7 @@ def hide_unsure(probabilities: Tensor, visible: Tensor, state: StreamState, belo
 
 
 def ending(visible: Tensor, state: StreamState, settings: VideoSettings) -> list[int]:
-    """Ids of found tracks that end: doubles of surer ones, and those that hide before they are old enough (MIN_AGE).
+    """Ids of unprompted tracks that end: duplicates of more confident ones, and those that hide before MIN_AGE.
 
     Args:
         visible: bool (N), in this frame.
@@ -88,7 +88,7 @@ def ending(visible: Tensor, state: StreamState, settings: VideoSettings) -> list
     slots, count = state.slots, len(visible)
     found = (slots.in_use & ~slots.prompted)[:count]
     ended = torch.zeros_like(found)
-    if settings.min_age > 1:  # else none is young
+    if settings.min_age > 1:
         ended |= found & ~visible & (state.frame_index <= slots.due[:count])
     if settings.duplicate_overlap < 1:
         ended[_doubles(state.masks[:count], slots, settings.duplicate_overlap)] = True
@@ -96,7 +96,7 @@ def ending(visible: Tensor, state: StreamState, settings: VideoSettings) -> list
 
 
 def share_out(state: StreamState, logits: Tensor, tracked: int) -> None:
-    """EXCLUSIVE: a cell that several tracks claim belongs to the surest, in M_t and in the result.
+    """EXCLUSIVE: a cell in several masks belongs to the row with the largest logit only, in M_t and in the result.
 
     Args:
         logits: (Q, H4, W4); changed in place.
@@ -110,7 +110,8 @@ def share_out(state: StreamState, logits: Tensor, tracked: int) -> None:
 
 
 def distinct(found: list[int], logits: Tensor, tracked: Tensor, settings: VideoSettings) -> list[int]:
-    """The detections that may start a track: large enough, and no double of a tracked mask or of a surer detection.
+    """The detections that may start a track: large enough, and no duplicate of a tracked mask or of a more confident
+    detection.
 
     Args:
         found: rows of Q, most confident first.
@@ -133,7 +134,7 @@ def distinct(found: list[int], logits: Tensor, tracked: Tensor, settings: VideoS
 
 
 def delay(probabilities: Tensor, settings: VideoSettings) -> Tensor:
-    """Frames until new tracks are returned: MIN_AGE - 1, or none for those that are sure (AT_ONCE).
+    """Frames until new tracks are returned: MIN_AGE - 1, or 0 for confident ones (AT_ONCE).
 
     Args:
         probabilities: float64 (R, K), CPU.
@@ -145,21 +146,21 @@ def delay(probabilities: Tensor, settings: VideoSettings) -> Tensor:
 
 
 def shared(masks: Tensor, others: Tensor) -> Tensor:
-    """The part of the smaller mask that lies in the other one: bool (R, H4, W4), (S, H4, W4) -> float (R, S)."""
+    """Intersection over the smaller area: bool (R, H4, W4), (S, H4, W4) -> float (R, S)."""
     first, second = masks.flatten(1).float(), others.flatten(1).float()
     smaller = torch.minimum(first.sum(dim=1)[:, None], second.sum(dim=1)[None])
     return first @ second.T / smaller.clamp(min=1)
 
 
 def iou(masks: Tensor, others: Tensor) -> Tensor:
-    """bool (R, H4, W4), (S, H4, W4) -> float (R, S)."""
+    """Intersection over union: bool (R, H4, W4), (S, H4, W4) -> float (R, S)."""
     first, second = masks.flatten(1).float(), others.flatten(1).float()
     both = first @ second.T
     return both / (first.sum(dim=1)[:, None] + second.sum(dim=1) - both).clamp(min=1)
 
 
 def _doubles(masks: Tensor, slots: Slots, most: float) -> list[int]:
-    """Found tracks of which more than ``most`` lies in a surer one, or that cover so much of it.
+    """Slots of unprompted tracks whose :func:`shared` with a more confident one exceeds ``most``.
 
     Args:
         masks: bool (N, H4, W4), of the first N slots.

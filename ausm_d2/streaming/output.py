@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What a step of a stream says, before it is brought to the size of the frames.
+"""The output of a stream's step, before masks are upsampled to frame size.
 
 Shape shorthand:
     H4, W4: mask size at stride 4 of the network's padded input
@@ -46,7 +46,7 @@ class FrameOutput:
         )
 
     def parts(self, count: int) -> Iterator[FrameOutput]:
-        """The output in parts of ``count`` rows; of no rows, one part."""
+        """The output in parts of at most ``count`` rows; without rows, one part."""
         rows = len(self.track_ids)
         if rows <= count:
             yield self
@@ -55,7 +55,7 @@ class FrameOutput:
             yield self.select(list(range(first, min(first + count, rows))))
 
     def with_given(self, object_id: int, mask_logits: Tensor | None = None) -> FrameOutput:
-        """The output, and a row that the user has given: certain to be there, of the class it had, or of unknown class.
+        """Mark a row as prompted, or append one: its foreground probability is 1, its class as before or unknown.
 
         Args:
             mask_logits: (H4, W4) of a new row; None: zeros.
@@ -87,7 +87,7 @@ class FrameOutput:
 
 
 def joined(outputs: Sequence[FrameOutput]) -> FrameOutput:
-    """The rows of several outputs of one frame, one after the other."""
+    """Concatenate the rows of several outputs of one frame."""
     names = ("probabilities", "mean_probabilities", "mask_logits", "visible", "prompted")
     return FrameOutput(
         frame_index=outputs[0].frame_index,
