@@ -155,9 +155,10 @@ class MovieWriter:
     def close(self) -> None:
         """Complete the file. If nothing was written, there is no file, or the earlier one."""
         container, self._container = self._container, None
+        stream, self._stream = self._stream, None  # it holds the encoder, megabytes of it
         if container is not None:
             try:
-                container.mux(self._stream.encode(None))
+                container.mux(stream.encode(None))
             finally:
                 container.close()
         parts = [part for part in (self._earlier, self.path) if part.exists()]

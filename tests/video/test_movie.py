@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ausm_d2.video.movie import VP9_ALPHA, MovieWriter
+from tools.benchmarks.measure import resident
 
 
 def grey(value: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
@@ -115,3 +116,14 @@ def test_without_frames_there_is_no_file(tmp_path: Path) -> None:
     with MovieWriter(tmp_path / "empty.mp4", 25):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_closed_writers_hold_no_encoders(tmp_path: Path) -> None:
+    """An encoder takes 20 MB; a track that was out of sight for long keeps its writer, but not the encoder."""
+    writers = [MovieWriter(tmp_path / f"{i}.webm", 10, form=VP9_ALPHA) for i in range(9)]
+    taken = []
+    for writer in writers:
+        writer.write(np.zeros((96, 160, 4), np.uint8), 0.0)
+        writer.close()
+        taken.append(resident())
+    assert taken[-1] - taken[1] < 50e6
