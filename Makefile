@@ -59,7 +59,7 @@ $(READY): setup.py constraints.txt tools/install_detectron2.py
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; expected Python 3.11 or newer (make PYTHON=/path/to/python3.11 ...)" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "error: $(PYTHON) is Python %d.%d, expected 3.11 or newer (make PYTHON=/path/to/python3.11 ...)" % sys.version_info[:2])'
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --progress-bar off -e '.[completion,demo,dev,supervision]'
+	$(BIN)/python -m pip install --progress-bar off -e '.[app,completion,demo,dev,supervision]'
 	$(BIN)/python tools/install_detectron2.py
 	$(BIN)/python -m pip check
 	@$(BIN)/python -c 'import cv2' || { echo "error: OpenCV misses a system library (above); on Debian or Ubuntu: apt-get install libgl1 libglib2.0-0" >&2; exit 1; }

@@ -21,6 +21,7 @@ setup(
     packages=find_packages(include=["ausm_d2", "ausm_d2.*"]),
     package_data={
         "": ["*.cpp", "*.h"],  # of every package: the sources of the compiled kernels
+        "ausm_d2.app": ["page/*"],
         "ausm_d2": ["weights/*.pth", "configs/**/*.yaml"],  # ausm_d2/configs is a link to configs/; wheels hold copies
     },
     entry_points={"console_scripts": ["ausm = ausm_d2.cli.main:console"]},
@@ -48,11 +49,13 @@ setup(
         "demo": ["matplotlib"],
         "export": ["onnx", "onnxruntime", "onnxscript"],  # ausm export; using the file takes onnxruntime only
         "ray": ["ray[data]", "fsspec"],  # tools/batch_ray.py
+        "app": ["starlette", "uvicorn"],  # the page of ausm app
         "completion": ["argcomplete"],  # of the shell; docs/command_line.md
         "supervision": ["supervision"],
         "docs": ["pdoc"],  # make docs
         "dev": [
             *("einops", "hypothesis", "mypy", "pytest", "ruff", "trackeval", "transformers"),
+            *("httpx2", "playwright"),  # the page of ausm app is tested
             *("ipykernel", "nbclient", "nbformat", "pdoc"),  # docs/tutorial.ipynb and the API page are tested
         ],
     },

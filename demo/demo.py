@@ -15,7 +15,8 @@ from pathlib import Path
 
 import cv2
 
-from ausm_d2.cli.tracking import config, track_one
+from ausm_d2.cli.model import config
+from ausm_d2.cli.tracking import track_one
 from ausm_d2.errors import UserError, cli
 from ausm_d2.jobs.prompt_file import read_prompts
 from ausm_d2.jobs.track import Request

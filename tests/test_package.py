@@ -63,7 +63,8 @@ def test_the_wheel_holds_what_the_package_reads_and_nothing_else(wheel: Path) ->
             name = f"ausm_d2/configs/{config.relative_to(ROOT / 'configs')}"
             assert file.read(name) == config.read_bytes()
     assert {name.split("/")[0] for name in held} == {"ausm_d2"}
-    read = {path for kind in ("py", "cpp", "h", "pth") for path in (ROOT / "ausm_d2").rglob(f"*.{kind}")}
+    kinds = ("py", "cpp", "h", "pth", "html", "js", "css", "svg")
+    read = {path for kind in kinds for path in (ROOT / "ausm_d2").rglob(f"*.{kind}")}
     assert {str(path.relative_to(ROOT)) for path in read} == {name for name in held if not name.endswith(".yaml")}
 
 

@@ -17,7 +17,7 @@ import torch
 
 from ausm_d2.errors import UserError, cli
 from ausm_d2.io import atomic_write
-from tools.benchmarks import attention, data, eval, measure, peers, ssm, stream, train
+from tools.benchmarks import app, attention, data, eval, measure, peers, ssm, stream, train
 
 SUBJECTS = {
     "ssm": ssm,
@@ -27,6 +27,7 @@ SUBJECTS = {
     "peers": peers,
     "data": data,
     "eval": eval,
+    "app": app,
 }
 
 

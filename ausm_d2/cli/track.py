@@ -22,6 +22,8 @@ import argparse
 import re
 from fractions import Fraction
 
+from ausm_d2.cli.options import add_model_arguments
+
 HELP = "follow objects in videos"
 
 # As ausm_d2.video.results has them; that module takes time to import, and a test holds that they are the same.
@@ -59,16 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompts", metavar="JSON", help="prompts of all kinds, objects and frames (docs/command_line.md)"
     )
     given.add_argument("--find", action="store_true", help="beside the objects given, find all others")
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--config",
-        default="ausm_edge",
-        metavar="NAME",
-        help="ausm_edge, ausm_nano, a packaged config or a file (default: %(default)s)",
-    )
-    model.add_argument("--weights", metavar="FILE", help="instead of those that the config names")
-    model.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
-    model.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys to change")
+    add_model_arguments(parser)
     results = parser.add_argument_group("results")
     results.add_argument(
         "--save",

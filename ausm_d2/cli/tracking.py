@@ -6,15 +6,13 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from detectron2.config import CfgNode
 
+from ausm_d2.cli.model import model_config
 from ausm_d2.cli.progress import ProgressBar, show_warnings
-from ausm_d2.config import load_config
-from ausm_d2.config.files import PRETRAINED
-from ausm_d2.errors import UserError
 from ausm_d2.jobs.folder import find_videos, track_all
 from ausm_d2.jobs.prompt_file import PromptPlan, read_prompt_file, read_prompts
 from ausm_d2.jobs.report import REPORT
@@ -27,26 +25,11 @@ from ausm_d2.video.files import RawFormat
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    changes = list(options.opts)
-    changes += ["MODEL.WEIGHTS", options.weights] if options.weights else []
-    changes += ["MODEL.DEVICE", options.device] if options.device else []
-    cfg = config(options.config, changes)
+    cfg = model_config(options)
     videos = find_videos(options.input, Path(options.output))
     if videos is not None:
         return track_many(cfg, videos, request(options), options.workers)
     return track_one(cfg, request(options))
-
-
-def config(name: str, changes: Sequence[str] = ()) -> CfgNode:
-    """The config of a model, by name or file.
-
-    Raises:
-        UserError: if it does not exist, or has no weights.
-    """
-    cfg = load_config(PRETRAINED.get(name, name), changes)
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError(f"MODEL.WEIGHTS: empty in '{name}'; add --opts MODEL.WEIGHTS FILE")
-    return cfg
 
 
 def request(options: argparse.Namespace) -> Request:

@@ -52,8 +52,14 @@ class VideoFile:
     forwards decodes every frame once; going back seeks to the preceding key frame.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, pixel_format: str = "rgb24") -> None:
+        """
+        Args:
+            path: of the file.
+            pixel_format: of the frames, uint8 (H, W, 3): "rgb24" or "bgr24".
+        """
         self.path = path
+        self.pixel_format = pixel_format
         self._times: list[int] = []  # time stamp of each frame, ascending
         self._keys: list[int] = []  # time stamps of the key frames
         self._container: Any = None
@@ -61,8 +67,8 @@ class VideoFile:
         self._decoded: Iterator[Any] = iter(())
         self._next = 0  # index of the iterator's next frame
 
-    def __reduce__(self) -> tuple[type[VideoFile], tuple[str]]:
-        return VideoFile, (self.path,)
+    def __reduce__(self) -> tuple[type[VideoFile], tuple[str, str]]:
+        return VideoFile, (self.path, self.pixel_format)
 
     @property
     def names(self) -> list[str]:
@@ -71,6 +77,18 @@ class VideoFile:
     def __len__(self) -> int:
         self._open()
         return len(self._times)
+
+    def seconds(self, index: int) -> float:
+        """When a frame is shown, counted from the first one."""
+        self._open()
+        return float((self._times[index] - self._times[0]) * self._stream.time_base)
+
+    def close(self) -> None:
+        """Close the file; asking for a frame opens it again."""
+        container, self._container = self._container, None
+        self._decoded = iter(())
+        if container is not None:
+            container.close()
 
     def __getitem__(self, index: int) -> np.ndarray:
         self._open()
@@ -85,7 +103,7 @@ class VideoFile:
             for frame in self._decoded:
                 if frame.pts is not None and frame.pts >= time:
                     self._next = index + 1
-                    return upright(frame, "rgb24")
+                    return upright(frame, self.pixel_format)
         except av.FFmpegError as error:
             self._next = len(self._times)  # the decoder's position is unknown: seek next time
             raise UserError(f"{self.path}: frame {index} cannot be decoded: {error.strerror}") from None

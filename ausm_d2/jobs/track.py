@@ -134,7 +134,8 @@ def _track(
             return Summary(earlier.frames, earlier.objects, True, folder.path, 0.0, 0)
         done = (earlier.frames or None) if earlier.settings is not None else None
     if done is None:
-        session = predictor.start(first.image, _first_prompts(request), discover=request.find)
+        given = max((object_id for by_id in request.prompts.values() for object_id in by_id), default=0)
+        session = predictor.start(first.image, _first_prompts(request), discover=request.find, above=given)
     else:
         session = predictor.load(folder.session_file(done))
         source, first = _open(request, done)

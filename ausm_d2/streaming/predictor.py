@@ -121,7 +121,7 @@ class VideoPredictor:
         return encode_ahead(self.model, self.settings, map(as_rgb, frames), given=given, at_once=at_once)
 
     def start(
-        self, frame: np.ndarray | EncodedFrame, prompts: Prompts | None = None, discover: bool = False
+        self, frame: np.ndarray | EncodedFrame, prompts: Prompts | None = None, discover: bool = False, above: int = 0
     ) -> Session:
         """Start a session with the first frame of a video.
 
@@ -133,6 +133,7 @@ class VideoPredictor:
                 There is no maximum: objects beyond the ID vectors are tracked in groups (streaming/groups.py).
                 None: detect all objects.
             discover: also detect all other objects; their ids follow the prompted ones.
+            above: detected objects get ids above it; lower ones are kept for objects that are prompted later.
 
         Raises:
             UserError: if the frame or a prompt is invalid.
@@ -143,7 +144,7 @@ class VideoPredictor:
             self.settings,
             label_set=self.label_set if detect else self.settings.prompt_label_set,
             detect=detect,
-            first_track_id=max((check_object_id(each) for each in prompts or {}), default=0) + 1,
+            first_track_id=max([above, *(check_object_id(each) for each in prompts or {})]) + 1,
         )
         session = Session(GroupedStream(stream), topk=self.settings.topk, weights=lambda: self.fingerprint)
         session.begin(frame, prompts or {})

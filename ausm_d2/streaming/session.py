@@ -46,6 +46,10 @@ class Keyframe:
     image: np.ndarray | None
     paused: frozenset[int]
 
+    def num_bytes(self) -> int:
+        """Bytes of the stream's state, which is most of it."""
+        return self.stream.num_bytes()
+
 
 class Session:
     """One video, frame by frame. Created by ``VideoPredictor.start`` and ``VideoPredictor.load``."""
@@ -212,6 +216,10 @@ class Session:
         self._given = {new_id if each == object_id else each: mask for each, mask in self._given.items()}
         self._paused = {new_id if each == object_id else each for each in self._paused}
         self.result = self._render()
+
+    def keep_ids(self, last: int) -> None:
+        """Objects detected from now on get ids above ``last``; lower ones are kept for objects prompted later."""
+        self._stream.keep_ids(last)
 
     def keyframe(self) -> Keyframe:
         """A copy of the current state, for :meth:`back_to`. It takes as much memory as the stream's state."""

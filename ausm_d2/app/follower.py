@@ -1,0 +1,239 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""A session that goes to any frame of a video: forwards, and back to a keyframe to do frames again.
+
+Words: a frame is *done* if its record is what the present prompts give; frames behind the last change are not.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from ausm_d2.app.clip import Clip
+from ausm_d2.app.plan import Plan
+from ausm_d2.app.records import Records
+from ausm_d2.errors import UserError
+from ausm_d2.jobs.track import tracked_frame
+from ausm_d2.streaming.predictor import VideoPredictor
+from ausm_d2.streaming.prompts import Mask
+from ausm_d2.streaming.session import Keyframe, Session
+from ausm_d2.video.ahead import ReadAhead
+from ausm_d2.video.frame import Frame
+from ausm_d2.video.tracked import TrackedObject
+
+logger = logging.getLogger(__name__)
+
+_STRIDE = 8  # frames between two keyframes, as long as there is room
+_NEAR = 4  # frames that are done again at once when a frame is corrected
+_KEYFRAME_BYTES = 256 << 20
+
+
+class Turns:
+    """A lock that is given in the order in which it was asked for, so that a click never waits for a whole video."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[threading.Event] = deque()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        mine = threading.Event()
+        with self._lock:
+            self._waiting.append(mine)
+            if len(self._waiting) == 1:
+                mine.set()
+        mine.wait()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting.popleft()
+                if self._waiting:
+                    self._waiting[0].set()
+
+
+class Follower:
+    """One video with one plan. It belongs to one thread at a time."""
+
+    def __init__(self, predictor: VideoPredictor, turns: Turns, clip: Clip, plan: Plan, records: Records) -> None:
+        """
+        Args:
+            predictor: shared by all sessions.
+            turns: held while the predictor works.
+        """
+        self._predictor, self._turns = predictor, turns
+        self._clip, self._plan, self.records = clip, plan, records
+        self._session: Session | None = None
+        self._at: int | None = None  # the frame that the session has seen last, with its prompts; None: no use
+        self._keys: dict[int, Keyframe] = {}  # by frame: the session that has seen it, without its prompts
+        self._before: tuple[int, list[TrackedObject]] | None = None  # a frame, and its objects before it was corrected
+        self._editing: int | None = None  # the frame that the user is at
+        self.classes: list[str] = []  # names of the label set
+        self.start: int | None = None  # the first frame that is followed
+        self.done = 0  # frames from ``start`` to here, exclusive, are done
+
+    def changed(self, frame: int, *, again: bool = False) -> None:
+        """The plan is another one from a frame on; this frame gets its masks at once.
+
+        Args:
+            again: the whole video is done anew.
+
+        Raises:
+            UserError: a prompt that cannot be used. The plan has to be put back as it was, and this called again.
+        """
+        begin = self._plan.begin
+        if again or begin != self.start:
+            self._session, self._at, self._keys, self._before = None, None, {}, None
+            self.start, self.done = begin, begin or 0
+            self.records.clear()
+        if begin is None:
+            return
+        frame = self._editing = max(frame, begin)  # before, nothing is followed
+        self._keys = {each: key for each, key in self._keys.items() if each <= frame}
+        self._at = None if self._at is not None and self._at >= frame else self._at
+        self.done = max(begin, min(self.done, frame))
+        if self._distance(frame) <= _NEAR:
+            self._before = None
+            for _ in self._go(frame):
+                pass
+        else:
+            self._estimate(frame)
+
+    def run(self, stopped: Callable[[], bool]) -> Iterator[int]:
+        """Do the frames that are not done; yields the number of each.
+
+        Raises:
+            UserError: nothing is to be followed, or a frame cannot be decoded.
+        """
+        if self.start is None:
+            raise UserError("nothing to follow yet: click on an object, or find everything")
+        self._before, self._editing = None, None
+        if self.done == self._clip.count:
+            return
+        yield from self._go(self.done, stopped)
+        if self._at is None or stopped():
+            return
+        with ReadAhead(self._clip.frames(self.done), stopped=stopped) as frames:
+            for frame in frames:
+                self._step(frame)
+                yield self.done - 1
+        assert self._session is not None
+        if self._at == self.done - 1 and not self._plan.at(self._at):
+            self._keys[self._at] = self._session.keyframe()
+            self._thin()
+
+    def _distance(self, frame: int) -> int:
+        """Frames between the nearest state that is of use and a frame."""
+        assert self.start is not None
+        states = [self.start, *self._keys, *([] if self._at is None else [self._at])]
+        return min(frame - each for each in states if each <= frame)
+
+    def _go(self, frame: int, stopped: Callable[[], bool] = lambda: False) -> Iterator[int]:
+        """Bring the session to a frame, with its prompts; yields every frame that is done on the way."""
+        assert self.start is not None
+        nearest = max((each for each in self._keys if each <= frame), default=None)
+        if self._at is None or self._at > frame or (nearest is not None and nearest > self._at):
+            if nearest is None:
+                self._begin(self._clip.at(self.start))
+            else:
+                self._back_to(nearest)
+            assert self._at is not None
+            yield self._at
+        while self._at < frame and not stopped():
+            self._step(self._clip.at(self._at + 1))
+            yield self._at
+
+    def _begin(self, frame: Frame) -> None:
+        assert self.start is not None
+        find = self._plan.find_at is not None
+        with self._turns():
+            self._session = self._predictor.start(frame.image, {}, discover=find, above=self._plan.last_id)
+        self.classes = self._predictor.class_names(self._session.label_set)
+        self._keys[self.start] = self._session.keyframe()
+        self._arrived(frame, self.start)
+
+    def _back_to(self, number: int) -> None:
+        assert self._session is not None
+        with self._turns():
+            self._session.back_to(self._keys[number])
+        self._session.keep_ids(max(self._plan.given, default=0))
+        self._arrived(self._clip.at(number), number)
+
+    def _step(self, frame: Frame) -> None:
+        assert self._session is not None and self._at is not None
+        number, self._at = self._at + 1, None
+        with self._turns():
+            self._session.step(frame.image)
+        self._clip.show(number, frame.image)
+        if self._plan.at(number) or number % _STRIDE == 0:
+            self._keys[number] = self._session.keyframe()
+            self._thin()
+        self._arrived(frame, number)
+
+    def _arrived(self, frame: Frame, number: int) -> None:
+        """The session has seen a frame: give what is given there, and keep the result."""
+        assert self._session is not None
+        self._at = None
+        if self._plan.find_at is None:  # else the model would find them again: they are followed unseen
+            for gone in self._plan.removed & {*self._session.track_ids}:
+                self._session.remove(gone)
+        self._give(self._session, number)
+        self._keep(self._session, frame, number)
+        self._at = number
+        self.done = max(self.done, number + 1)
+
+    def _give(self, session: Session, number: int) -> None:
+        for object_id, given in self._plan.at(number).items():
+            try:
+                with self._turns():
+                    session.add(object_id, given)
+            except UserError as error:
+                if number == self._editing:
+                    raise
+                # A correction of an object that is not there any more since an earlier change.
+                logger.warning("frame %d: a correction is left out: %s", number, error)
+
+    def _keep(self, session: Session, frame: Frame, number: int) -> None:
+        classes = self._predictor.class_names(session.label_set)
+        found = tracked_frame(session.result, frame, classes).objects
+        for each in found:
+            each.pixels = None
+            if each.id in self._plan.given:  # its class is not known
+                each.name = "object"
+        self.records.put(number, found)
+        self._plan.last_id = max([self._plan.last_id, *(each.id for each in found)])
+
+    def _estimate(self, number: int) -> None:
+        """The masks of a frame that the session is far from: the frame by itself, with the masks that it has."""
+        frame = self._clip.at(number)
+        if self._before is None or self._before[0] != number:
+            self._before = number, self.records.get(number)
+        known = {each.id: each for each in self._before[1] if each.id not in self._plan.removed}
+        masks: dict[int, Mask | np.ndarray] = {each.id: Mask(each.array()) for each in known.values()}
+        find = self._plan.find_at is not None and not known
+        with self._turns():
+            session = self._predictor.start(frame.image, masks, discover=find, above=self._plan.last_id)
+        self._give(session, number)
+        self._keep(session, frame, number)
+        renamed = self.records.get(number)
+        for each in renamed:
+            if each.id in known:
+                each.name, each.class_id = known[each.id].name, known[each.id].class_id
+        self.records.put(number, renamed)
+
+    def _thin(self) -> None:
+        """Keep the keyframes within their memory: the closer to the latest, the denser."""
+        room = _KEYFRAME_BYTES // max(1, next(iter(self._keys.values())).num_bytes())
+        while len(self._keys) > max(4, room):
+            numbers = sorted(self._keys)
+            last = numbers[-1]
+            gaps = {
+                here: (after - before) / (last - here + _STRIDE)
+                for before, here, after in zip(numbers, numbers[1:], numbers[2:], strict=False)
+            }
+            del self._keys[min(gaps, key=lambda each: gaps[each])]

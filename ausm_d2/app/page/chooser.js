@@ -1,0 +1,79 @@
+// Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+// The dialog in which a video is chosen or uploaded.
+
+import * as api from "./api.js";
+import { by } from "./store.js";
+
+const mega = (bytes) => `${Math.ceil(bytes / 1048576)} MB`;
+
+
+export class Chooser {
+  // opened(state) is called when the server has opened a video, failed(error) when it has not.
+  constructor(opened, failed) {
+    this.opened = opened;
+    this.failed = failed;
+    this.most = Infinity; // bytes of a file
+    by("file").addEventListener("change", () => {
+      if (by("file").files.length) this.send(by("file").files[0]);
+      by("file").value = "";
+    });
+    for (const name of ["dragover", "dragleave", "drop"]) {
+      document.addEventListener(name, (event) => {
+        event.preventDefault();
+        by("drop").classList.toggle("over", name === "dragover");
+        if (name === "drop" && event.dataTransfer.files.length) this.send(event.dataTransfer.files[0]);
+      });
+    }
+  }
+
+  // What can be downloaded: name -> text.
+  async outputs() {
+    return (await (await api.get("videos")).json()).outputs;
+  }
+
+  async show() {
+    by("chooser").showModal();
+    const videos = await (await api.get("videos")).json();
+    this.most = videos.max_bytes;
+    by("limit").textContent = `or drop it here, up to ${mega(this.most)}`;
+    this.list(by("clips"), videos.clips, "clip");
+    this.list(by("folder"), videos.folder, "folder");
+    by("inFolder").hidden = !videos.folder.length;
+    by("more").hidden = videos.complete;
+  }
+
+  list(target, names, source) {
+    target.replaceChildren(...names.map((name) => {
+      const item = document.createElement("li"), button = document.createElement("button");
+      button.type = "button";
+      button.textContent = name;
+      button.addEventListener("click", () => this.finish(api.post("open", { source, name })));
+      item.append(button);
+      return item;
+    }));
+  }
+
+  send(file) {
+    if (file.size > this.most) { // the server would refuse it, but the browser might not show its answer
+      this.failed(new Error(`'${file.name}' has ${mega(file.size)}, at most ${mega(this.most)} are taken`));
+      return;
+    }
+    by("sent").hidden = false;
+    this.finish(api.upload(file, (part) => { by("sent").value = part; }));
+  }
+
+  async finish(work) {
+    const dialog = by("chooser");
+    dialog.inert = true;
+    try {
+      const state = await work;
+      dialog.close();
+      this.opened(state);
+    } catch (error) {
+      this.failed(error);
+    } finally {
+      dialog.inert = false;
+      by("sent").hidden = true;
+    }
+  }
+}

@@ -1,0 +1,48 @@
+// Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+// What the page knows, and how it speaks.
+
+export const by = (id) => document.getElementById(id);
+
+export const S = {
+  state: { video: null, objects: [], prompts: {} }, // of the server
+  frame: 0, // that is to be shown
+  video: 0, // counts those that were opened
+  shown: null, // that is shown
+  found: [], // its masks
+  chosen: null, // id of an object; null: a click begins a new one
+  another: false, // "New object" was pressed: a click on an object begins a new one all the same
+  tool: "add",
+  following: false, // the run: its newest frame is shown
+  playing: false,
+  saved: null, // number of the download that was fetched last; null: none is to be fetched
+};
+
+let fading = 0;
+// kept: until the next message.
+export function say(message, { note = false, kept = false } = {}) {
+  by("toast").textContent = message;
+  by("toast").classList.toggle("note", note);
+  by("toast").hidden = false;
+  clearTimeout(fading);
+  if (!kept) fading = setTimeout(quiet, note ? 5000 : 9000);
+}
+
+export function quiet() {
+  by("toast").hidden = true;
+}
+
+let waiting = 0;
+export async function busy(work) {
+  waiting += 1;
+  const timer = setTimeout(() => { by("busy").hidden = false; }, 150);
+  try {
+    return await work();
+  } catch (error) {
+    say(error.message);
+    return null;
+  } finally {
+    clearTimeout(timer);
+    waiting -= 1;
+    if (!waiting) by("busy").hidden = true;
+  }
+}

@@ -1,0 +1,104 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""The page in a real browser, from an upload to a download."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("starlette", reason="the extra [app] is not installed")
+pytest.importorskip("playwright", reason="Playwright is not installed")
+from playwright.sync_api import Page, expect, sync_playwright
+
+from ausm_d2.app.limits import Limits
+from ausm_d2.app.serve import listen, serve
+from ausm_d2.app.server import build_app
+from ausm_d2.streaming.predictor import VideoPredictor
+from tests.app.conftest import FRAMES
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)")
+
+
+@pytest.fixture
+def address(tiny_predictor: VideoPredictor, limits: Limits, tmp_path: Path) -> Iterator[str]:
+    """Of a server."""
+    end = threading.Event()
+    with listen("127.0.0.1", 0) as sock:
+        app = build_app(tiny_predictor, limits, tmp_path)
+        thread = threading.Thread(target=serve, args=(app, sock, end.is_set, app.state.sessions.close))
+        thread.start()
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}/"
+        end.set()
+        thread.join(timeout=20)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        made = browser.new_page(viewport={"width": 390, "height": 844})
+        made.set_default_timeout(10_000)
+        errors: list[Any] = []
+        made.on("pageerror", lambda error: errors.append(error))
+        made.on("dialog", lambda dialog: errors.append(dialog.message))
+        made.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        yield made
+        browser.close()
+    assert errors == []
+
+
+def looks(page: Page) -> np.ndarray:
+    """The picture as it is on the screen, BGR."""
+    return cv2.imdecode(np.frombuffer(page.locator("#picture").screenshot(), np.uint8), cv2.IMREAD_COLOR)
+
+
+def test_upload_click_run_correct_rename_and_download(page: Page, address: str, videos: Path, tmp_path: Path) -> None:
+    page.goto(address)
+    page.set_input_files("#file", videos / "a.mp4")
+    expect(page.locator("#place")).to_contain_text(f"0 / {FRAMES - 1}")
+    expect(page.locator("#run")).to_be_disabled()
+    picture = page.locator("#picture")
+    box = picture.bounding_box()
+    assert box is not None and box["width"] > 350  # on a phone too
+    before = looks(page)
+    picture.click(position={"x": box["width"] / 2, "y": box["height"] / 2})
+    expect(page.locator("#objects li")).to_have_count(1)
+    page.locator("body[data-latency]").wait_for()
+    after = looks(page)
+    assert np.abs(after.astype(int) - before).max() > 40  # the mask and the click are there
+
+    page.get_by_role("button", name="Run").click()
+    expect(page.locator("#progress")).to_have_text("done")
+
+    page.keyboard.press("Home")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    expect(page.locator("#place")).to_contain_text(f"3 / {FRAMES - 1}")
+    picture.click(position={"x": box["width"] / 4, "y": box["height"] / 3})
+    expect(page.locator("#progress")).to_have_text(f"4 of {FRAMES}")
+    page.get_by_role("button", name="Run").click()
+    expect(page.locator("#progress")).to_have_text("done")
+
+    name = page.get_by_label("Name of object 1")
+    name.fill("<script>alert(1)</script>")
+    name.press("Enter")
+    page.reload()
+    expect(name).to_have_value("<script>alert(1)</script>")
+
+    page.get_by_label("What to download").select_option("tracks")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    download.value.save_as(tmp_path / "tracks.json")
+    [track] = json.loads((tmp_path / "tracks.json").read_text())["tracks"]
+    assert track["class"] == "<script>alert(1)</script>" and track["frames"][0] == 0
