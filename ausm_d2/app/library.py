@@ -132,10 +132,11 @@ class Library:
         path = self._scratch / _DRAWN
         with self._drawing:
             if not path.exists():
-                video = SynthVis(seed=1, num_videos=1, num_frames=48)[0]
+                frames = SynthVis(seed=1, num_videos=1, num_frames=48)[0].frames
                 with MovieWriter(path, 12) as movie:
-                    for image in video.frames:
-                        movie.write(np.ascontiguousarray(np.kron(image, np.ones((3, 3, 1), np.uint8))[..., ::-1]))
+                    for index in range(len(frames)):
+                        large = np.kron(frames[index], np.ones((3, 3, 1), np.uint8))
+                        movie.write(np.ascontiguousarray(large[..., ::-1]))
         return path
 
 

@@ -29,7 +29,7 @@ _WAIT = 0.005  # seconds between two looks of the page at what is new
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     measure.add_clock_argument(parser)
     parser.add_argument("--video", default="demo/clips/cars.mp4")
-    parser.add_argument("--box", type=float, nargs=4, default=[10, 10, 100, 100], help="around an object in frame 0")
+    parser.add_argument("--box", type=float, nargs=4, default=[320, 290, 492, 431], help="around an object in frame 0")
     parser.add_argument("--config", default="ausm_edge")
     parser.add_argument("--repeats", type=measure.positive, default=5, help="of each measurement")
 
