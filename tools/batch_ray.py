@@ -43,7 +43,7 @@ class Tracking:
         """Load the model; the function takes name, path on this machine, and folder of the results."""
         import torch
 
-        from ausm_d2.cli.tracking import config
+        from ausm_d2.cli.model import config
         from ausm_d2.jobs.folder import track_one_of_many
         from ausm_d2.jobs.track import Request
         from ausm_d2.streaming.predictor import VideoPredictor
