@@ -42,6 +42,7 @@ export function forget() {
 }
 
 // News of the session. `lost` is called with true when the server does not answer, with false when it does again.
+// A server that was started anew does not know the session: that is its end.
 export function listen(heard, lost) {
   const source = new EventSource(address("events"));
   source.onmessage = (message) => {
@@ -50,7 +51,7 @@ export function listen(heard, lost) {
     heard(event);
   };
   source.onopen = () => lost(false);
-  source.onerror = () => lost(true);
+  source.onerror = () => (source.readyState === EventSource.CLOSED ? heard({ type: "end" }) : lost(true));
 }
 
 export function upload(file, progress) {
