@@ -151,6 +151,41 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _require_few(node, {})
+        return node
+
+
+_MOST_VALUES = 100_000  # of a YAML file; an alias counts as all that it stands for
+
+
+def _require_few(node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
+    """Count the values of a YAML node. A few lines of aliases of aliases stand for billions of them.
+
+    Args:
+        counts: of the nodes counted already; 0: being counted.
+
+    Raises:
+        yaml.constructor.ConstructorError: there are too many, or an alias is within what it stands for.
+    """
+    if node in counts:
+        if not counts[node]:
+            raise yaml.constructor.ConstructorError(None, None, "an alias of what it is a part of", node.start_mark)
+        return counts[node]
+    counts[node] = 0
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        children = node.value
+    elif isinstance(node, yaml.MappingNode):
+        children = [each for pair in node.value for each in pair]
+    count = 1 + sum(_require_few(child, counts) for child in children)
+    if count > _MOST_VALUES:
+        raise yaml.constructor.ConstructorError(None, None, f"more than {_MOST_VALUES} values", node.start_mark)
+    counts[node] = count
+    return count
+
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
     """Read a YAML file of plain values; no code is executed.

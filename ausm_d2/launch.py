@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 from detectron2.config import CfgNode
@@ -33,9 +34,8 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
     Raises:
         UserError: if the config, a data set or the weights cannot be used.
     """
+    _check_machines(args)
     _check_gpus(args)
-    if not args.timeout > 0:
-        raise UserError(f"--timeout: {args.timeout}, expected a number of seconds above 0")
     cfg = load_config(args.config_file, args.opts, args.overlay)
     if args.eval_only and not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST: empty, expected the names of the data sets to evaluate on")
@@ -70,6 +70,28 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
         cfg.TEST.AUSM.BASELINES = False  # score the references after training only
     cfg.freeze()
     return cfg
+
+
+def _check_machines(args: argparse.Namespace) -> None:
+    """Raise UserError if several machines could not find each other: Detectron2 would wait, or train on each alone."""
+    if not args.timeout > 0:
+        raise UserError(f"--timeout: {args.timeout}, expected a number of seconds above 0")
+    if args.num_machines < 2:
+        return
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise UserError(f"--machine-rank: {args.machine_rank}, expected 0 to {args.num_machines - 1}, another on each")
+    if args.num_gpus < 1:
+        raise UserError(f"--num-gpus: {args.num_gpus} on each of {args.num_machines} machines, expected 1 or more")
+    url = urlsplit(args.dist_url)
+    try:
+        address = url.hostname and url.port
+    except ValueError:  # the port is no number
+        address = None
+    if not (url.scheme == "env" or (url.scheme == "tcp" and address) or (url.scheme == "file" and url.path)):
+        raise UserError(
+            f"--dist-url: '{args.dist_url}', expected tcp://HOST:PORT of machine 0, or file:///PATH that all machines "
+            "see"
+        )
 
 
 def _check_gpus(args: argparse.Namespace) -> None:
@@ -141,7 +163,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
     parser.prog = prog or parser.prog
     args = parser.parse_args(arguments)
     cfg = checked_config(args)
-    with errors_of_processes():
+    with errors_of_processes(args.dist_url):
         launch(
             run,
             args.num_gpus,

@@ -16,6 +16,7 @@ from ausm_d2.errors import UserError
 
 _AGAIN = "--resume continues from the last checkpoint"
 _USER_ERROR = "ausm_d2.errors.UserError: "
+_NOT_FOUND = ("torch.distributed.DistStoreError: ", "torch.distributed.DistNetworkError: ")
 
 
 def leave_together(seconds: float = 600.0) -> None:
@@ -67,16 +68,26 @@ def lost_processes() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def errors_of_processes() -> Iterator[None]:
+def errors_of_processes(url: str) -> Iterator[None]:
     """What a process that was started here ended with, as one line.
 
+    Args:
+        url: at which the processes meet.
+
     Raises:
-        UserError: the process raised one, or it was killed.
+        UserError: the process raised one, it was killed, or it did not find the others.
     """
     try:
         yield
     except ProcessRaisedException as error:
-        last = error.msg.strip().splitlines()[-1]
+        lines = error.msg.strip().splitlines()
+        for kind in _NOT_FOUND:  # lines of C++ may follow
+            for line in lines:
+                if line.startswith(kind):
+                    raise UserError(
+                        f"--dist-url {url}: the processes did not meet: {line.removeprefix(kind)}"
+                    ) from None
+        last = lines[-1]
         if not last.startswith(_USER_ERROR):
             raise
         raise UserError(last.removeprefix(_USER_ERROR)) from None

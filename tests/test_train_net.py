@@ -232,6 +232,22 @@ MISTAKES = {
         ["--num-gpus", 2, "SOLVER.IMS_PER_BATCH", 3],
         "SOLVER.IMS_PER_BATCH: 3 found; a multiple of 2, the processes, expected",
     ),
+    "no GPU on each of two machines": (
+        ["--num-machines", 2, "--num-gpus", 0],
+        "--num-gpus: 0 on each of 2 machines, expected 1 or more",
+    ),
+    "a machine too many": (
+        ["--num-machines", 2, "--machine-rank", 2],
+        "--machine-rank: 2, expected 0 to 1, another on each",
+    ),
+    "no address for two machines": (
+        ["--num-machines", 2, "--dist-url", "auto"],
+        "--dist-url: 'auto', expected tcp://HOST:PORT of machine 0",
+    ),
+    "an address without a port": (
+        ["--num-machines", 2, "--dist-url", "tcp://here:p"],
+        "--dist-url: 'tcp://here:p', expected tcp://HOST:PORT",
+    ),
     "a time-out that is none": (["--timeout", 0], "--timeout: 0.0, expected a number of seconds above 0"),
     "an action that is none": (["SOLVER.NON_FINITE", "ignore"], "SOLVER.NON_FINITE: 'ignore' found; stop or skip"),
     "nothing to train on": (["DATASETS.TRAIN", []], "DATASETS.TRAIN: empty"),

@@ -1,6 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,12 @@ def test_pretrained_models_by_name() -> None:
     assert sorted(PRETRAINED) == ["ausm_edge", "ausm_nano"]
 
 
+# Lines of twelve aliases each: 12^20 values.
+_NAMES = "xyzabcdefghi"
+_BOMB = b"SEED: &l0 1\n" + b"".join(
+    f"K{i}: &l{i} {{{', '.join(f'{name}: *l{i - 1}' for name in _NAMES)}}}\n".encode() for i in range(1, 20)
+)
+
 FILES = {
     "": (None, "config file: none given, expected the path of a YAML file"),
     "missing.yaml": (None, "config file 'missing.yaml' does not exist; looked in {cwd} and, for the packaged configs"),
@@ -82,6 +89,17 @@ FILES = {
     "run.yaml": (
         b"SEED: !!python/object/apply:os.getpid []\n",
         "run.yaml: not a YAML file that can be used: could not",
+    ),
+    "name.yaml": (b"SEED: !!python/name:os.getpid\n", "name.yaml: not a YAML file that can be used: could not"),
+    "tag.yaml": (b"SEED: !seed 3\n", "tag.yaml: not a YAML file that can be used: could not determine a constructor"),
+    "bomb.yaml": (_BOMB, "bomb.yaml: not a YAML file that can be used: more than 100000 values in line 6"),
+    "lists.yaml": (
+        re.sub(rb"\w: \*", b"*", _BOMB.replace(b"{", b"[").replace(b"}", b"]")),
+        "lists.yaml: not a YAML file that can be used: more than 100000 values in line 6",
+    ),
+    "itself.yaml": (
+        b"MODEL: &m {AUSM: *m}\n",
+        "itself.yaml: not a YAML file that can be used: an alias of what it is a part of in line 1",
     ),
     "old.yaml": (b"VERSION: 1\n", "old.yaml: VERSION: 1, expected 2"),
     "unknown.yaml": (b"MODEL: {AUSM: {NUM_IDS: 3}}\n", "unknown.yaml: Non-existent config key: MODEL.AUSM.NUM_IDS"),
