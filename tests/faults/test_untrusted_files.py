@@ -115,7 +115,7 @@ PICKLES = {
         b"\x80\x04cbuiltins\ngetattr\n(cbuiltins\nset\nX\x04\0\0\0copytR.",
         "refused, it holds 'builtins.getattr",
     ),
-    "a dotted name": (b"\x80\x04\x8c\x0ccollections\x94\x8c\x14OrderedDict.__init__\x94\x93.", "refused, it holds"),
+    "a dotted name": (b"\x80\x04\x8c\x0bcollections\x94\x8c\x14OrderedDict.__init__\x94\x93.", "refused, it holds"),
 }
 
 
