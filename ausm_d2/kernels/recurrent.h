@@ -79,6 +79,14 @@ inline void transpose_quarters(__m512 v[4]) {
   v[0] = _mm512_shuffle_ps(a, c, 0x44), v[1] = _mm512_shuffle_ps(a, c, 0xee);
   v[2] = _mm512_shuffle_ps(b, d, 0x44), v[3] = _mm512_shuffle_ps(b, d, 0xee);
 }
+#elif defined(__AVX2__)
+// The same in each half.
+inline void transpose_halves(__m256 v[4]) {
+  const __m256 a = _mm256_unpacklo_ps(v[0], v[1]), b = _mm256_unpackhi_ps(v[0], v[1]);
+  const __m256 c = _mm256_unpacklo_ps(v[2], v[3]), d = _mm256_unpackhi_ps(v[2], v[3]);
+  v[0] = _mm256_shuffle_ps(a, c, 0x44), v[1] = _mm256_shuffle_ps(a, c, 0xee);
+  v[2] = _mm256_shuffle_ps(b, d, 0x44), v[3] = _mm256_shuffle_ps(b, d, 0xee);
+}
 #endif
 
 // Converts between L rows of `columns` numbers in memory and `columns` vectors.
@@ -138,6 +146,31 @@ inline void store_transposed(float* p, const Vec* v, int64_t columns, int count)
       _mm_storeu_ps(q + 4 * columns, _mm512_extractf32x4_ps(tile[r], 1));
       _mm_storeu_ps(q + 8 * columns, _mm512_extractf32x4_ps(tile[r], 2));
       _mm_storeu_ps(q + 12 * columns, _mm512_extractf32x4_ps(tile[r], 3));
+    }
+  }
+}
+#elif defined(__AVX2__)
+inline void load_transposed(const float* p, Vec* v, int64_t columns, int count) {
+  if (count < L || columns % 4) return load_transposed<float>(p, v, columns, count);
+  for (int64_t i = 0; i < columns; i += 4) {
+    __m256 tile[4];
+    for (int r = 0; r < 4; ++r) {
+      const float* q = p + r * columns + i;  // rows r and r + 4 in the halves
+      tile[r] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(q)), _mm_loadu_ps(q + 4 * columns), 1);
+    }
+    transpose_halves(tile);
+    for (int r = 0; r < 4; ++r) v[i + r] = tile[r];
+  }
+}
+inline void store_transposed(float* p, const Vec* v, int64_t columns, int count) {
+  if (count < L || columns % 4) return store_transposed<float>(p, v, columns, count);
+  for (int64_t i = 0; i < columns; i += 4) {
+    __m256 tile[4] = {v[i], v[i + 1], v[i + 2], v[i + 3]};
+    transpose_halves(tile);
+    for (int r = 0; r < 4; ++r) {
+      float* q = p + r * columns + i;
+      _mm_storeu_ps(q, _mm256_castps256_ps128(tile[r]));
+      _mm_storeu_ps(q + 4 * columns, _mm256_extractf128_ps(tile[r], 1));
     }
   }
 }

@@ -12,22 +12,26 @@ Shape shorthand:
 
 from __future__ import annotations
 
-from typing import Any, cast
+import math
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from timm.layers import Conv2dSame, FrozenBatchNormAct2d
-from timm.layers.padding import pad_same
+from timm.layers.padding import get_same_padding, pad_same
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from ausm_d2.kernels.choice import KernelLayer
+from ausm_d2.kernels.depthwise import depthwise_conv
+
 _FROZEN = (FrozenBatchNormAct2d, FrozenBatchNorm2d)
-# Activations that oneDNN can fuse into a convolution: name, arguments.
-_FUSED: dict[type[nn.Module], tuple[str, list[float]]] = {
-    nn.Identity: ("none", []),
-    nn.ReLU: ("relu", []),
-    nn.ReLU6: ("hardtanh", [0.0, 6.0]),
+# Activations that are a clamp, which convolutions can do: its limits, and oneDNN's name and arguments for it.
+_FUSED: dict[type[nn.Module], tuple[tuple[float, float], str, list[float]]] = {
+    nn.Identity: ((-math.inf, math.inf), "none", []),
+    nn.ReLU: ((0.0, math.inf), "relu", []),
+    nn.ReLU6: ((0.0, 6.0), "hardtanh", [0.0, 6.0]),
 }
 
 
@@ -97,6 +101,7 @@ def fold_frozen_norms(net: nn.Module, pairs: dict[str, str]) -> None:
         if isinstance(norm, _FROZEN) and type(getattr(norm, "drop", None)) in (nn.Identity, type(None)):
             conv.__class__ = FoldedConv2dSame if isinstance(conv, Conv2dSame) else FoldedConv2d
             conv._norm, conv._cached = (norm,), None  # type: ignore[assignment]  # a tuple: no submodule
+            conv._packed = None  # type: ignore[assignment]
             norm.__class__ = _Folded
 
 
@@ -107,7 +112,16 @@ class _Folded(nn.Module):
         return x
 
 
-class FoldedConv2d(nn.Conv2d):
+class _Folding(NamedTuple):
+    """Folded weights, and what they were made of."""
+
+    key: tuple[Any, ...]
+    weight: Tensor  # (C', C / G, k, k), channels last
+    bias: Tensor  # (C')
+    planes: Tensor | None  # (k, k, C') of a depthwise convolution
+
+
+class FoldedConv2d(KernelLayer, nn.Conv2d):
     """A convolution, the frozen norm after it and the activation, as one operation.
 
     The folded weights (channels last) are cached until the weights or the norm change. If gradients of the weights are
@@ -115,47 +129,85 @@ class FoldedConv2d(nn.Conv2d):
     """
 
     _norm: tuple[nn.Module]
-    _cached: tuple[tuple[Any, ...], Tensor, Tensor] | None
+    _cached: _Folding | None
+    _packed: tuple[tuple[Any, ...], Tensor] | None  # the weights in oneDNN's own layout, for inputs of one shape
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the caches: tensors of oneDNN can be neither copied nor pickled."""
+        return {**self.__dict__, "_cached": None, "_packed": None}
 
     def forward(self, x: Tensor) -> Tensor:
         """(BT, C, h, w) -> (BT, C', h', w')."""
-        weight, bias = self._weights()
-        x, padding = self._padded(x)
+        folding = self._folding()
+        weight, bias = folding.weight, folding.bias
         activation = getattr(self._norm[0], "act", None) or nn.Identity()
         recorded = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
         if not recorded and type(activation) in _FUSED and _fuses(x, weight):
-            name, numbers = _FUSED[type(activation)]
-            return torch.ops.mkldnn._convolution_pointwise(
-                x, weight, bias, padding, self.stride, self.dilation, self.groups, name, numbers, ""
-            )
-        return activation(F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups))
+            (low, high), name, numbers = _FUSED[type(activation)]
+            if folding.planes is not None:
+                padding, stride = self._sides(x), self.stride[0]
+                return depthwise_conv(
+                    x, folding.planes, bias, stride=stride, padding=padding, low=low, high=high, kernels=self.kernels
+                )
+            x, around = self._padded(x)
+            geometry = around, self.stride, self.dilation, self.groups
+            packed = self._packed_for(x, folding)
+            return torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *geometry, name, numbers, "")
+        x, around = self._padded(x)
+        return activation(F.conv2d(x, weight, bias, self.stride, around, self.dilation, self.groups))
 
     def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         return x, cast(tuple[int, int], self.padding)
 
-    def _weights(self) -> tuple[Tensor, Tensor]:
-        """(C', C / G, k, k) and (C')."""
+    def _sides(self, x: Tensor) -> tuple[int, int, int, int]:
+        """Padding at the left, right, top and bottom."""
+        vertical, horizontal = cast(tuple[int, int], self.padding)
+        return horizontal, horizontal, vertical, vertical
+
+    def _packed_for(self, x: Tensor, folding: _Folding) -> Tensor:
+        """The weights as oneDNN wants them for inputs of this shape; otherwise it converts them in every call."""
+        if not folding.key:
+            return folding.weight
+        key, kept = (folding.key, x.shape), self._packed
+        if kept is None or kept[0] != key:
+            around = (0, 0) if isinstance(self, FoldedConv2dSame) else self.padding
+            with torch.inference_mode(False), torch.no_grad():
+                packed = torch._C._nn.mkldnn_reorder_conv2d_weight(
+                    folding.weight.to_mkldnn(), around, self.stride, self.dilation, self.groups, list(x.shape)
+                )
+            self._packed = kept = key, packed  # another thread may replace it at any time
+        return kept[1]
+
+    def _folding(self) -> _Folding:
         if torch.is_grad_enabled() and self.weight.requires_grad:
-            return self._fold()
+            return self._fold(())
         norm = self._norm[0]
         sources = [self.weight, self.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var]
         tensors = [cast(Tensor, each) for each in sources if each is not None]
         if any(each.is_inference() for each in tensors):  # inference tensors have no version counter
-            return self._fold()
+            return self._fold(())
         key = tuple((each.data_ptr(), each._version) for each in tensors)
-        if self._cached is None or self._cached[0] != key:
+        cached = self._cached
+        if cached is None or cached.key != key:
             with torch.inference_mode(False), torch.no_grad():
-                self._cached = key, *self._fold()
-        return self._cached[1:]
+                self._cached = cached = self._fold(key)
+        return cached
 
-    def _fold(self) -> tuple[Tensor, Tensor]:
+    def _fold(self, key: tuple[Any, ...]) -> _Folding:
         norm: Any = self._norm[0]
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         bias = norm.bias - norm.running_mean * scale
         if self.bias is not None:
             bias = bias + self.bias * scale
         weight = (self.weight * scale[:, None, None, None]).to(self.weight.dtype)
-        return weight.contiguous(memory_format=torch.channels_last), bias.to(self.weight.dtype)
+        weight, bias = weight.contiguous(memory_format=torch.channels_last), bias.to(self.weight.dtype)
+        return _Folding(key, weight, bias, weight[:, 0].permute(1, 2, 0).contiguous() if self._is_depthwise() else None)
+
+    def _is_depthwise(self) -> bool:
+        one = self.kernel_size[0] == self.kernel_size[1] and self.stride[0] == self.stride[1]
+        one = one and self.dilation == (1, 1) and not isinstance(self.padding, str)
+        one = one and self.out_channels % 16 == 0  # whole vectors of every processor; others are left to oneDNN
+        return one and 1 < self.groups == self.in_channels == self.out_channels
 
 
 class FoldedConv2dSame(FoldedConv2d):
@@ -163,6 +215,11 @@ class FoldedConv2dSame(FoldedConv2d):
 
     def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         return pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation)), (0, 0)
+
+    def _sides(self, x: Tensor) -> tuple[int, int, int, int]:
+        sums = [get_same_padding(x.shape[-i], self.kernel_size[-i], self.stride[-i], 1) for i in (1, 2)]
+        (left, right), (top, bottom) = ((each // 2, each - each // 2) for each in sums)
+        return left, right, top, bottom
 
 
 def _fuses(x: Tensor, weight: Tensor) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,10 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
 from ausm_d2.errors import UserError
+from ausm_d2.kernels.choice import KernelLayer
 from ausm_d2.modeling.checkpointing import run_block
 from ausm_d2.modeling.convnet import build_convnet_backbone as build_convnet_backbone  # registers it
+from ausm_d2.modeling.convolution import conv_norm, convolve
 from ausm_d2.modeling.deformable_attention import MSDeformAttn
 from ausm_d2.modeling.norm import GroupNorm, LayerNorm
 from ausm_d2.modeling.position import sine_tokens
@@ -113,7 +115,7 @@ class TopDownSum(nn.Module):
         return sums
 
 
-class DeformablePixelDecoder(nn.Module):
+class DeformablePixelDecoder(KernelLayer):
     """Fuses backbone levels: an encoder mixes the coarse ones, the finest one is added as in a feature pyramid.
 
     With three coarse levels its parameter names and its function are those of Mask2Former's
@@ -168,18 +170,21 @@ class DeformablePixelDecoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> FrameFeatures:
         """Backbone levels (BT, C_i, h_i, w_i) in the order of ``in_channels`` -> features."""
-        # Channels first: PyTorch's group norm computes the variance less accurately on channels-last input.
-        finest, *coarse = (feature.contiguous() for feature in features)
+        finest, *coarse = features
         levels = self.transformer(
-            [projection(level) for projection, level in zip(self.input_proj, reversed(coarse), strict=True)]
+            [
+                conv_norm(level, projection[0], projection[1], kernels=self.kernels)
+                for projection, level in zip(cast(Any, self.input_proj), reversed(coarse), strict=True)
+            ]
         )
-        adapted = self.adapter_1(finest)
-        fused = self.layer_1(adapted + resize_to(levels[-1], adapted))
+        adapted = conv_norm(finest, self.adapter_1, self.adapter_1.norm, kernels=self.kernels)
+        fused = adapted + resize_to(levels[-1], adapted)
+        fused = conv_norm(fused, self.layer_1, self.layer_1.norm, relu=True, kernels=self.kernels)
         if not torch.is_grad_enabled():
             # Channels last, like G_t, which is added to them, and because resizing is fastest then. Not in training:
             # gradients would arrive in a layout that the group norm does not have.
             fused = fused.contiguous(memory_format=torch.channels_last)
-        return FrameFeatures(x=levels[-1], mask_features=self.mask_features(fused), multi_scale=levels)
+        return FrameFeatures(x=levels[-1], mask_features=convolve(fused, self.mask_features), multi_scale=levels)
 
 
 class FrameEncoder(nn.Module):

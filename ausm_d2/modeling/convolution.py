@@ -1,0 +1,55 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Convolutions of the feature pyramid, 1 x 1 and 3 x 3, and the group norms after them.
+
+Shape shorthand:
+    BT: frames
+    C, C': channels before and after a convolution
+    h, w: feature size
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ausm_d2.kernels.group_norm import group_norm
+from ausm_d2.kernels.winograd import conv3x3
+
+
+def conv_norm(x: Tensor, conv: nn.Conv2d, norm: Any, *, relu: bool = False, kernels: str = "auto") -> Tensor:
+    """Convolution, group norm and, if ``relu``, ReLU: (BT, C, h, w) -> (BT, C', h, w).
+
+    Args:
+        conv: 1 x 1, or 3 x 3 with padding 1 and without bias.
+        norm: a ``GroupNorm``.
+        kernels: one of ``kernels.choice.NAMES``.
+    """
+    if not _in_rows(x):
+        x = x.contiguous()  # PyTorch's group norm computes the variance less accurately on channels-last input
+    y = conv3x3(x, conv.weight, kernels=kernels) if conv.kernel_size == (3, 3) else convolve(x, conv)
+    if _in_rows(y):
+        return group_norm(y, norm.num_groups, norm.weight, norm.bias, norm.eps, relu=relu, kernels=kernels)
+    y = norm(y.contiguous())
+    return F.relu(y) if relu else y
+
+
+def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A 1 x 1 convolution: (BT, C, h, w) -> (BT, C', h, w)."""
+    if not _in_rows(x):
+        return F.conv2d(x, conv.weight, conv.bias)
+    # One matrix product, without a copy before or after it.
+    x = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+    return F.linear(x, conv.weight[:, :, 0, 0], conv.bias).permute(0, 3, 1, 2)
+
+
+def _in_rows(x: Tensor) -> bool:
+    """Whether features stay channels last: in inference on a CPU in float32, since our kernels need that layout."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+    )
