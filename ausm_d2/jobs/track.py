@@ -24,6 +24,8 @@ import av
 import numpy as np
 
 from ausm_d2.errors import UserError
+from ausm_d2.jobs.encoded import encoded
+from ausm_d2.streaming.ahead import EncodedFrame
 from ausm_d2.streaming.predictor import VideoPredictor
 from ausm_d2.streaming.prompts import Mask, Prompts
 from ausm_d2.streaming.result import FrameResult
@@ -275,17 +277,17 @@ class _Work:
         if done == 0:  # the session was started with it
             yield first
         else:
-            yield self._step(first)
+            yield self._step(first, first.image)
         with ReadAhead(islice(self._source.frames, limit), newest=self._source.live, stopped=stopped) as ahead:
-            for frame in ahead:
-                yield self._step(frame)
+            for frame, image in encoded(self._session, ahead, live=self._source.live, stopped=stopped):
+                yield self._step(frame, image)
             if ahead.dropped:
                 came = "%s: %d frames that came while the model worked were left out"
                 logger.warning(came, self._source.name, ahead.dropped)
 
-    def _step(self, frame: Frame) -> Frame:
+    def _step(self, frame: Frame, image: np.ndarray | EncodedFrame) -> Frame:
         try:
-            self._session.step(frame.image)
+            self._session.step(image)
             for object_id, prompt in self._request.prompts.get(self._session.result.frame_index, {}).items():
                 self._session.add(object_id, prompt)
         except UserError as error:

@@ -64,6 +64,7 @@ def encode_ahead(
     frames: Iterable[np.ndarray],
     *,
     given: Iterable[np.ndarray] = (),
+    input_size: tuple[int, int] | None = None,
     at_once: int | None = None,
 ) -> Generator[EncodedFrame, None, None]:
     """The same frames, encoded; :meth:`Stream.step` takes them in place of plain frames.
@@ -75,12 +76,13 @@ def encode_ahead(
         network: in evaluation mode.
         frames: uint8 (H, W, 3), RGB; requested at most 2 k ahead.
         given: bool (H, W) masks that will be prompted at the first frame; see :meth:`VideoSettings.input_size`.
+        input_size: (H_in, W_in) of a stream that has begun; None: of one that begins with the first frame.
         at_once: k; 1 for a camera, whose frames arrive one by one. None: as many as fit into ``1 / _SHARE`` of the free
             memory.
     """
     done = threading.Event()
     ready: queue.Queue[EncodedFrame | _End] = queue.Queue(maxsize=at_once or _MOST.get(network.device.type, 1))
-    images = _resized(settings, frames, list(given))
+    images = _resized(settings, frames, list(given), input_size)
     arguments = (network, settings, images, at_once, ready, done)
     thread = threading.Thread(target=_work, args=arguments, name="frames ahead", daemon=True)
     thread.start()
@@ -98,14 +100,17 @@ def encode_ahead(
 
 
 def _resized(
-    settings: VideoSettings, frames: Iterable[np.ndarray], given: list[np.ndarray]
+    settings: VideoSettings,
+    frames: Iterable[np.ndarray],
+    given: list[np.ndarray],
+    input_size: tuple[int, int] | None,
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Frames, and the same resized as the stream does: uint8 (3, H_in, W_in)."""
     first: tuple[int, int] | None = None
     for frame in frames:
         size = (frame.shape[0], frame.shape[1])
         first = first or size
-        yield frame, settings.resize(frame, settings.input_size(size, given if size == first else ()))
+        yield frame, settings.resize(frame, input_size or settings.input_size(size, given if size == first else ()))
 
 
 def _work(

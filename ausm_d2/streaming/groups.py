@@ -15,7 +15,7 @@ Shape shorthand:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ausm_d2.errors import UserError
 from ausm_d2.modeling.network import AUSMNetwork
-from ausm_d2.streaming.ahead import EncodedFrame, encode_images, network_input, pixels
+from ausm_d2.streaming.ahead import EncodedFrame, encode_ahead, encode_images, network_input, pixels
 from ausm_d2.streaming.output import FrameOutput, joined
 from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.streaming.slots import not_followed
@@ -77,6 +77,10 @@ class GroupedStream:
         return self._groups[0].started().size
 
     @property
+    def device(self) -> torch.device:
+        return self._groups[0].network.device
+
+    @property
     def num_groups(self) -> int:
         """Streams that share the encoded frames."""
         return len(self._groups)
@@ -110,6 +114,13 @@ class GroupedStream:
                 output = output.with_given(object_id, self._holder(object_id).given_logits(object_id))
         self._agree_on_ids()
         return output
+
+    def ahead(self, frames: Iterable[np.ndarray], *, at_once: int | None = None) -> Generator[EncodedFrame, None, None]:
+        """The frames after the latest one, encoded in a second thread; see :func:`encode_ahead`."""
+        first = self._groups[0]
+        return encode_ahead(
+            first.network, self.settings, frames, input_size=first.started().input_size, at_once=at_once
+        )
 
     def add(self, prompts: Mapping[int, np.ndarray]) -> None:
         """Prompt objects at the latest frame, after its step; see :meth:`Stream.add`.

@@ -8,7 +8,7 @@ Shape shorthand:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,6 +101,11 @@ class Session:
         return self._stream.track_ids
 
     @property
+    def device(self) -> torch.device:
+        """The model's."""
+        return self._stream.device
+
+    @property
     def label_set(self) -> str:
         """The label set of ``pred_classes``; see ``VideoPredictor.class_names``."""
         return self._stream.label_set
@@ -122,6 +127,15 @@ class Session:
             UserError: if it is not a frame, or not of the first one's size. The session is unchanged and can continue.
         """
         return self._advance(frame if isinstance(frame, EncodedFrame) else as_rgb(frame), {})
+
+    def ahead(self, frames: Iterable[np.ndarray], *, at_once: int | None = None) -> Generator[EncodedFrame, None, None]:
+        """The frames after the latest one, for :meth:`step`: read and encoded ahead by a second thread.
+
+        Args:
+            frames: uint8 (H, W, 3), BGR.
+            at_once: as in ``VideoPredictor.ahead``.
+        """
+        return self._stream.ahead(map(as_rgb, frames), at_once=at_once)
 
     def add(self, object_id: int, prompt: Prompt | Sequence[Prompt]) -> None:
         """Track a new object from the latest frame on, or correct a tracked one; updates :attr:`result`.

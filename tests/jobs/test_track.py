@@ -19,7 +19,9 @@ from ausm_d2.jobs import track as module
 from ausm_d2.jobs.folder import find_videos, track_all
 from ausm_d2.jobs.track import Request, Summary, track
 from ausm_d2.stopping import StopRequest
+from ausm_d2.streaming.ahead import EncodedFrame
 from ausm_d2.streaming.predictor import VideoPredictor
+from ausm_d2.streaming.session import Session
 from ausm_d2.video.results import ResultFolder
 from tests.tiny import write_tiny_config
 from tests.video.clips import SIZE, damaged, half, pictures, write_clip, write_folder
@@ -54,7 +56,7 @@ def test_frames_are_read_while_they_are_needed_and_never_far_ahead(predictor: Vi
     def frames() -> Iterator[np.ndarray]:
         for i, picture in enumerate(pictures(12)):
             read.append(i)
-            assert len(read) - len(written) <= 6
+            assert len(read) - len(written) <= 8
             yield picture
 
     request = Request(frames(), tmp_path / "out")
@@ -179,6 +181,21 @@ def test_a_camera_runs_until_it_is_stopped(
     data = tracks(tmp_path / "out")
     assert data["video"]["name"] == "camera 0" and data["video"]["fps"] == 24.0
     assert "camera 0: " in caplog.text and " frames that came while the model worked were left out" in caplog.text
+
+
+def test_frames_of_a_file_are_encoded_ahead_where_a_core_is_free_with_the_same_result(
+    predictor: VideoPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, step = write_clip(tmp_path / "a.mp4", 6), Session.step
+    seen: list[bool] = []
+    monkeypatch.setattr(
+        Session, "step", lambda self, frame: seen.append(isinstance(frame, EncodedFrame)) or step(self, frame)
+    )
+    for cores in (1, 2):
+        monkeypatch.setattr("ausm_d2.jobs.encoded.available_cores", lambda cores=cores: cores)
+        run(predictor, clip, tmp_path / str(cores))
+    assert seen == [False] * 5 + [True] * 5
+    assert tracks(tmp_path / "1") == tracks(tmp_path / "2")
 
 
 def test_the_state_is_saved_during_a_run(
