@@ -35,6 +35,9 @@ _WITHOUT_EFFECT = {
     "TEST.AUSM.TRACKING",
 }
 
+# Keys that are younger than some saved sessions and results: left out at the value that changes nothing.
+_WITHOUT_EFFECT_AT = {"TEST.AUSM.STATE_DTYPE": "float32"}
+
 
 def fingerprint(cfg: CfgNode, model: nn.Module | None = None) -> str:
     """SHA-256 of the weights and of the settings that may change a result. Independent of device and path.
@@ -63,7 +66,11 @@ def fingerprint(cfg: CfgNode, model: nn.Module | None = None) -> str:
 
 def _with_effect(section: CfgNode, name: str) -> dict[str, Any]:
     """A section of the config without the keys that do not change results."""
-    kept = {key: value for key, value in section.items() if f"{name}.{key}" not in _WITHOUT_EFFECT}
+    kept = {
+        key: value
+        for key, value in section.items()
+        if f"{name}.{key}" not in _WITHOUT_EFFECT and _WITHOUT_EFFECT_AT.get(f"{name}.{key}") != value
+    }
     return {k: _with_effect(v, f"{name}.{k}") if isinstance(v, CfgNode) else v for k, v in kept.items()}
 
 

@@ -225,6 +225,9 @@ def _add_test_keys(cfg: CfgNode) -> None:
     test.LABEL_SET = ""  # label set of VideoPredictor's detections; empty: the first of MODEL.AUSM.LABEL_SETS
     # bfloat16 autocast in streaming and evaluation. On CUDA the weights of norms and embeddings are rounded too.
     test.AMP = False
+    # dtype in which the state of a stream is stored between frames: "float32", or "bfloat16", which takes half the
+    # memory (docs/benchmarks.md).
+    test.STATE_DTYPE = "float32"
     test.CUDA_GRAPH = False  # capture a stream's step in a CUDA graph at its second frame; CUDA only
     test.RESUME = False  # skip videos that already have results in OUTPUT_DIR
     # Evaluation uses every n-th frame of a video only, from the first on: cheap enough to run during training

@@ -169,9 +169,12 @@ class HistoryCompressor(nn.Module):
             "checkpointing": cfg.MODEL.AUSM.TRAIN.CHECKPOINTING,
         }
 
-    def init_states(self, sequences: int, *, device: torch.device, dtype: torch.dtype) -> list[SSMState]:
-        """The state of every layer before the first frame, for B * P sequences."""
-        return [cast(CompressorLayer, layer).mamba.init_state(sequences, device, dtype) for layer in self.layers]
+    def init_states(
+        self, sequences: int, *, device: torch.device, dtype: torch.dtype, state_dtype: torch.dtype | None = None
+    ) -> list[SSMState]:
+        """The state of every layer before the first frame, for B * P sequences; see :meth:`Mamba.init_state`."""
+        layers = [cast(CompressorLayer, layer) for layer in self.layers]
+        return [layer.mamba.init_state(sequences, device, dtype, state_dtype) for layer in layers]
 
     def forward(
         self, e: Tensor, states: list[SSMState] | None = None, *, inplace: bool = False

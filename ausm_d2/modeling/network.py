@@ -176,19 +176,28 @@ class AUSMNetwork(nn.Module):
         bottom, right = self.padded_size(max(height, minimum[0]), max(width, minimum[1]))
         return F.pad(images, (0, right - width, 0, bottom - height))
 
-    def initial_memory(self, size: tuple[int, int], *, clips: int = 1, dtype: torch.dtype | None = None) -> Memory:
+    def initial_memory(
+        self,
+        size: tuple[int, int],
+        *,
+        clips: int = 1,
+        dtype: torch.dtype | None = None,
+        state_dtype: torch.dtype | None = None,
+    ) -> Memory:
         """The memory before the first frame.
 
         Args:
             size: (H_pad, W_pad).
             clips: B.
             dtype: of the activations; None: the autocast dtype if autocast is on, else that of the weights.
+            state_dtype: in which the Mamba states are stored; None: float32, their convolutions in ``dtype``.
         """
         device = self.device
         if dtype is None:
             dtype = autocast_dtype(device.type) or self.x_start.dtype
         sequences = clips * (size[0] // 8) * (size[1] // 8)
-        return Memory(self.compressor.init_states(sequences, device=device, dtype=dtype))
+        states = self.compressor.init_states(sequences, device=device, dtype=dtype, state_dtype=state_dtype)
+        return Memory(states)
 
     def encode(self, images: Tensor) -> FrameFeatures:
         """Frame encoder: (BT, 3, H_pad, W_pad) -> X_t and mask features; no information between frames."""

@@ -31,7 +31,8 @@ class SSMState(NamedTuple):
     conv: Tensor
     """(BP, E, d_conv): the last inputs of the convolution, latest last; in the dtype of the activations."""
     ssm: Tensor
-    """(BP, E, d_state): the state of the recurrence, float32."""
+    """(BP, E, d_state): the state of the recurrence, float32, or bfloat16 to save memory: the layer computes with a
+    float32 copy of it."""
 
 
 class Mamba(KernelLayer):
@@ -86,14 +87,19 @@ class Mamba(KernelLayer):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
 
     def init_state(
-        self, n: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        n: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        state_dtype: torch.dtype | None = None,
     ) -> SSMState:
-        """The state before the first frame, zeros, for ``n`` sequences; ``dtype`` is that of the activations."""
+        """The state before the first frame, zeros, for ``n`` sequences; ``dtype`` is that of the activations.
+        ``state_dtype``: in which all of it is stored, instead of ``dtype`` and float32."""
         weight = self.in_proj.weight
         device = weight.device if device is None else device
         return SSMState(
-            conv=torch.zeros(n, self.d_inner, self.d_conv, device=device, dtype=dtype or weight.dtype),
-            ssm=torch.zeros(n, self.d_inner, self.d_state, device=device, dtype=torch.float32),
+            conv=torch.zeros(n, self.d_inner, self.d_conv, device=device, dtype=state_dtype or dtype or weight.dtype),
+            ssm=torch.zeros(n, self.d_inner, self.d_state, device=device, dtype=state_dtype or torch.float32),
         )
 
     def forward(self, x: Tensor, state: SSMState | None = None, *, inplace: bool = False) -> tuple[Tensor, SSMState]:
@@ -107,8 +113,9 @@ class Mamba(KernelLayer):
         Returns:
             (BP, T, D), and the state after the last frame.
         """
-        conv_state, ssm_state = (None, None) if state is None else state
         u, z = self.in_proj(x).chunk(2, dim=-1)
+        # Copies where the state is stored in another dtype.
+        conv_state, ssm_state = (None, None) if state is None else (state.conv.to(u.dtype), state.ssm.float())
         weight, bias = self.conv1d.weight[:, 0], cast(Tensor, self.conv1d.bias)
         u, conv_state = causal_conv(u, weight, bias, conv_state, inplace=inplace, kernels=self.kernels)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
@@ -126,7 +133,12 @@ class Mamba(KernelLayer):
             inplace=inplace,
             kernels=self.kernels,
         )
-        return self.out_proj(y), SSMState(conv_state, ssm_state)
+        after = SSMState(conv_state, ssm_state)
+        if state is not None and inplace:
+            after = SSMState(*(old if old is new else old.copy_(new) for old, new in zip(state, after, strict=True)))
+        elif state is not None:
+            after = SSMState(*(new.to(old.dtype) for old, new in zip(state, after, strict=True)))
+        return self.out_proj(y), after
 
     def step(self, x: Tensor, state: SSMState, *, inplace: bool) -> tuple[Tensor, SSMState]:
         """:meth:`forward` for one frame: (BP, D) -> (BP, D) and the state after it."""

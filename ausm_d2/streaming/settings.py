@@ -45,6 +45,7 @@ class VideoSettings:
     prompt_label_set: str  # of prompted rows
     amp: bool  # bfloat16 autocast
     cuda_graph: bool  # capture the step (on CUDA only)
+    state_dtype: torch.dtype  # in which the state between frames is stored: float32 or bfloat16
     seed: int
     repeat: int
     spatial_traversal: bool
@@ -57,7 +58,11 @@ class VideoSettings:
             UserError: a key with an invalid value.
         """
         test = cfg.TEST.AUSM
-        choices = {"TOPK_SCOPE": ("video", "frame"), "TRACK_SCORE": ("mean", "visible", "mask", "max")}
+        choices = {
+            "TOPK_SCOPE": ("video", "frame"),
+            "TRACK_SCORE": ("mean", "visible", "mask", "max"),
+            "STATE_DTYPE": ("float32", "bfloat16"),
+        }
         for key, known in choices.items():
             if test[key] not in known:
                 raise UserError(f"TEST.AUSM.{key}: '{test[key]}' is not one of {', '.join(known)}")
@@ -107,6 +112,7 @@ class VideoSettings:
             prompt_label_set=cfg.MODEL.AUSM.PROMPT_LABEL_SET,
             amp=test.AMP,
             cuda_graph=test.CUDA_GRAPH,
+            state_dtype=getattr(torch, test.STATE_DTYPE),
             seed=test.SEED,
             repeat=test.REPEAT,
             spatial_traversal=test.SPATIAL_TRAVERSAL,

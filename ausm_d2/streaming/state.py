@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ausm_d2.modeling.network import AUSMNetwork, Memory
+from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.streaming.slots import Slots
 
 
@@ -42,7 +43,7 @@ class StreamState:
         input_size: tuple[int, int],
         *,
         num_classes: int,
-        seed: int,
+        settings: VideoSettings,
     ) -> StreamState:
         """The state before the first frame.
 
@@ -50,17 +51,20 @@ class StreamState:
             size: (H, W).
             input_size: (H_in, W_in).
             num_classes: K.
-            seed: of the Sampler.
+            settings: the Sampler's seed, and the dtype of memory and X_{t-1}.
         """
         height, width = network.padded_size(*input_size)
         num_id, device, start = network.id_pool.num_id, network.device, network.x_start
+        half = torch.bfloat16 if settings.state_dtype == torch.bfloat16 else None
+        # Channels last, as the network reads it.
+        x_prev = torch.zeros(height // 8, width // 8, len(start), dtype=half or start.dtype, device=device)
         return cls(
             size=size,
             input_size=input_size,
-            memory=network.initial_memory((height, width)),
-            x_prev=torch.zeros(len(start), height // 8, width // 8, dtype=start.dtype, device=device),
+            memory=network.initial_memory((height, width), state_dtype=half),
+            x_prev=x_prev.permute(2, 0, 1),
             masks=torch.zeros(num_id, height // 4, width // 4, dtype=torch.bool, device=device),
-            slots=Slots.empty(num_id, num_classes, seed=seed),
+            slots=Slots.empty(num_id, num_classes, seed=settings.seed),
         )
 
     def tensors(self) -> dict[str, Tensor]:

@@ -256,7 +256,7 @@ class Stream:
 
     def _initial(self, size: tuple[int, int], input_size: tuple[int, int]) -> StreamState:
         num_classes = self.network.label_sets[self.label_set]
-        state = StreamState.initial(self.network, size, input_size, num_classes=num_classes, seed=self.settings.seed)
+        state = StreamState.initial(self.network, size, input_size, num_classes=num_classes, settings=self.settings)
         state.slots.next_track_id = self._first_track_id
         return state
 

@@ -45,12 +45,20 @@ def test_settings_that_change_no_result(opts: list[Any]) -> None:
         ["INPUT.MAX_SIZE_TEST", 99],
         ["TEST.AUSM.FG_THRESHOLD", 0.4],
         ["TEST.AUSM.AMP", True],
+        ["TEST.AUSM.STATE_DTYPE", "bfloat16"],
         ["TEST.AUSM.SEED", 1],
     ],
     ids=lambda opts: opts[0],
 )
 def test_settings_that_change_results(opts: list[Any]) -> None:
     assert fingerprint(tiny_cfg(*opts)) != fingerprint(tiny_cfg())
+
+
+def test_sessions_that_were_saved_before_a_key_existed_are_still_known() -> None:
+    cfg = tiny_cfg()
+    older = cfg.clone()
+    del older.TEST.AUSM["STATE_DTYPE"]
+    assert fingerprint(older) == fingerprint(cfg)
 
 
 def test_the_contents_of_the_weights_count_not_their_place(tmp_path: Path) -> None:

@@ -102,9 +102,14 @@ class AUSMObjectVectors(AUSM):
         return {**super().from_config(cfg), "object_vectors": ObjectVectors(cfg.MODEL.AUSM.HIDDEN_DIM)}
 
     def initial_memory(
-        self, size: tuple[int, int], *, clips: int = 1, dtype: torch.dtype | None = None
+        self,
+        size: tuple[int, int],
+        *,
+        clips: int = 1,
+        dtype: torch.dtype | None = None,
+        state_dtype: torch.dtype | None = None,
     ) -> VectorMemory:
-        memory = super().initial_memory(size, clips=clips, dtype=dtype)
+        memory = super().initial_memory(size, clips=clips, dtype=dtype, state_dtype=state_dtype)
         return VectorMemory(memory.ssm, torch.zeros(clips, self.id_pool.num_id, len(self.x_start), device=self.device))
 
     def mark(
