@@ -17,7 +17,7 @@ import torch
 
 from ausm_d2.errors import UserError, cli
 from ausm_d2.io import atomic_write
-from tools.benchmarks import app, attention, data, eval, measure, peers, ssm, stream, train
+from tools.benchmarks import app, attention, data, eval, measure, peers, quality, ssm, stream, train
 
 SUBJECTS = {
     "ssm": ssm,
@@ -25,6 +25,7 @@ SUBJECTS = {
     "train": train,
     "stream": stream,
     "peers": peers,
+    "quality": quality,
     "data": data,
     "eval": eval,
     "app": app,
@@ -50,7 +51,7 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if os.path.exists(path) else []
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     subjects = parser.add_subparsers(dest="subject", required=True)
     for name, module in SUBJECTS.items():
@@ -60,7 +61,11 @@ def main() -> None:
         if hasattr(module, "plot"):
             subject.add_argument("--plot", type=Path, help="also draw them, as a PNG")
         module.add_arguments(subject)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     plotting = getattr(args, "plot", None)
     # Fail before the measurement, not after it.
     if plotting:

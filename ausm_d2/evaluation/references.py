@@ -11,6 +11,7 @@ Shape shorthand:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,16 +53,41 @@ class CopiedMask(Reference):
         return {"video_id": record.video_id, "objects": objects}
 
 
-class FlowMask(Reference):
-    """Warps the prompt mask from frame to frame by dense optical flow (OpenCV's DIS, medium preset).
+class FlowMasks:
+    """Masks that are warped from frame to frame by dense optical flow (OpenCV's DIS, medium preset).
 
     The soft coverage is warped, without rounding between frames, so that rounding errors do not accumulate.
     """
 
-    name = "mask carried by DIS optical flow"
-
     def __init__(self) -> None:
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._coverage: dict[int, np.ndarray] = {}  # float32 (H, W) in 0..1, by object
+        self._previous: np.ndarray | None = None  # uint8 (H, W), grey
+
+    def step(self, frame: np.ndarray) -> None:
+        """The next frame, uint8 (H, W, 3), RGB."""
+        current = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        if self._coverage and self._previous is not None:
+            height, width = current.shape
+            pixels = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1)  # (H, W, 2), x and y
+            # Backward flow: the origin of each pixel in the previous frame.
+            origin = (pixels + self._flow.calc(current, self._previous, None)).astype(np.float32)
+            self._coverage = {i: cv2.remap(mask, origin, None, cv2.INTER_LINEAR) for i, mask in self._coverage.items()}
+        self._previous = current
+
+    def give(self, masks: Mapping[int, np.ndarray]) -> None:
+        """Masks of the latest frame, bool (H, W), by object."""
+        self._coverage |= {object_id: mask.astype(np.float32) for object_id, mask in masks.items()}
+
+    def masks(self) -> dict[int, np.ndarray]:
+        """Those in the latest frame, bool (H, W), by object."""
+        return {object_id: soft >= 0.5 for object_id, soft in self._coverage.items()}
+
+
+class FlowMask(Reference):
+    """Warps the prompt mask from frame to frame; see :class:`FlowMasks`."""
+
+    name = "mask carried by DIS optical flow"
 
     def segment(self, item: TestVideo) -> VideoResult:
         record = item["record"]
@@ -69,23 +95,13 @@ class FlowMask(Reference):
         objects: dict[int, list[Rle | None]] = {
             object_id: [None] * record.length for masks in prompts.values() for object_id in masks
         }
-        coverage: dict[int, np.ndarray] = {}  # float32 (H, W) in 0..1
-        pixels = np.stack(np.meshgrid(np.arange(record.width), np.arange(record.height)), axis=-1)  # (H, W, 2), x and y
-        previous = None
+        carried = FlowMasks()
         for frame in range(record.length):
-            current = cv2.cvtColor(record.read_frame(frame), cv2.COLOR_RGB2GRAY)
-            if coverage:
-                # Backward flow: the origin of each pixel in the previous frame.
-                origin = (pixels + self._flow.calc(current, previous, None)).astype(np.float32)
-                coverage = {
-                    object_id: cv2.remap(mask, origin, None, cv2.INTER_LINEAR) for object_id, mask in coverage.items()
-                }
-            for object_id, mask in prompts.get(frame, {}).items():
-                coverage[object_id] = mask.astype(np.float32)
-            for object_id, soft in coverage.items():
-                if (soft >= 0.5).any():
-                    objects[object_id][frame] = encode(soft >= 0.5)
-            previous = current
+            carried.step(record.read_frame(frame))
+            carried.give(prompts.get(frame, {}))
+            for object_id, mask in carried.masks().items():
+                if mask.any():
+                    objects[object_id][frame] = encode(mask)
         return {"video_id": record.video_id, "objects": objects}
 
 

@@ -12,14 +12,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from ausm_d2.errors import UserError
 from ausm_d2.meta_arch import AUSM
 from tools import benchmark
-from tools.benchmarks import attention, measure, peers, ssm, stream, train
+from tools.benchmarks import attention, measure, peers, quality, ssm, stream, train
 
 NANO = Path(__file__).resolve().parents[2] / "configs" / "synth" / "ausm_nano.yaml"
 
@@ -53,6 +55,33 @@ def test_train(config: str, tmp_path: Path) -> None:
         assert row["ms"] > 0 and row["speed_over_iterative"] > 0
         assert (row["speed_over_iterative"] == 1) == (row["variant"] == "iterative")
     assert_drawn(train, figures, tmp_path / "train.png")
+
+
+def test_quality(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A square that stands still: its copied mask and its flow are right, and a tracked box is nearly so."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    mask = np.zeros((64, 96), np.uint8)
+    mask[20:44, 30:60] = 1
+    for kind, image in (("JPEGImages", picture), ("Annotations", mask)):
+        (tmp_path / "DAVIS" / kind / "480p" / "still").mkdir(parents=True)
+        for t in range(3):
+            name = f"{t:05d}.{'jpg' if kind == 'JPEGImages' else 'png'}"
+            Image.fromarray(image).save(tmp_path / "DAVIS" / kind / "480p" / "still" / name)
+    (tmp_path / "DAVIS" / "ImageSets" / "2017").mkdir(parents=True)
+    (tmp_path / "DAVIS" / "ImageSets" / "2017" / "val.txt").write_text("still\n")
+    times = tmp_path / "peers.json"
+    peer = {"objects": 1, "model": "other", "ms": 300.0}
+    found = {"rows": [peer, {**peer, "model": "small"}, {**peer, "objects": 5}]}
+    times.write_text(json.dumps({"arguments": {"size": 256, "config_file": ["x/small.yaml"]}, "peers": found}))
+    words = ["--config-file", config, "--data", "davis_2017_val", "--times", str(times), "--opts", "MODEL.WEIGHTS", ""]
+    figures = measured(quality, *words)
+    scores = {row["model"]: row["J"] for row in figures["rows"]}
+    assert list(scores)[:3] == ["small", quality.COPIED, quality.FLOW] and scores[quality.COPIED] == 100
+    assert scores[quality.FLOW] > 95 and list(scores.values())[3] > 50
+    assert all(row["ms"] > 0 for row in figures["rows"])
+    assert [row["model"] for row in figures["peers"]] == ["other, 256 pixels"]
+    assert_drawn(quality, figures, tmp_path / "quality.png")
 
 
 def test_a_training_step_that_does_not_fit_is_left_out(
