@@ -30,7 +30,7 @@ def run(operation: Any, call: Any) -> Tensor:
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 2e-6) -> None:
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance * float(expected.detach().abs().max()))
 
 
 @pytest.mark.parametrize("side", [3, 5])

@@ -72,23 +72,20 @@ def test_a_stream_that_was_saved_and_loaded_continues_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_state_is_stored_in_the_dtype_asked_for_and_continues_bit_for_bit(dtype: torch.dtype) -> None:
-    model, images = tiny_model().eval(), frames(5)
+    model, images = tiny_model().eval(), frames(3)
     stream, plain = open_stream(model, state_dtype=dtype), open_stream(model)
-    for t, image in enumerate(images[:3]):
-        for each in (stream, plain):
-            output = each.step(image, {7: box()} if t == 0 else None)
+    for each in (stream, plain):
+        each.step(images[0], {7: box()})
     assert stream.state is not None and plain.state is not None
     found, exact = stream.state.tensors(), plain.state.tensors()
     for name, each in exact.items():
         stored = dtype if name == "x_prev" or name.startswith("ssm.") else each.dtype
         assert found[name].dtype == stored, name
-        if stored == dtype:
-            torch.testing.assert_close(found[name].float(), each, rtol=0, atol=0.02 * float(each.abs().max()))
-    same = torch.equal(stream.step(images[3]).mask_logits, plain.step(images[3]).mask_logits)
+        torch.testing.assert_close(found[name].double(), each.double(), rtol=0, atol=0.01 * float(each.abs().max()))
+    same = torch.equal(stream.step(images[1]).mask_logits, plain.step(images[1]).mask_logits)
     assert same == (dtype == torch.float32)
     again = Stream.from_state_dict(model, stream.settings, stream.state_dict())
-    assert_same(stream.fork().step(images[4]), again.step(images[4]))
-    assert output.track_ids[0] == 7
+    assert_same(stream.fork().step(images[2]), again.step(images[2]))
 
 
 def test_a_fork_is_independent_and_may_have_other_settings() -> None:

@@ -168,7 +168,8 @@ def picture(path: Path, xlabel: str, ylabel: str) -> Iterator[Any]:
     figure = matplotlib_figure()(figsize=(7.5, 3.4), dpi=130, layout="constrained")
     axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
     yield axes
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    if axes.get_xscale() == "linear":
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.margins(y=0.1)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
