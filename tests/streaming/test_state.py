@@ -74,8 +74,8 @@ def test_a_stream_that_was_saved_and_loaded_continues_bit_for_bit() -> None:
 def test_the_state_is_stored_in_the_dtype_asked_for_and_continues_bit_for_bit(dtype: torch.dtype) -> None:
     model, images = tiny_model().eval(), frames(3)
     stream, plain = open_stream(model, state_dtype=dtype), open_stream(model)
-    for each in (stream, plain):
-        each.step(images[0], {7: box()})
+    for one in (stream, plain):
+        one.step(images[0], {7: box()})
     assert stream.state is not None and plain.state is not None
     found, exact = stream.state.tensors(), plain.state.tensors()
     for name, each in exact.items():
