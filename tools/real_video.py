@@ -2,7 +2,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """Scores on real video: prompted, unprompted and from coarse prompts; by video and by the area of the objects.
 
-    python -m tools.real_video --config-file configs/edge/ausm_edge.yaml [--weights W.pth] [--every 2] [--json OUT.json]
+    python -m tools.real_video --config-file configs/edge/ausm_edge.yaml [--weights W.pth] [--every 2]
+        [--json OUT.json] [--sheets DIR]
         [--parts prompted looks drawn unprompted references images] [--images NAME --count 24] --opts KEY VALUE ...
 
 The prompted data sets (DAVIS's layout) of DATASETS.TEST are scored. With every n-th frame only (--every) it is cheap
@@ -27,6 +28,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -46,6 +48,7 @@ from ausm_d2.io import atomic_write
 from ausm_d2.masks.drawn import box_mask, clicks_mask
 from ausm_d2.masks.rle import decode, to_rle
 from ausm_d2.streaming.predictor import VideoPredictor
+from tools.sheets import Sheet
 
 PARTS = ("prompted", "looks", "images", "drawn", "unprompted", "references")
 _IMAGE_FRAMES = 8  # of a clip made of an image
@@ -138,20 +141,29 @@ def poor_camera(frame: np.ndarray) -> np.ndarray:
     return cv2.resize(faint, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def follow(predictor: VideoPredictor, clip: Clip, scores: Scores, look: Look = lambda frame: frame) -> None:
+def follow(
+    predictor: VideoPredictor,
+    clip: Clip,
+    scores: Scores,
+    look: Look = lambda frame: frame,
+    sheet: Path | None = None,
+) -> None:
     """Prompt with all masks of the first frame that has any; score every later frame."""
     session = None
     given: Masks = {}
+    pictures = Sheet(predictor, sheet)
     for frame, masks in clip:
         if session is None:
             given = {object_id: mask for object_id, mask in masks.items() if mask.any()}
             session = predictor.start(look(frame), given) if given else None
             continue
         instances = session.step(look(frame)).instances
+        pictures.add(look(frame), instances)
         found = dict(zip(instances.track_ids.tolist(), instances.pred_masks.cpu().numpy(), strict=True))
         for object_id in given:
             true = masks.get(object_id, np.zeros(frame.shape[:2], bool))
             scores.add(clip.name, object_id, found[object_id], true)
+    pictures.write()
 
 
 def drawn(predictor: VideoPredictor, clip: Clip, scores: Mapping[str, Scores]) -> None:
@@ -192,18 +204,22 @@ def middles(mask: np.ndarray, count: int) -> list[tuple[float, float]]:
     return points
 
 
-def found_by_itself(predictor: VideoPredictor, clip: Clip) -> tuple[float, int]:
+def found_by_itself(predictor: VideoPredictor, clip: Clip, sheet: Path | None = None) -> tuple[float, int]:
     """Unprompted: J of the track that fits an object best, mean over objects; number of tracks."""
+    pictures = Sheet(predictor, sheet)
     overlaps: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     tracks: set[int] = set()
     truth = [masks for _, masks in clip]
     for t, result in enumerate(predictor.stream(frame for frame, _ in clip)):
         instances = result.instances
+        if sheet is not None:
+            pictures.add(clip.read(t)[0], instances)
         found = dict(zip(instances.track_ids.tolist(), instances.pred_masks.cpu().numpy(), strict=True))
         tracks |= found.keys()
         for object_id, true in truth[t].items() if t else ():
             for track_id, mask in found.items():
                 overlaps[object_id][track_id].append(iou(mask, true))
+    pictures.write()
     best = [
         max((sum(values) for values in overlaps[object_id].values()), default=0.0) / max(1, clip.length - 1)
         for object_id in truth[0]
@@ -227,7 +243,9 @@ def references(name: str, every: int) -> dict[str, dict[str, Any]]:
     return summaries
 
 
-def score_videos(predictor: VideoPredictor, name: str, every: int, parts: Sequence[str]) -> dict[str, Any]:
+def score_videos(
+    predictor: VideoPredictor, name: str, every: int, parts: Sequence[str], sheets: Path | None = None
+) -> dict[str, Any]:
     """Score the requested parts on one data set."""
     result: dict[str, Any] = {}
     prompted, looks = Scores(), Scores()
@@ -235,13 +253,13 @@ def score_videos(predictor: VideoPredictor, name: str, every: int, parts: Sequen
     best: dict[str, tuple[float, int]] = {}
     for _, clip in video_clips(name, every):
         if "prompted" in parts:
-            follow(predictor, clip, prompted)
+            follow(predictor, clip, prompted, sheet=sheets and sheets / f"{name}_{clip.name}_prompted.png")
         if "looks" in parts:
             follow(predictor, clip, looks, poor_camera)
         if "drawn" in parts:
             drawn(predictor, clip, coarse)
         if "unprompted" in parts:
-            best[clip.name] = found_by_itself(predictor, clip)
+            best[clip.name] = found_by_itself(predictor, clip, sheets and sheets / f"{name}_{clip.name}_unprompted.png")
     if "prompted" in parts:
         result["prompted"] = prompted.summary()
     if "looks" in parts:
@@ -279,6 +297,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="use every N-th frame")
     parser.add_argument("--images", metavar="NAME", help="data set of images, for the part images")
     parser.add_argument("--count", type=int, default=24, metavar="N", help="how many of its images")
+    parser.add_argument("--sheets", type=Path, metavar="DIR", help="contact sheets of prompted and unprompted")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="comes last")
     args = parser.parse_args()
@@ -290,7 +309,7 @@ def main() -> None:
     register_from_config(cfg)
     predictor = VideoPredictor(cfg)
     names = [] if args.parts == ["images"] else list(cfg.DATASETS.TEST)
-    results = {name: score_videos(predictor, name, args.every, args.parts) for name in names}
+    results = {name: score_videos(predictor, name, args.every, args.parts, args.sheets) for name in names}
     if args.images:
         scores = Scores()
         for clip in image_clips(cfg, args.images, args.count):

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -72,10 +73,16 @@ def test_the_command_writes_what_it_prints(
     cfg.DATASETS.DAVIS_STYLE = [["own", "images", "masks"]]
     config.write_text(cfg.dump())
     arguments = ["--config-file", config, "--weights", root / "w.pth", "--every", 2, "--json", root / "out.json"]
+    arguments += ["--sheets", root / "sheets"]
     parts = ["prompted", "looks", "drawn", "unprompted", "references"]
     monkeypatch.setattr(sys, "argv", [str(each) for each in ("real_video", *arguments, "--parts", *parts)])
     real_video.main()
     result = json.loads((root / "out.json").read_text())["own"]
+    sheets = {path.name: cv2.imread(str(path)) for path in (root / "sheets").iterdir()}
+    assert {name: (sheet.shape[1] - 4) // 324 for name, sheet in sheets.items()} == {
+        "own_clip_prompted.png": 2,  # of three frames; the first one is given
+        "own_clip_unprompted.png": 3,
+    }
     assert list(result) == parts
     # The object is at columns 2 to 8, then 6 to 12, then 10 to 16: of 6 columns 2 are shared, then none.
     copied = result["references"]["first mask copied"]
