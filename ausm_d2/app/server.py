@@ -10,6 +10,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from hmac import compare_digest
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,14 @@ _SWEEP = 15.0  # seconds between two looks for idle sessions
 
 
 def build_app(
-    predictor: VideoPredictor, limits: Limits, scratch: Path, *, host: str = "127.0.0.1", model: str = ""
+    predictor: VideoPredictor, limits: Limits, scratch: Path, *, host: str = "127.0.0.1", key: str | None = None
 ) -> Starlette:
     """The application.
 
     Args:
         scratch: folder for the files of sessions.
         host: the address that it will listen at.
-        model: name of the model, for the page.
+        key: who does not know it cannot begin a session; None: it is not asked for.
     """
     sessions, library = Sessions(predictor, limits, scratch), Library(limits, scratch)
 
@@ -61,7 +62,7 @@ def build_app(
         await run_in_threadpool(sessions.close)
 
     app = Starlette(
-        routes=_routes(sessions, library, limits, model),
+        routes=_routes(sessions, library, limits, key),
         middleware=[Middleware(Guard, host=host)],
         exception_handlers={UserError: _refused, 404: _not_found, 405: _not_found},
         lifespan=lifespan,
@@ -78,7 +79,7 @@ def _not_found(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": "there is nothing here"}, getattr(error, "status_code", 404))
 
 
-def _routes(sessions: Sessions, library: Library, limits: Limits, model: str) -> list[Route]:
+def _routes(sessions: Sessions, library: Library, limits: Limits, key: str | None) -> list[Route]:
     Handler = Callable[[Project, Request], Awaitable[Response]]
 
     def route(path: str, handler: Handler, method: str = "POST") -> Route:
@@ -87,14 +88,17 @@ def _routes(sessions: Sessions, library: Library, limits: Limits, model: str) ->
 
         return Route(f"/s/{{token}}/{path}", endpoint, methods=[method])
 
-    async def create(_: Request) -> Response:
+    async def create(request: Request) -> Response:
+        given = (await _body(request)).get("key")
+        if key is not None and not (isinstance(given, str) and compare_digest(given.encode(), key.encode())):
+            raise Refused(403, "open the address that ausm app has printed: it ends with a key")
         return JSONResponse({"token": await run_in_threadpool(sessions.create)})
 
     async def listing(_: Project, request: Request) -> Response:
         names, all_of_them = await run_in_threadpool(library.folder)
         videos = {"folder": names, "complete": all_of_them, "has_folder": limits.folder is not None}
         more = {"clips": library.clips(), "suffixes": SUFFIXES, "max_bytes": limits.max_bytes}
-        return JSONResponse({**videos, **more, "outputs": DOWNLOADS, "model": model})
+        return JSONResponse({**videos, **more, "outputs": DOWNLOADS})
 
     async def choose(project: Project, request: Request) -> Response:
         body = await _body(request)

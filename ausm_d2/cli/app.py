@@ -5,7 +5,7 @@ examples:
   ausm app                               then open the address that it prints
   ausm app --folder videos --open        choose from a folder; open the browser
   ausm app --config ausm_nano --port 0   another model; any free port
-  ausm app --host 0.0.0.0                for others in the network too: whoever reaches it can use it
+  ausm app --host 0.0.0.0                for others in the network too, who need the key in the address
 
 Ctrl-C ends it. docs/app.md explains the page, its keys and its limits.
 """

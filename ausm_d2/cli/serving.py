@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import secrets
 import sys
 import webbrowser
 from pathlib import Path
@@ -33,12 +34,13 @@ def run(options: argparse.Namespace) -> int:
     sock = listen(options.host, options.port)
     with sock, StopRequest() as stop, scratch_folder() as scratch:
         predictor = VideoPredictor(model_config(options))
-        app = build_app(predictor, limits, scratch, host=options.host, model=Path(options.config).stem)
+        key = None if is_loopback(options.host) else secrets.token_urlsafe(16)
+        app = build_app(predictor, limits, scratch, host=options.host, key=key)
         name = f"[{options.host}]" if ":" in options.host else options.host
-        address = f"http://{name}:{sock.getsockname()[1]}/"
+        address = f"http://{name}:{sock.getsockname()[1]}/" + (f"?key={key}" if key else "")
         print(f"{address}  (Ctrl-C ends it)", flush=True)
         if not is_loopback(options.host):
-            reach = f"warning: whoever can reach {options.host} can use it, and see the videos in '{folder}'"
+            reach = f"warning: whoever has this address can use it, and see the videos in '{folder}'"
             print(reach, file=sys.stderr)
         if options.open:
             webbrowser.open(address)

@@ -311,6 +311,17 @@ def test_the_page_loads_nothing_from_elsewhere(page: Page) -> None:
     assert "<script>" not in found.text and "http" not in found.text.replace("https://", "http")
 
 
+def test_where_a_key_is_asked_for_no_session_begins_without_it(
+    tiny_predictor: VideoPredictor, limits: Limits, tmp_path: Path
+) -> None:
+    app = build_app(tiny_predictor, limits, tmp_path, host="0.0.0.0", key="secret")
+    with TestClient(app, base_url="http://192.168.0.7:7860") as client:  # any address of the machine is its name
+        for key in ({}, {"key": None}, {"key": "secre"}, {"key": ["secret"]}, {"key": "sécret"}):
+            assert "the address that ausm app has printed" in error(client.post("/sessions", json=key), 403)
+        assert client.post("/sessions", json={"key": "secret"}).status_code == 200
+        assert client.post("/sessions", json={"key": "secret"}, headers={"host": "evil.example"}).status_code == 403
+
+
 def test_the_drawn_clip_is_always_there(page: Page) -> None:
     clips = page.get("videos").json()["clips"]
     assert clips[-1] == "drawn shapes.mp4"

@@ -32,7 +32,9 @@ export async function begin() {
       if (error.status !== 404) throw error;
     }
   }
-  token = (await (await answer(await fetch("sessions", { method: "POST" }))).json()).token;
+  const key = new URLSearchParams(location.search).get("key"); // where the server asks for one
+  const request = { method: "POST", body: JSON.stringify({ key }) };
+  token = (await (await answer(await fetch("sessions", request))).json()).token;
   sessionStorage.setItem(KEY, token);
   return { video: null };
 }
