@@ -9,6 +9,9 @@ import sys
 import webbrowser
 from pathlib import Path
 
+import numpy as np
+
+from ausm_d2.app.events import noted
 from ausm_d2.app.guard import is_loopback
 from ausm_d2.app.limits import Limits
 from ausm_d2.app.serve import listen, scratch_folder, serve
@@ -17,6 +20,7 @@ from ausm_d2.cli.model import model_config
 from ausm_d2.errors import UserError
 from ausm_d2.stopping import StopRequest
 from ausm_d2.streaming.predictor import VideoPredictor
+from ausm_d2.streaming.prompts import Box
 
 
 def run(options: argparse.Namespace) -> int:
@@ -34,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
     sock = listen(options.host, options.port)
     with sock, StopRequest() as stop, scratch_folder() as scratch:
         predictor = VideoPredictor(model_config(options))
+        warm_up(predictor)
         key = None if is_loopback(options.host) else secrets.token_urlsafe(16)
         app = build_app(predictor, limits, scratch, host=options.host, key=key)
         name = f"[{options.host}]" if ":" in options.host else options.host
@@ -46,3 +51,10 @@ def run(options: argparse.Namespace) -> int:
             webbrowser.open(address)
         serve(app, sock, stop, app.state.sessions.close)
     return 0
+
+
+def warm_up(predictor: VideoPredictor) -> None:
+    """Follow a box in an empty frame, so that the first click does not wait for kernels to be compiled and chosen."""
+    with noted():
+        session = predictor.start(np.zeros((144, 256, 3), np.uint8), {})
+        session.add(1, Box(50, 30, 150, 110))
