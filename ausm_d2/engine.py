@@ -58,8 +58,8 @@ def check_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
     register_from_config(cfg)
     known, named = label_sets(cfg), class_names(cfg)
     chosen = chosen_label_sets(cfg)
-    for key, named in (("DATASETS.LABEL_SETS", chosen), ("TEST.AUSM.FG_THRESHOLDS", dict(cfg.TEST.AUSM.FG_THRESHOLDS))):
-        unknown = [name for name in named if name not in DatasetCatalog]
+    for key, given in (("DATASETS.LABEL_SETS", chosen), ("TEST.AUSM.FG_THRESHOLDS", dict(cfg.TEST.AUSM.FG_THRESHOLDS))):
+        unknown = [name for name in given if name not in DatasetCatalog]
         if unknown:
             raise UserError(f"{key}: {unknown}: no such data sets; registered: {', '.join(registered_names())}")
     for name in names:

@@ -192,7 +192,7 @@ def _choose(
 
 def _only(table: dict[str, Any], chosen: Sequence[int]) -> dict[str, Any]:
     """The table with these categories only."""
-    kept = {name: table[name] for name in ("info", "licenses") if name in table}
+    kept: dict[str, Any] = {name: table[name] for name in ("info", "licenses") if name in table}
     categories = sorted((each for each in table["categories"] if each["id"] in chosen), key=lambda each: each["id"])
     annotations = [each for each in table["annotations"] if each["category_id"] in chosen]
     return {**kept, "images": table["images"], "categories": categories, "annotations": annotations}

@@ -82,8 +82,14 @@ class FrameOutput:
         )
         probabilities[row] = mean[row] = F.one_hot(mean[row].argmax(), num_classes).to(mean)
         visible[row], prompted[row] = True, True
-        changed = {"probabilities": probabilities, "mean_probabilities": mean, "visible": visible}
-        return replace(self, **changed, prompted=prompted, given=given)
+        return replace(
+            self,
+            probabilities=probabilities,
+            mean_probabilities=mean,
+            visible=visible,
+            prompted=prompted,
+            given=given,
+        )
 
 
 def joined(outputs: Sequence[FrameOutput]) -> FrameOutput:
