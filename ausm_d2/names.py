@@ -72,6 +72,17 @@ def repeated(names: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
+def several_series(names: Collection[str]) -> list[str]:
+    """The first name of every series, if there are several; names of one series differ in numbers only.
+
+    Names without suffix. Names that all differ otherwise are no series.
+    """
+    first: dict[tuple[str | int, ...], str] = {}
+    for name in names:
+        first.setdefault(_pieces(name)[::2], name)
+    return list(first.values()) if 1 < len(first) < len(names) else []
+
+
 def numbering_shift(names: Collection[str], of: Collection[str]) -> int | None:
     """The constant difference between the numbers of ``names`` and those of ``of``.
 

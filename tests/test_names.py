@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from ausm_d2.names import files_below, natural_order, numbering_shift, repeated, sorted_files, subfolders
+from ausm_d2.names import (
+    files_below,
+    natural_order,
+    numbering_shift,
+    repeated,
+    several_series,
+    sorted_files,
+    subfolders,
+)
 
 
 @pytest.mark.parametrize(
@@ -74,3 +82,11 @@ def test_shifted_numbering_is_distinguished_from_missing_files(
 
 def test_a_name_of_thousands_of_digits_has_an_order() -> None:
     assert natural_order("9" * 5000) > natural_order("8")
+
+
+def test_series_of_names_differ_in_more_than_numbers() -> None:
+    assert several_series(["0", "0_mask", "1", "1_mask"]) == ["0", "0_mask"]
+    assert several_series(["a_1", "a_2", "b_1"]) == ["a_1", "b_1"]
+    assert several_series(["a_1", "a_2", "a_010"]) == []
+    assert several_series(["one", "two"]) == [], "names without any rule"
+    assert several_series(["a_1"]) == []

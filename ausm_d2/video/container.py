@@ -88,6 +88,9 @@ class Contents:
     warnings: list[str]  # without the file's name
 
 
+_HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
+
+
 def examine(path: str | os.PathLike[str]) -> Contents:
     """Count the frames of a file and check it before it is processed.
 
@@ -129,6 +132,9 @@ def _examine(path: Path, container: av.container.InputContainer, video: av.Video
         warnings.append(f"its header says {length:.1f} seconds; all it holds are {found:.1f}")
     if lost > 0:
         warnings.append(f"damaged: of {video.frames} frames, {count + skipped} are there; later ones move up")
+    if video.codec_context.color_trc in _HDR:
+        curve = _HDR[video.codec_context.color_trc]
+        warnings.append(f"HDR ({curve}): colours are read without tone mapping, paler than they are shown")
     rate = video.average_rate
     if first is not None and last is not None and last > first and count > 1 and video.time_base:
         measured = Fraction(count - 1) / ((last - first) * video.time_base)

@@ -7,6 +7,7 @@ Shape shorthand:
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -17,9 +18,11 @@ import numpy as np
 from PIL import Image
 
 from ausm_d2.errors import UserError
-from ausm_d2.names import PICTURES, sorted_files
+from ausm_d2.names import PICTURES, several_series, sorted_files
 from ausm_d2.pictures import BROKEN_PICTURE, check_picture, frame_pages, one_line, read_image, to_rgb
 from ausm_d2.video.frame import DEFAULT_FPS, Frame, Source
+
+logger = logging.getLogger(__name__)
 
 
 def read_bgr(path: str | os.PathLike[str]) -> np.ndarray:
@@ -67,6 +70,12 @@ def open_files(files: Sequence[Path], *, name: str, fps: Fraction | None = None,
                 f"{path.parent}: frame '{path.stem}': a frame of {width}x{height} pixels follows frames of "
                 f"{size[1]}x{size[0]}: all frames of a video have one size"
             )
+
+    if series := several_series(places):
+        logger.warning(
+            "%s: frames of %d series (such as '%s' and '%s') are read as one video, in the order of their names",
+            *(files[0].parent, len(series), series[0], series[1]),
+        )
 
     def frames() -> Iterator[Frame]:
         for index, path in enumerate(files[first:], first):

@@ -336,3 +336,29 @@ def test_a_huge_frame_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
         cv2.imwrite(str(picture), np.zeros((60, 60, 3), np.uint8))
         with pytest.raises(UserError, match=r"a\.png: 60 x 60 pixels, expected"):
             open_source(picture)
+
+
+def test_hdr_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Ten bits are reduced to eight; the curve of PQ is left as it is."""
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx265", rate=25, options={"x265-params": "log-level=none"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p10le"
+        stream.codec_context.color_trc = 16
+        picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 40000, np.uint16), format="rgb48le")
+        container.mux([*stream.encode(picture.reformat(format="yuv420p10le")), *stream.encode(None)])
+    [frame] = open_source(path).frames
+    assert np.abs(frame.image.astype(int) - 40000 / 257).max() <= 2
+    assert "a.mkv: HDR (PQ): colours are read without tone mapping" in caplog.text
+    caplog.clear()
+    open_source(write_clip(tmp_path / "sdr.mp4"))
+    assert not caplog.text
+
+
+def test_pictures_of_several_series_in_a_folder_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(tmp_path / "one", ["0.jpg", "1.jpg", "5.jpg"])
+    open_source(tmp_path / "one")
+    assert not caplog.text
+    write_folder(tmp_path / "two", ["0.jpg", "0_mask.png", "1.jpg", "1_mask.png"])
+    assert [frame.name for frame in open_source(tmp_path / "two").frames] == ["0", "0_mask", "1", "1_mask"]
+    assert "two: frames of 2 series (such as '0' and '0_mask') are read as one video" in caplog.text
