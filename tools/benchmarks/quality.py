@@ -26,6 +26,7 @@ from ausm_d2.streaming.session import Session
 from tools.benchmarks import measure
 from tools.real_video import Masks, Scores, video_clips
 
+_LINES = ["--", ":", "-.", (0, (1, 4)), (0, (8, 2))]  # of matplotlib
 COPIED, FLOW, BOXES = "first mask copied", "DIS flow", "tracked box"
 
 
@@ -86,11 +87,11 @@ def plot(figures: dict[str, Any], path: Path) -> None:
     with measure.picture(path, "milliseconds a frame", "J, percent") as axes:
         axes.set_xscale("log")
         for row in figures["rows"]:
-            # Copying takes a fraction of a millisecond: at the left border.
-            axes.plot([max(row["ms"], 1.0)], [row["J"]], marker="o", linestyle="", label=row["model"])
+            label = row["model"] if row["ms"] >= 1 else f"{row['model']} (under 1 ms)"
+            axes.plot([max(row["ms"], 1.0)], [row["J"]], marker="o", linestyle="", label=label)
         for i, row in enumerate(figures["peers"]):
             label = f"{row['model']}: time only"
-            axes.axvline(row["ms"], color="gray", linestyle=["--", ":", "-."][i % 3], linewidth=1, label=label)
+            axes.axvline(row["ms"], color="gray", linestyle=_LINES[i % len(_LINES)], linewidth=1, label=label)
         axes.set_ylim(0, 100)
 
 
