@@ -19,12 +19,13 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators
 
 from ausm_d2.checkpoint.fingerprint import fingerprint
+from ausm_d2.cores import available_cores
 from ausm_d2.data.build import scored_records
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation import vos, ytvis
 from ausm_d2.evaluation.average_precision import distinct_names
-from ausm_d2.evaluation.parallel import available_cores, in_parallel
+from ausm_d2.evaluation.parallel import in_parallel
 from ausm_d2.evaluation.reappearance import Reappearances, count_reappearances
 from ausm_d2.evaluation.results import ResultFolder
 from ausm_d2.evaluation.submission import archive

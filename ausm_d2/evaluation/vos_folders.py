@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ausm_d2.cores import available_cores
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation.object_scores import ObjectEvaluator, VideoScore, conclude
-from ausm_d2.evaluation.parallel import available_cores, in_parallel
+from ausm_d2.evaluation.parallel import in_parallel
 from ausm_d2.masks.png import read_labels, read_mask
 from ausm_d2.names import natural_order, numbering_shift, repeated, sorted_files, subfolders
 

@@ -9,7 +9,7 @@ from contextlib import closing
 
 import numpy as np
 
-from ausm_d2.evaluation.parallel import available_cores
+from ausm_d2.cores import available_cores
 from ausm_d2.streaming.ahead import EncodedFrame
 from ausm_d2.streaming.session import Session
 from ausm_d2.video.frame import Frame

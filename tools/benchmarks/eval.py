@@ -27,8 +27,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from vos_benchmark.evaluator import Evaluator
 
+from ausm_d2.cores import available_cores
 from ausm_d2.evaluation import ytvis
-from ausm_d2.evaluation.parallel import available_cores
 from ausm_d2.masks.png import read_labels, write_mask_png
 from tools.benchmarks import measure
 
