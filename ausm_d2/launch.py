@@ -82,6 +82,8 @@ def _check_machines(args: argparse.Namespace) -> None:
         raise UserError(f"--machine-rank: {args.machine_rank}, expected 0 to {args.num_machines - 1}, another on each")
     if args.num_gpus < 1:
         raise UserError(f"--num-gpus: {args.num_gpus} on each of {args.num_machines} machines, expected 1 or more")
+    if args.dist_url == default_argument_parser().get_default("dist_url"):  # it is this machine's own address
+        raise UserError("--dist-url: not given; with several machines, tcp://HOST:PORT of machine 0 expected")
     url = urlsplit(args.dist_url)
     try:
         address = url.hostname and url.port

@@ -236,6 +236,10 @@ MISTAKES = {
         ["--num-machines", 2, "--num-gpus", 0],
         "--num-gpus: 0 on each of 2 machines, expected 1 or more",
     ),
+    "no address given for two machines": (
+        ["--num-machines", 2],
+        "--dist-url: not given; with several machines, tcp://HOST:PORT of machine 0 expected",
+    ),
     "a machine too many": (
         ["--num-machines", 2, "--machine-rank", 2],
         "--machine-rank: 2, expected 0 to 1, another on each",
