@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from ausm_d2.errors import cli
 
-COMMANDS = ("track", "app", "train", "evaluate", "check")  # modules of this package
+COMMANDS = ("track", "app", "train", "evaluate", "check", "export")  # modules of this package
 """The commands, in the order of the help."""
 
 

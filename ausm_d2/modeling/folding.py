@@ -12,6 +12,7 @@ Shape shorthand:
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, NamedTuple, cast
 
@@ -103,6 +104,28 @@ def fold_frozen_norms(net: nn.Module, pairs: dict[str, str]) -> None:
             conv._norm, conv._cached = (norm,), None  # type: ignore[assignment]  # a tuple: no submodule
             conv._packed = None  # type: ignore[assignment]
             norm.__class__ = _Folded
+
+
+def with_plain_convolutions(net: nn.Module) -> nn.Module:
+    """A copy for inference without this module's classes: convolutions have the folded weights, norms are activations.
+
+    ``torch.export`` cannot trace the cached weights.
+    """
+    net = copy.deepcopy(net)
+    folded = [module for module in net.modules() if isinstance(module, FoldedConv2d)]
+    activations = {}
+    for conv in folded:
+        folding, (norm,) = conv._fold(()), conv._norm
+        activations[norm] = getattr(norm, "act", None) or nn.Identity()
+        conv.__class__ = Conv2dSame if isinstance(conv, FoldedConv2dSame) else nn.Conv2d
+        conv.weight = nn.Parameter(folding.weight.contiguous(), requires_grad=False)
+        conv.bias = nn.Parameter(folding.bias, requires_grad=False)
+        del conv._norm, conv._cached, conv._packed
+    for name, module in list(net.named_modules()):
+        if module in activations:
+            parent, _, last = name.rpartition(".")
+            setattr(net.get_submodule(parent), last, activations[module])
+    return net
 
 
 class _Folded(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from ausm_d2.modeling.folding import FoldedConv2d, find_pairs, fold_frozen_norms
+from ausm_d2.modeling.folding import FoldedConv2d, find_pairs, fold_frozen_norms, with_plain_convolutions
 
 NETS = ["tf_efficientnet_lite0", "mobilenetv3_small_050", "resnet18"]  # ReLU6 and TensorFlow's padding; HardSwish; ReLU
 
@@ -104,3 +104,14 @@ def test_norms_that_are_trained_are_left_alone() -> None:
     net = Shared()
     fold_frozen_norms(net, {"conv2": "norm2"})
     assert type(net.conv2) is nn.Conv2d
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_copy_with_plain_convolutions_computes_the_same_without_norms(name: str) -> None:
+    plain, folded = nets(name)
+    copied, images = with_plain_convolutions(folded), torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        close(copied(images), plain(images))
+    names = {type(module).__name__ for module in copied.modules()}
+    assert not {name for name in names if "Folded" in name or "BatchNorm" in name}
+    assert any(isinstance(module, FoldedConv2d) for module in folded.modules())
