@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from itertools import islice
-from pathlib import Path
 
 HELP = "write a model as an ONNX file"
 
@@ -47,47 +45,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do it; returns the exit code: 1 if the comparison finds other masks."""
-    from ausm_d2.cli.tracking import config
-    from ausm_d2.errors import UserError
-    from ausm_d2.export.graph import export_step, require_packages
-    from ausm_d2.streaming.predictor import VideoPredictor
+    """Run the command; returns the exit code."""
+    from ausm_d2.cli.exporting import run
 
-    require_packages()
-    if Path(options.output).is_dir():
-        raise UserError(f"'{options.output}' is a folder; a file expected, such as model.onnx")
-    if options.mask and not options.check:
-        raise UserError("--mask: only with --check")
-    changes = [*options.opts, "MODEL.DEVICE", "cpu", "TEST.AUSM.AMP", False, "TEST.AUSM.SMALL_PROMPT_CELLS", 0]
-    changes += ["MODEL.WEIGHTS", options.weights] if options.weights else []
-    predictor = VideoPredictor(config(options.config, changes))
-    label_set = options.label_set or predictor.label_set
-    height, width = options.size
-    export_step(predictor, options.size, label_set, Path(options.output))
-    size = Path(options.output).stat().st_size / 1e6
-    print(f"{options.output}: {size:.1f} MB, for frames of {width}x{height} pixels, label set '{label_set}'")
-    return _check(predictor, label_set, options) if options.check else 0
-
-
-def _check(predictor, label_set: str, options: argparse.Namespace) -> int:  # type: ignore[no-untyped-def]
-    import torch
-
-    from ausm_d2.errors import UserError
-    from ausm_d2.export.check import LEAST, compare
-    from ausm_d2.jobs.prompt_file import read_prompts
-    from ausm_d2.video.inputs import open_source, with_first
-
-    torch.set_num_threads(options.threads)
-    prompts = read_prompts(options.mask) if options.mask else None
-    if prompts is not None and label_set != predictor.settings.prompt_label_set:
-        raise UserError(f"--mask: prompts are of label set '{predictor.settings.prompt_label_set}'; add --label-set")
-    first, source = with_first(open_source(options.check))
-    height, width = first.image.shape[:2]
-    if (height, width) != options.size:
-        raise UserError(f"--check {options.check}: frames of {width}x{height} pixels; add --size {width}x{height}")
-    frames = (frame.image for frame in islice(source.frames, options.frames))
-    found = compare(predictor, Path(options.output), frames, prompts, threads=options.threads)
-    print(found)
-    if found.mean_iou < LEAST:
-        raise UserError(f"the exported step has other masks than PyTorch: mean IoU {found.mean_iou:.4f}")
-    return 0
+    return run(options)

@@ -165,6 +165,6 @@ class Slots:
 
 def mask_iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """IoU of bool (R, H, W) with bool (S, H, W): (R, S)."""
-    a, b = (each.reshape(len(each), -1).astype(np.float32) for each in (one, other))
+    a, b = (each.reshape(len(each), int(np.prod(each.shape[1:]))).astype(np.float32) for each in (one, other))
     both = a @ b.T
     return both / np.maximum(a.sum(axis=1)[:, None] + b.sum(axis=1) - both, 1)

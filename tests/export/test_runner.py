@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 
+from ausm_d2.cli.main import main
+from ausm_d2.config import load_config
 from ausm_d2.errors import UserError
 from ausm_d2.export.check import compare
-from ausm_d2.export.graph import export_step
 from ausm_d2.export.runner import OnnxStream, _interpolation
 from ausm_d2.modeling.masks import upsample_logits
 from ausm_d2.streaming.predictor import VideoPredictor
@@ -30,17 +34,30 @@ SMALL += ["MODEL.AUSM.PIXEL_DECODER.LAYERS", 1, "MODEL.AUSM.LABEL_SETS", [["obje
 
 
 @pytest.fixture(scope="module")
-def predictor() -> VideoPredictor:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config with weights, and frames."""
+    folder = tmp_path_factory.mktemp("onnx")
     torch.manual_seed(0)
-    return VideoPredictor(tiny_cfg(*SMALL, "TEST.AUSM.BIRTH_IOU", 0.9, "TEST.AUSM.HIDE_BELOW", 0.1))
+    options = [*SMALL, "TEST.AUSM.BIRTH_IOU", 0.9, "TEST.AUSM.HIDE_BELOW", 0.1]
+    torch.save({"model": build_model(tiny_cfg(*options)).state_dict()}, folder / "tiny.pth")
+    (folder / "tiny.yaml").write_text(tiny_cfg(*options, "MODEL.WEIGHTS", str(folder / "tiny.pth")).dump())
+    for t, frame in enumerate(frames(3, SIZE)):
+        cv2.imwrite(str(folder / f"{t}.png"), frame)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def exported(predictor: VideoPredictor, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("onnx") / "tiny.onnx"
-    export_step(predictor, SIZE, "object", path)
+def exported(folder: Path) -> Path:
+    path = folder / "out" / "tiny.onnx"
+    arguments = ["--config", folder / "tiny.yaml", "--size", "56x40", "-o", path, "--check", folder / "*.png"]
+    assert main(["export", *map(str, arguments)]) == 0
     assert [each.name for each in path.parent.iterdir()] == ["tiny.onnx"]  # the weights are in it
     return path
+
+
+@pytest.fixture(scope="module")
+def predictor(folder: Path) -> VideoPredictor:
+    return VideoPredictor(load_config(str(folder / "tiny.yaml")))
 
 
 def test_the_driver_gives_what_a_session_gives(predictor: VideoPredictor, exported: Path) -> None:
@@ -104,3 +121,20 @@ def test_masks_are_enlarged_as_in_the_stream(input_size: tuple[int, int], size: 
     rows, columns = (_interpolation(4 * s / side, out, s) for s, side, out in zip(small, input_size, size, strict=True))
     expected = upsample_logits(logits, input_size, size).numpy()
     assert np.allclose(rows @ logits.numpy() @ columns.T, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mask", "a.png"], "--mask: only with --check"),
+        (["--frames", "0"], "--frames: 0, expected 1 or more"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--label-set", "people"], "no label set 'people'"),
+        (["-o", "."], "'.' is a folder; a file expected"),
+    ],
+)
+def test_commands_that_cannot_be_done(folder: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    command = ["export", "-o", str(tmp_path / "x.onnx"), "--config", str(folder / "tiny.yaml"), *arguments]
+    with pytest.raises(UserError, match=re.escape(message)):
+        main(command)
+    assert not list(tmp_path.iterdir())
