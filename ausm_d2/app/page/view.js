@@ -96,20 +96,22 @@ function place() {
   by("place").textContent = `${S.frame} / ${S.state.video.count - 1}  \u00b7  ${seconds.toFixed(1)} s`;
 }
 
-let asking = false, again = false;
-export async function refresh() {
-  if (asking) { again = true; return; }
-  asking = true;
-  try {
-    do {
-      again = false;
-      update(await (await api.get("state")).json());
-    } while (again);
-  } catch (error) {
-    say(error.message);
-  } finally {
-    asking = false;
-  }
+let asking = null, again = false;
+export function refresh() { // the state as it is from now on
+  again = true;
+  asking ??= (async () => {
+    try {
+      while (again) {
+        again = false;
+        update(await (await api.get("state")).json());
+      }
+    } catch (error) {
+      say(error.message);
+    } finally {
+      asking = null;
+    }
+  })();
+  return asking;
 }
 
 export function update(next) {
