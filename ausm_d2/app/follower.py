@@ -188,15 +188,22 @@ class Follower:
         self.done = max(self.done, number + 1)
 
     def _give(self, session: Session, number: int) -> None:
-        for object_id, given in self._plan.at(number).items():
+        given = self._plan.at(number)
+        if not given:
+            return
+        with self._turns():
             try:
-                with self._turns():
-                    session.add(object_id, given)
-            except UserError as error:
+                session.add_all(given)
+                return
+            except UserError:
                 if number == self._editing:
                     raise
-                # A correction of an object that is not there any more since an earlier change.
-                logger.warning("frame %d: a correction is left out: %s", number, error)
+            for object_id, prompts in given.items():
+                try:
+                    session.add(object_id, prompts)
+                except UserError as error:
+                    # A correction of an object that is not there any more since an earlier change.
+                    logger.warning("frame %d: a correction is left out: %s", number, error)
 
     def _keep(self, session: Session, frame: Frame, number: int) -> None:
         classes = self._predictor.class_names(session.label_set)

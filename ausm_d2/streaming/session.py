@@ -153,9 +153,17 @@ class Session:
         Raises:
             UserError: if a prompt is invalid; the session is unchanged.
         """
+        self.add_all({object_id: prompt})
+
+    def add_all(self, prompts: Prompts) -> None:
+        """The same for several objects at once, by id: they are refined together, in the time of one.
+
+        Raises:
+            UserError: as :meth:`add`.
+        """
         found = zip(self.result.instances.track_ids.tolist(), self.result.instances.pred_masks, strict=True)
-        current = {track_id: mask.cpu().numpy() for track_id, mask in found if track_id == object_id}
-        self._give(draw({object_id: prompt}, tuple(self.result.id_map.shape), current))
+        current = {track_id: mask.cpu().numpy() for track_id, mask in found if track_id in prompts}
+        self._give(draw(prompts, tuple(self.result.id_map.shape), current))
 
     def _give(self, drawn: Mapping[int, Drawn]) -> None:
         """Prompt objects at the latest frame, after its step."""

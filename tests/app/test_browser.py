@@ -92,7 +92,8 @@ def test_upload_click_run_correct_rename_and_download(page: Page, address: str, 
 
     name = page.get_by_label("Name of object 1")
     name.fill("<script>alert(1)</script>")
-    name.press("Enter")
+    with page.expect_response("**/object"):
+        name.press("Enter")
     page.reload()
     expect(name).to_have_value("<script>alert(1)</script>")
 

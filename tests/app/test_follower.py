@@ -51,6 +51,7 @@ def test_a_run_is_a_session_with_the_same_prompts(
     plan.add(2, None, Box(5, 5, 30, 30))
     follower.changed(2)
     plan.add(5, None, Box(35, 20, 65, 45))
+    plan.add(5, 1, Points([(12, 12)], [0]))
     follower.changed(5)
     assert run(follower) == list(range(6, LENGTH))
     session = tiny_predictor.start(clip.frame(2), {})
@@ -58,7 +59,7 @@ def test_a_run_is_a_session_with_the_same_prompts(
     for number in range(3, LENGTH):
         result = session.step(clip.frame(number))
         if number == 5:
-            session.add(2, Box(35, 20, 65, 45))
+            session.add_all({2: Box(35, 20, 65, 45), 1: Points([(12, 12)], [0])})
             result = session.result
         expected = dict(zip(result.instances.track_ids.tolist(), result.instances.pred_masks.numpy(), strict=True))
         masks = found(follower, number)

@@ -53,7 +53,18 @@ export function listen(heard, lost) {
     heard(event);
   };
   source.onopen = () => lost(false);
-  source.onerror = () => (source.readyState === EventSource.CLOSED ? heard({ type: "end" }) : lost(true));
+  source.onerror = async () => {
+    if (source.readyState !== EventSource.CLOSED) {
+      lost(true);
+      return;
+    }
+    try { // also when the page is left
+      await get("state");
+    } catch (error) {
+      if (error.status === 404) heard({ type: "end" });
+      else lost(true);
+    }
+  };
 }
 
 export function upload(file, progress) {
