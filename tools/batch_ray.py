@@ -190,8 +190,9 @@ def start_ray(address: str | None, cpus: float | None = None) -> None:
         options.update(num_cpus=cpus, include_dashboard=False)
     try:
         ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError) as error:
-        raise UserError(f"--address {address}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # Ray raises plain ones when a node does not start
+        where = f"--address {address}" if address else "Ray on this machine"
+        raise UserError(f"{where}: {(str(error).splitlines() or ['does not start'])[0]}") from None
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
