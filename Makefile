@@ -33,7 +33,7 @@ API := ausm_d2 ausm_d2.config ausm_d2.errors ausm_d2.evaluation.vos ausm_d2.eval
 	ausm_d2.streaming.session ausm_d2.video.inputs ausm_d2.visualization
 
 docs: $(READY)
-	$(BIN)/pdoc --docformat google --output-directory output/docs $(API) '!ausm_d2.kernels'
+	$(BIN)/pdoc --docformat google --output-directory output/docs $(API)
 
 BENCHMARK := $(BIN)/python -m tools.benchmark
 STREAM := stream --device cuda --amp --cuda-graph --frames 0 --config-file configs/paper/stage3_long_swin_t.yaml
