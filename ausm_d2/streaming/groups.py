@@ -78,6 +78,7 @@ class GroupedStream:
 
     @property
     def device(self) -> torch.device:
+        """Where the state is, and the results are."""
         return self._groups[0].network.device
 
     @property
