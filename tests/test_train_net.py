@@ -167,7 +167,7 @@ def test_averaged_weights_are_evaluated_and_resumed(
     assert torch.equal(model.x_start, after["ema"]["x_start"])
     measured = list(metrics(tmp_path / "out", "vos/J&F").values())[-1]
     expected = ["DATASETS.TEST", [test], "TEST.EXPECTED_RESULTS", [["vos", "J&F", measured, 1e-6]]]
-    assert run("--eval-only", "DATASETS.TRAIN", [], *expected, "MODEL.WEIGHTS", last) == 0
+    assert run("--eval-only", "DATASETS.TRAIN", [], *cheap[2:], *expected, "MODEL.WEIGHTS", last) == 0
 
 
 def test_a_resumed_evaluation_uses_the_current_weights(
