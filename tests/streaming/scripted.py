@@ -71,7 +71,7 @@ class ScriptedModel:
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         return height, width
 
-    def initial_memory(self, size: tuple[int, int]) -> Memory:
+    def initial_memory(self, size: tuple[int, int], *, state_dtype: torch.dtype | None = None) -> Memory:
         return Memory([])
 
     def predict(self, **arguments: Any) -> tuple[list[Predictions], Memory]:
