@@ -4,14 +4,16 @@
 # make gpu: the tests that need a GPU, and the figures that docs/benchmarks.md misses, into output/gpu/.
 # make demo VIDEO=path [PROMPT=mask.png] runs on a video of your own.
 # make docs: the API page, from the docstrings, into output/docs/.
+# JOBS=4: processes that make test runs the tests in; ARGS: further arguments of pytest.
 
 PYTHON ?= python3
+JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
 .PHONY: setup demo test lint types docs gpu
 
-# The models here are small: their threads would mostly wait for each other (docs/benchmarks.md).
+# The models here are small: their threads would mostly wait for each other (docs/notes.md, threads).
 export OMP_NUM_THREADS ?= 1
 
 setup: $(READY)
@@ -20,7 +22,7 @@ demo: $(READY)
 	$(BIN)/python -W ignore::FutureWarning demo/make_demo.py $(if $(VIDEO),--video "$(VIDEO)") $(if $(PROMPT),--prompt "$(PROMPT)")
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -46,7 +48,7 @@ gpu: $(READY)
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "error: torch finds no GPU")'
 	mkdir -p output/gpu
 	failed=; \
-	$(BIN)/python -m pytest tests/modeling tests/streaming tests/test_on_gpu.py || failed="$$failed tests"; \
+	$(BIN)/python -m pytest tests/kernels tests/modeling tests/streaming tests/test_on_gpu.py || failed="$$failed tests"; \
 	$(BENCHMARK) ssm --device cuda --dtype bfloat16 --sequences 29184 --json output/gpu/ssm.json || failed="$$failed ssm"; \
 	$(BENCHMARK) $(STREAM) --size 1024 1820 $(REDUCED) --json output/gpu/stream_1024.json || failed="$$failed stream_1024"; \
 	$(BENCHMARK) $(STREAM) --size 360 640 --json output/gpu/stream_360.json || failed="$$failed stream_360"; \

@@ -54,7 +54,7 @@ setup(
         "supervision": ["supervision"],
         "docs": ["pdoc"],  # make docs
         "dev": [
-            *("einops", "hypothesis", "mypy", "pytest", "ruff", "trackeval", "transformers"),
+            *("einops", "hypothesis", "mypy", "pytest", "pytest-xdist", "ruff", "trackeval", "transformers"),
             *("httpx2", "playwright"),  # the page of ausm app is tested
             *("ipykernel", "nbclient", "nbformat", "pdoc"),  # docs/tutorial.ipynb and the API page are tested
         ],

@@ -20,7 +20,7 @@ def test_three_stages(shared_data: Path, tmp_path: Path, monkeypatch: pytest.Mon
     weights, before = "", {}
     for name in ("stage1_coco", "stage2_mixed", "stage3_long"):
         out = tmp_path / name
-        opts = ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(out), "SOLVER.MAX_ITER", "2", "DATASETS.TEST", "()"]
+        opts = ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(out), "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()"]
         cfg = load_config(str(CONFIGS / f"{name}.yaml"), [*opts, "DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu"])
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=False)

@@ -20,7 +20,10 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 
-from ausm_d2.data.augmentation import Augmentation, ClipPlan, Looks, build_augmentations, render_frame, render_mask
+from ausm_d2.data.augmentation.build import build_augmentations
+from ausm_d2.data.augmentation.looks import Looks
+from ausm_d2.data.augmentation.plan import Augmentation, ClipPlan
+from ausm_d2.data.augmentation.render import render_frame, render_mask
 from ausm_d2.data.catalog.base import chosen_label_sets
 from ausm_d2.data.clip_sampler import ClipSampler
 from ausm_d2.data.coarse import coarse_mask

@@ -58,6 +58,8 @@ class Kernel(ABC, Generic[C]):
     """One of NAMES."""
     devices: tuple[str, ...]
     """Device types it runs on."""
+    automatic: bool = True
+    """Whether ``auto`` may select it; if not, it runs only where it is chosen by name."""
 
     def unavailable(self) -> str | None:
         """Why it cannot run in this process, such as a missing package, in one line; None if it can."""
@@ -121,7 +123,7 @@ class Operation(Generic[C]):
         device = call.device.type
         missing = []
         for kernel in self.kernels:
-            if device not in kernel.devices:
+            if device not in kernel.devices or not kernel.automatic:
                 continue
             reason = kernel.unavailable()
             if reason is not None:

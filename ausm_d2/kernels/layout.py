@@ -3,21 +3,31 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
+_Given = TypeVar("_Given", Tensor, Tensor | None)
 
-def rows(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+
+def rows(tensor: _Given, dtype: torch.dtype) -> _Given:
     """Convert to ``dtype`` with stride 1 in the last dimension; the other strides may be anything."""
     if tensor is None:
-        return None
+        return tensor
     tensor = tensor.to(dtype)
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
-def plain(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def plain(tensor: _Given, dtype: torch.dtype) -> _Given:
     """Convert to ``dtype``, contiguous."""
-    return None if tensor is None else tensor.to(dtype).contiguous()
+    return tensor if tensor is None else tensor.to(dtype).contiguous()
+
+
+def working_state(initial: Tensor, dtype: torch.dtype, inplace: bool) -> Tensor:
+    """The state, contiguous in ``dtype``, for kernels that overwrite it; the caller's memory only if ``inplace``."""
+    state = plain(initial, dtype)
+    return state.clone() if state is initial and not inplace else state
 
 
 def overwritten(last: Tensor, worked_on: Tensor | None, given: Tensor | None, inplace: bool) -> Tensor:

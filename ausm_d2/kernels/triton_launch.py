@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-DEVICES = ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 CHANNELS = 64
@@ -25,10 +27,25 @@ def why_not() -> str | None:
     return "triton is not installed" if importlib.util.find_spec("triton") is None else None
 
 
-def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, **options: Any) -> None:
-    """Run a kernel on the device of ``like``. By default Triton uses the current device, wherever the tensors are."""
-    with torch.cuda.device_of(like):
-        kernel[grid](*arguments, **options)
+class Launcher:
+    """Runs the kernels of a module, which is imported at first use: Triton may be missing, and its import is slow.
+
+    Args:
+        package: whose module ``triton_kernels`` holds the kernels.
+    """
+
+    def __init__(self, package: str) -> None:
+        self._package = package
+
+    @cached_property
+    def kernels(self) -> Any:
+        """The module."""
+        return importlib.import_module(f"{self._package}.triton_kernels")
+
+    def __call__(self, kernel: str, grid: tuple[int, ...], like: Tensor, *arguments: Any, **options: Any) -> None:
+        """Run a kernel on the device of ``like``. By default Triton uses the current one, wherever the tensors are."""
+        with torch.cuda.device_of(like):
+            getattr(self.kernels, kernel)[grid](*arguments, **options)
 
 
 def shared_grid(x: Tensor) -> tuple[int, int]:

@@ -6,22 +6,19 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
-from ausm_d2.data.augmentation import (
-    Augmentation,
-    ClipPlan,
-    ColourJitter,
+from ausm_d2.data.augmentation.build import RandomApply, build_augmentations
+from ausm_d2.data.augmentation.colour import ColourJitter
+from ausm_d2.data.augmentation.geometry import (
     CropScalePath,
     LargeScaleJitter,
-    RandomApply,
     RandomCrop,
     RandomFlip,
     RandomRotation,
     ResizeShortestEdge,
     SoftWarp,
-    build_augmentations,
-    render_frame,
-    render_mask,
 )
+from ausm_d2.data.augmentation.plan import Augmentation, ClipPlan
+from ausm_d2.data.augmentation.render import render_frame, render_mask
 from ausm_d2.errors import UserError
 from tests.data.stubs import small_cfg
 

@@ -14,7 +14,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools.coco import COCO
 
-from ausm_d2.data.augmentation import ClipPlan, render_mask
+from ausm_d2.data.augmentation.plan import ClipPlan
+from ausm_d2.data.augmentation.render import render_mask
 from ausm_d2.data.build import build_train_loader
 from ausm_d2.data.catalog import register_from_config
 from ausm_d2.data.catalog.coco import (

@@ -6,7 +6,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ausm_d2.data.augmentation import ClipPlan, Look, Looks, Shrink, render_frame, render_mask
+from ausm_d2.data.augmentation.geometry import Shrink
+from ausm_d2.data.augmentation.looks import Look, Looks
+from ausm_d2.data.augmentation.plan import ClipPlan
+from ausm_d2.data.augmentation.render import render_frame, render_mask
 from ausm_d2.errors import UserError
 from ausm_d2.masks.rle import encode
 from tests.data.stubs import small_cfg

@@ -11,9 +11,9 @@ from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 
 from ausm_d2.config import add_ausm_config
-from ausm_d2.data.augmentation import (
+from ausm_d2.data.augmentation.build import RandomApply
+from ausm_d2.data.augmentation.geometry import (
     LargeScaleJitter,
-    RandomApply,
     RandomCrop,
     RandomFlip,
     RandomRotation,

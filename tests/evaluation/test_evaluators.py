@@ -426,8 +426,6 @@ def _in_a_process(rank: int, folder: Path, machines: int, stop_after: int | None
     """One of two processes, with or without a shared disk; ``stop_after``: a first run is interrupted, then resumed."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     comm.create_local_process_group(2 // machines)
-    data_sets = _data_sets.__wrapped__()  # type: ignore[attr-defined]
-    next(data_sets)
     disk = folder / str(rank if machines == 2 else 0)
     for name, outputs in ((VIS, vis_data(0)[1]), (VOS, vos_data()[1])):
         for last in (False, True) if stop_after is not None else (True,):
@@ -451,7 +449,8 @@ def _in_a_process(rank: int, folder: Path, machines: int, stop_after: int | None
 
 @pytest.mark.parametrize(("machines", "stop_after"), [(1, None), (2, 1)])
 def test_two_processes_score_as_one(tmp_path: Path, machines: int, stop_after: int | None) -> None:
-    torch.multiprocessing.spawn(_in_a_process, (tmp_path, machines, stop_after), nprocs=2)
+    arguments = (tmp_path, machines, stop_after)
+    torch.multiprocessing.start_processes(_in_a_process, arguments, nprocs=2, start_method="fork")
     for name, outputs in ((VIS, vis_data(0)[1]), (VOS, vos_data()[1])):
         expected = run(build_evaluator(name, cfg_for(tmp_path / "one")), name, outputs)
         assert json.loads((tmp_path / f"{name}.json").read_text()) == expected

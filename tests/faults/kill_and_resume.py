@@ -31,6 +31,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from ausm_d2.checkpoint.reading import is_whole
+from ausm_d2.data.build import get_records
 from ausm_d2.engine import Trainer
 from ausm_d2.processes import leave_together
 from ausm_d2.seeds import seed_generators
@@ -176,6 +177,7 @@ def run(folder: Path, *, kills: int, workers: int, world: int, iterations: int, 
     options = {"workers": workers, "iterations": iterations, "clips": world}
     saves = iterations // 2
     alone.mkdir(parents=True)
+    get_records("synthvis_train")  # the forks inherit what is cached of its 20,000 records
     children = start(training_cfg(alone, **options), 0, world)
     wait(children, 600, until=lambda: any(alone.glob("model_*.pth")))
     begin = time.monotonic()

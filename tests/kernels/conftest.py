@@ -8,18 +8,21 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from ausm_d2.kernels import choice
 from ausm_d2.kernels.choice import use_kernels
 from ausm_d2.kernels.conv import CONV
 from ausm_d2.kernels.scan import SCAN
-from tests.kernels.interpreter import GPU, RUNS_TRITON
+from tests.kernels.interpreter import GPU, INTERPRETED, RUNS_TRITON
 
-# Without a GPU, Triton's kernels run in its interpreter: see test_triton_in_its_interpreter.
+# Without a GPU, Triton's kernels run in its interpreter: see test_interpreter.py.
 NAMES = ["reference", "cpu", *(["triton"] if RUNS_TRITON else [])]
 
 
 @pytest.fixture(params=NAMES)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The kernels are forced, and new tensors are made where they run."""
+    if INTERPRETED:  # the tests compare by themselves; test_first_use.py has the comparison at first use
+        monkeypatch.setattr(choice, "difference", lambda *arguments: None)
     name = request.param
     for kernel in (*SCAN.kernels, *CONV.kernels):
         reason = kernel.unavailable() if kernel.name == name else None

@@ -1,10 +1,11 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The CPU attention kernel against ``scaled_dot_product_attention`` in float64."""
+"""The attention kernels against ``scaled_dot_product_attention`` in float64."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ausm_d2.kernels import choice, cpp
-from ausm_d2.kernels.attention import ATTENTION, attend, cpu
+from ausm_d2.kernels.attention import ATTENTION, attend, cpu, triton
 from ausm_d2.kernels.attention.call import AttentionCall
 from ausm_d2.kernels.choice import use_kernels
+from tests.kernels.interpreter import GPU, RUNS_TRITON
+from tests.kernels.oracle import assert_near
 
 
 def _heads(batch: int, heads: int, tokens: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -36,7 +39,7 @@ def _inference() -> Iterator[None]:
 @pytest.fixture
 def only_the_kernel(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     monkeypatch.setattr(cpu, "MIN_QUERIES", dict.fromkeys(cpu.MIN_QUERIES, 1))
-    (kernel,) = ATTENTION.kernels
+    kernel = ATTENTION.kernels[0]
     call = AttentionCall(*(_heads(1, 1, 2, 64, dtype) for _ in range(3)), None)
     if kernel.unavailable() is not None or not kernel.fits(call):
         pytest.skip("the kernel cannot be compiled here, or the processor does not know bfloat16")
@@ -166,3 +169,71 @@ def test_unsupported_inputs_use_pytorch(monkeypatch: pytest.MonkeyPatch) -> None
     assert q.grad is not None
     with use_kernels("reference"):
         torch.testing.assert_close(attend(q, k, v), _EXACT(q, k, v))
+
+
+needs_triton = pytest.mark.skipif(not RUNS_TRITON, reason="see test_interpreter.py")
+DEVICE = "cuda" if GPU else "cpu"
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Triton's kernels, as they are launched; the tests compare by themselves."""
+    names: list[str] = []
+    launch = triton.launch
+
+    def noted(kernel: str, *arguments: Any, **options: Any) -> None:
+        names.append(kernel)
+        launch(kernel, *arguments, **options)
+
+    monkeypatch.setattr(triton, "launch", noted)
+    monkeypatch.setattr(choice, "difference", lambda *arguments: None)
+    return names
+
+
+@needs_triton
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16, *([torch.bfloat16] if GPU else [])], ids=str)
+def test_triton_equals_float64_with_gradients(precision: torch.dtype, launched: list[str]) -> None:
+    """Two blocks of queries and of keys, the last of them not full."""
+    q, k, v = (_heads(1, 2, n, 20, precision).to(DEVICE) for n in (70, 40, 40))
+    with torch.enable_grad():
+        tensors, exact = (
+            [each.to(dtype).requires_grad_() for each in (q, k, v)] for dtype in (precision, torch.double)
+        )
+        with use_kernels("triton"):
+            found = attend(*tensors)
+        expected = _EXACT(*exact)
+        weight = torch.randn_like(expected)
+        gradients = torch.autograd.grad((found * weight.to(precision)).sum(), tensors)
+        wanted = torch.autograd.grad((expected * weight.to(precision).double()).sum(), exact)
+    assert launched == ["attention_forward", "attention_backward_queries", "attention_backward_keys"]
+    assert found.dtype == precision
+    tolerance = 1e-5 if precision == torch.float32 else 4 * torch.finfo(precision).eps
+    for one, other in zip((found, *gradients), (expected, *wanted), strict=True):
+        assert_near(one.detach(), other.detach(), tolerance)
+
+
+@needs_triton
+def test_triton_takes_scores_far_apart_and_no_numbers(launched: list[str]) -> None:
+    q, k, v = (_heads(1, 1, n, 16).to(DEVICE) for n in (3, 70, 70))
+    q, k = 50 * q.abs(), k.abs() * torch.linspace(0.1, 50, 70, device=DEVICE)[:, None]
+    k[:, :, :40] = float("-inf")  # all of the first block, and more
+    expected = _EXACT(q.double(), k[:, :, 40:].double(), v[:, :, 40:].double())
+    with use_kernels("triton"):
+        found = attend(q, k, v)
+        q[0, 0, 1, 5] = float("nan")
+        broken = attend(q, k, v)
+    assert_near(found, expected, 1e-5)
+    assert broken[0, 0, 1].isnan().all() and torch.equal(broken[0, 0, ::2], found[0, 0, ::2])
+    assert launched == 2 * ["attention_forward"]
+
+
+@needs_triton
+def test_triton_leaves_the_rest_to_pytorch(launched: list[str]) -> None:
+    q, k, v = (_heads(1, 2, 4, 16).to(DEVICE) for _ in range(3))
+    mask = torch.eye(4, dtype=torch.bool, device=DEVICE)
+    with use_kernels("triton"):
+        torch.testing.assert_close(attend(q, k, v, mask=mask), _EXACT(q, k, v, attn_mask=mask))
+        assert attend(q, k[:, :, :0], v[:, :, :0]).shape == q.shape
+        torch.testing.assert_close(attend(q.double(), k.double(), v.double()).float(), _EXACT(q, k, v))
+    attend(q, k, v)  # it is not chosen of itself
+    assert launched == []

@@ -8,20 +8,24 @@ import torch
 
 from ausm_d2.kernels.choice import use_kernels
 from ausm_d2.kernels.conv import causal_conv
-from tests.kernels.interpreter import GPU, run_interpreted
+from tests.kernels.interpreter import INTERPRETED
 from tests.kernels.oracle import assert_near
+
+SIZES, FRAMES = [(3, 1, 37, 4), (2, 2, 16, 4), (1, 6, 33, 3), (2, 3, 8, 1)], [1, 2]  # N, T, E, K
+if INTERPRETED:  # two groups of channels, more sequences than programs
+    SIZES, FRAMES = [(1, 4, 66, 3), (17, 1, 5, 1)], [2]
 
 
 @pytest.mark.parametrize("start", ["zero", "given"])
-@pytest.mark.parametrize("size", [(3, 1, 37, 4), (2, 2, 16, 4), (1, 6, 33, 3), (2, 3, 8, 1)], ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
 def test_conv_equals_float64_loop(backend: str, size: tuple[int, int, int, int], start: str) -> None:
     _compare_conv(size, start == "given", torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("frames", FRAMES)
 def test_conv_of_half_precision_activations(backend: str, dtype: torch.dtype, frames: int) -> None:
-    _compare_conv((2, frames, 33, 4), True, dtype)
+    _compare_conv((1, frames, 33, 4), True, dtype)
 
 
 def _compare_conv(size: tuple[int, int, int, int], start_given: bool, dtype: torch.dtype) -> None:
@@ -54,8 +58,3 @@ def test_conv_in_place(backend: str) -> None:
     assert last.data_ptr() == state.data_ptr()
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(state, expected_last)
-
-
-@pytest.mark.skipif(GPU, reason="there is a GPU for them")
-def test_triton_in_its_interpreter() -> None:
-    run_interpreted(__file__)

@@ -3,27 +3,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ausm_d2.kernels import choice
 from ausm_d2.kernels.choice import use_kernels
 from ausm_d2.kernels.deformable import DEFORMABLE, deformable_attention
 from ausm_d2.kernels.deformable import triton as deformable_triton
 from ausm_d2.modeling.deformable_attention import MSDeformAttn
-from tests.kernels.interpreter import GPU, RUNS_TRITON, run_interpreted
+from tests.kernels.interpreter import GPU, INTERPRETED, RUNS_TRITON
 
 SIZES = {"one level": [(5, 3)], "three": [(2, 3), (4, 6), (7, 11)], "one pixel": [(1, 1), (1, 2)]}
+SMALL = [(1, 1), (2, 3), (3, 4)]  # for Triton's interpreter
 
 
-needs_triton = pytest.mark.skipif(not RUNS_TRITON, reason="see test_triton_in_its_interpreter")
+needs_triton = pytest.mark.skipif(not RUNS_TRITON, reason="see test_interpreter.py")
 DEVICE = "cuda" if GPU else "cpu"
 
 
+@pytest.fixture(autouse=INTERPRETED)
+def _compared_by_the_tests_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """test_first_use.py has the comparison at first use."""
+    monkeypatch.setattr(choice, "difference", lambda *arguments: None)
+
+
 def layer_and_input(
-    sizes: list[tuple[int, int]], spread: float = 0.3, sharpness: float = 0.3
+    sizes: list[tuple[int, int]], spread: float = 0.3, sharpness: float = 0.3, heads: int = 3
 ) -> tuple[MSDeformAttn, Tensor, Tensor]:
-    layer = MSDeformAttn(24, num_levels=len(sizes), num_heads=3, num_points=2)
+    layer = MSDeformAttn(24, num_levels=len(sizes), num_heads=heads, num_points=2)
     nn.init.normal_(layer.sampling_offsets.weight, std=spread)
     nn.init.normal_(layer.attention_weights.weight, std=sharpness)
     pixels = sum(height * width for height, width in sizes)
@@ -99,35 +109,26 @@ def test_float64_uses_grid_sample() -> None:
             assert torch.equal(layer.float()(query, value, sizes), expected)
 
 
-@pytest.mark.skipif(GPU, reason="there is a GPU for it")
-def test_triton_in_its_interpreter() -> None:
-    run_interpreted(__file__)
-
-
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the kernels, as they are launched."""
     names: list[str] = []
-    launch = deformable_triton._launch
+    launch = deformable_triton.launch
 
-    def noted(kernel: str, tensors: tuple[Tensor, ...]) -> None:
+    def noted(kernel: str, *arguments: Any, **options: Any) -> None:
         names.append(kernel)
-        launch(kernel, tensors)
+        launch(kernel, *arguments, **options)
 
-    monkeypatch.setattr(deformable_triton, "_launch", noted)
+    monkeypatch.setattr(deformable_triton, "launch", noted)
     return names
 
 
 @needs_triton
-@pytest.mark.parametrize("spread", [0.3, 3.0])
-@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-def test_triton_equals_grid_sample(
-    sizes: list[tuple[int, int]], spread: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    layer, *inputs = layer_and_input(sizes, spread)
+def test_triton_equals_grid_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = SMALL
+    layer, *inputs = layer_and_input(sizes, heads=2)  # samples inside, over the border and outside
     layer, inputs = layer.to(DEVICE), [each.to(DEVICE).requires_grad_() for each in inputs]
     leaves = [*inputs, *layer.parameters()]
     outputs, weight = [], torch.randn(inputs[0].shape, device=DEVICE)
-    layer(*inputs, sizes)  # the first use is compared with the reference
     launched = launches(monkeypatch)
     for name in ("triton", "reference"):
         with use_kernels(name):
@@ -141,8 +142,8 @@ def test_triton_equals_grid_sample(
 
 @needs_triton
 def test_triton_takes_weights_far_apart_and_no_numbers() -> None:
-    sizes = SIZES["three"]
-    layer, query, value = (each.to(DEVICE) for each in layer_and_input(sizes, sharpness=100.0))
+    sizes = SMALL
+    layer, query, value = (each.to(DEVICE) for each in layer_and_input(sizes, sharpness=100.0, heads=2))
     query = query.clone()
     with use_kernels("triton"):
         found = layer(query, value, sizes)
@@ -167,8 +168,8 @@ def test_the_sizes_are_those_of_the_tensors() -> None:
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_triton_rounds_nothing_but_its_results(dtype: torch.dtype) -> None:
-    sizes = [(2, 3), (3, 4)]
-    shapes = [(2, 18, 2, 8), (2, 18, 2, 2, 2, 2), (2, 18, 2, 2, 2)]
+    sizes = [(2, 2), (3, 4)]
+    shapes = [(1, 16, 2, 8), (1, 16, 2, 2, 2, 2), (1, 16, 2, 2, 2)]
     inputs = [torch.randn(shape, device=DEVICE).to(dtype).requires_grad_() for shape in shapes]
     exact = [each.detach().float().requires_grad_() for each in inputs]
     with use_kernels("triton"):

@@ -17,22 +17,27 @@ from torch.utils.checkpoint import checkpoint
 from ausm_d2.errors import UserError
 from ausm_d2.kernels import choice
 from ausm_d2.kernels.attention import ATTENTION, attend
+from ausm_d2.kernels.attention.call import AttentionCall
 from ausm_d2.kernels.attention.cpu import CpuAttention
 from ausm_d2.kernels.choice import OPERATIONS, use_kernels
-from ausm_d2.kernels.conv import causal_conv
+from ausm_d2.kernels.conv import CONV, causal_conv
+from ausm_d2.kernels.conv.call import ConvCall
 from ausm_d2.kernels.conv.cpu import CpuConv
-from ausm_d2.kernels.deformable import deformable_attention
+from ausm_d2.kernels.deformable import DEFORMABLE, deformable_attention
+from ausm_d2.kernels.deformable.call import DeformableCall
 from ausm_d2.kernels.deformable.cpu import CpuDeformable
 from ausm_d2.kernels.depthwise import depthwise_conv
 from ausm_d2.kernels.depthwise.cpu import CpuDepthwise
 from ausm_d2.kernels.group_norm import group_norm
 from ausm_d2.kernels.group_norm.cpu import CpuGroupNorm
-from ausm_d2.kernels.scan import selective_scan
+from ausm_d2.kernels.scan import SCAN, selective_scan
+from ausm_d2.kernels.scan.call import ScanCall
 from ausm_d2.kernels.scan.cpu import CpuScan
 from ausm_d2.kernels.winograd import conv3x3
 from ausm_d2.kernels.winograd.cpu import CpuWinograd
 from tests.kernels import fakes
 from tests.kernels.fakes import SquareCall, SquareKernel, squares
+from tests.kernels.interpreter import GPU, RUNS_TRITON
 
 
 @pytest.fixture(autouse=True)
@@ -290,6 +295,33 @@ def test_an_error_in_a_real_kernel_is_found(kernel: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(kernel, "run", lie)
     with pytest.warns(UserWarning, match=r"cpu's .* differs from the reference: result 1"):
         _calls(torch.float32)[kernel]()
+
+
+def _small_calls() -> dict[str, Any]:
+    """With gradients; a comparison at first use makes its own inputs of the same form."""
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, device="cuda" if GPU else "cpu", requires_grad=True)
+
+    u, delta, z, B, C = random(1, 2, 3), random(1, 2, 3), random(1, 2, 3), random(1, 2, 2), random(1, 2, 2)
+    state = random(1, 3, 2)
+    return {
+        "scan": (SCAN, ScanCall(u, delta, random(3, 2), B, C, random(3), z, random(3), state, True, False)),
+        "conv": (CONV, ConvCall(u, random(3, 4), random(3), random(1, 3, 4), False)),
+        "deformable": (
+            DEFORMABLE,
+            DeformableCall(random(1, 1, 1, 4), random(1, 1, 1, 1, 1, 2), random(1, 1, 1, 1, 1), ((1, 1),)),
+        ),
+        "attention": (ATTENTION, AttentionCall(*(random(1, 1, 1, 5) for _ in range(3)), None)),
+    }
+
+
+@pytest.mark.skipif(not RUNS_TRITON, reason="see test_interpreter.py")
+@pytest.mark.parametrize("name", ["scan", "conv", "deformable", "attention"])
+def test_triton_agrees_with_the_reference_at_its_first_use(name: str) -> None:
+    operation, call = _small_calls()[name]
+    (kernel,) = (each for each in operation.kernels if each.name == "triton")
+    assert operation._problem(kernel, call) is None and len(choice._agreed) == 1
 
 
 def test_every_operation_is_compared_with_its_reference() -> None:

@@ -154,13 +154,13 @@ def test_operations_without_a_mamba_ssm_kernel_use_other_kernels() -> None:
         return conv.fits(ConvCall(x, torch.zeros(x.shape[2], width), torch.zeros(x.shape[2]), None, False))
 
     state = torch.zeros(3, 40, 16)
-    assert takes_scan() and takes_scan(initial_state=state)
-    assert not takes_scan(initial_state=state.clone().requires_grad_())
+    assert takes_scan() and takes_scan(initial=state)
+    assert not takes_scan(initial=state.clone().requires_grad_())
     assert not takes_scan(u=torch.zeros(3, 5, 40, dtype=torch.float64)) and not takes_scan(A=-torch.ones(40, 257))
     meta = {"device": "meta"}
     assert not takes_scan(u=torch.zeros(2**14, 2**11, 64, **meta)) and not takes_scan(u=torch.zeros(0, 5, 40))
     many = torch.zeros(65536, 1, 8, **meta)
-    assert takes_scan(u=many) and not takes_scan(u=many, initial_state=state)
+    assert takes_scan(u=many) and not takes_scan(u=many, initial=state)
     assert takes_conv(torch.zeros(3, 5, 40)) and not takes_conv(torch.zeros(3, 5, 42))
     assert not takes_conv(torch.zeros(3, 5, 40), 5) and not takes_conv(torch.zeros(3, 5, 40).double())
     compare(selective_scan, scan_inputs(state=True), torch.float32)
@@ -219,7 +219,7 @@ def test_a_broken_package_is_named_and_not_used(monkeypatch: pytest.MonkeyPatch)
     assert len(said) == 1 and torch.equal(found[0], wanted[0])
 
 
-def test_a_missing_package_is_named() -> None:
+def test_a_package_that_is_not_installed_is_named() -> None:
     assert installed.missing.__wrapped__("no_such_package", "x") == "no_such_package is not installed"
     assert installed.missing.__wrapped__("torch", "no_such_kernels") == (
         "torch was installed without its CUDA kernels (no_such_kernels)"

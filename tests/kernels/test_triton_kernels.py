@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from ausm_d2.kernels import choice
+from ausm_d2.kernels.attention import attend
+from ausm_d2.kernels.attention import triton as attention
 from ausm_d2.kernels.choice import use_kernels
 from ausm_d2.kernels.conv import causal_conv
 from ausm_d2.kernels.conv import triton as conv
@@ -29,6 +31,11 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel, compile
+
+SCAN = ("scan_forward", "scan_backward")
+CONV = ("conv_forward", "conv_backward")
+DEFORMABLE = ("deformable_forward", "deformable_backward")
+ATTENTION = ("attention_forward", "attention_backward_queries", "attention_backward_keys")
 
 _H100 = GPUTarget("cuda", 90, 32)
 _TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
@@ -52,8 +59,8 @@ class _Compiler:
         self._compiled[self._kernel.fn.__name__] = compile(source, target=_H100)
 
 
-def _type(value: Tensor | int) -> str:
-    return "i32" if isinstance(value, int) else _TYPES[value.dtype]
+def _type(value: Tensor | float) -> str:
+    return _TYPES[value.dtype] if isinstance(value, Tensor) else "i32" if isinstance(value, int) else "fp32"
 
 
 @pytest.fixture
@@ -62,14 +69,14 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[s
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(choice, "difference", lambda *arguments: None)
     compiled: dict[str, CompiledKernel] = {}
-    for module, kernel, prefix in (
-        (scan, scan.TritonScan, "scan_"),
-        (conv, conv.TritonConv, "conv_"),
-        (deformable, deformable.TritonDeformable, "deformable_"),
+    for module, kernel, names in (
+        (scan, scan.TritonScan, SCAN),
+        (conv, conv.TritonConv, CONV),
+        (deformable, deformable.TritonDeformable, DEFORMABLE),
+        (attention, attention.TritonAttention, ATTENTION),
     ):
-        names = [prefix + direction for direction in ("forward", "backward")]
-        compilers = {name: _Compiler(getattr(module._kernels(), name), compiled) for name in names}
-        monkeypatch.setattr(module, "_kernels", lambda compilers=compilers: SimpleNamespace(**compilers))
+        compilers = {name: _Compiler(getattr(module.launch.kernels, name), compiled) for name in names}
+        monkeypatch.setitem(vars(module.launch), "kernels", SimpleNamespace(**compilers))
         monkeypatch.setattr(kernel, "devices", ("cpu",))
     devices: list[Tensor] = []
     monkeypatch.setattr(torch.cuda, "device_of", lambda x: nullcontext(devices.append(x)))
@@ -91,7 +98,7 @@ def test_the_scan(compiled: dict[str, CompiledKernel], everything: bool) -> None
     with use_kernels("triton"):
         y, last = selective_scan(u, delta, _leaf(e, s), b, c, delta_softplus=everything, **more)
         (y.float().sum() + last.sum()).backward()
-    _check(compiled, "scan_forward", "scan_backward")
+    _check(compiled, SCAN)
 
 
 @pytest.mark.parametrize("memory", [True, False], ids=["a memory", "none"])
@@ -100,7 +107,7 @@ def test_the_convolution(compiled: dict[str, CompiledKernel], memory: bool) -> N
     with use_kernels("triton"):
         y, last = causal_conv(_leaf(3, 2, 96, dtype=torch.bfloat16), _leaf(96, 4), _leaf(96), initial)
         (y.float().sum() + last.float().sum()).backward()
-    _check(compiled, "conv_forward", "conv_backward")
+    _check(compiled, CONV)
 
 
 @pytest.mark.parametrize("channels", [32, 24])
@@ -110,10 +117,18 @@ def test_deformable_attention(compiled: dict[str, CompiledKernel], channels: int
     inputs = [(*shape, channels), (*shape, len(sizes), points, 2), (*shape, len(sizes), points)]
     with use_kernels("triton"):
         deformable_attention(*(_leaf(*each, dtype=torch.bfloat16) for each in inputs), sizes).sum().backward()
-    _check(compiled, "deformable_forward", "deformable_backward")
+    _check(compiled, DEFORMABLE)
 
 
-def _check(compiled: dict[str, CompiledKernel], *names: str) -> None:
+@pytest.mark.parametrize(("width", "dtype"), [(32, torch.bfloat16), (64, torch.float32)])
+def test_attention(compiled: dict[str, CompiledKernel], width: int, dtype: torch.dtype) -> None:
+    q, k, v = (_leaf(1, 2, n, width, dtype=dtype) for n in (5, 9, 9))
+    with use_kernels("triton"):
+        attend(q, k, v).sum().backward()
+    _check(compiled, ATTENTION)
+
+
+def _check(compiled: dict[str, CompiledKernel], names: tuple[str, ...]) -> None:
     assert sorted(compiled) == sorted(names)
     for kernel in compiled.values():
         assert kernel.asm["cubin"].startswith(b"\x7fELF")

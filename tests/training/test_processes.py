@@ -31,27 +31,36 @@ def step(model: Any, items: list[dict[str, Any]]) -> dict[str, Tensor]:
     return losses
 
 
-def _in_a_process(rank: int, folder: Path, empty: bool) -> None:
+def _in_a_process(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    model = tiny_model(*SETTINGS)
-    with pytest.MonkeyPatch.context() as patch:
-        items = [clips(empty)[rank]]
-        FixedDraws(patch, model)
-        losses = step(DistributedDataParallel(model), items)
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    torch.save((losses, gradients), folder / f"{rank}.pt")
+    for empty in (False, True):
+        model = tiny_model(*SETTINGS)
+        with pytest.MonkeyPatch.context() as patch:
+            items = [clips(empty)[rank]]
+            FixedDraws(patch, model)
+            losses = step(DistributedDataParallel(model), items)
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        torch.save((losses, gradients), folder / f"{rank}_{empty}.pt")
     leave_together()
     torch.distributed.destroy_process_group()
 
 
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the losses and gradients of both. Not forks: PyTorch cannot compute gradients in a fork of a
+    process that has computed some."""
+    folder = tmp_path_factory.mktemp("processes")
+    torch.multiprocessing.spawn(_in_a_process, (folder,), nprocs=2)
+    return folder
+
+
 @pytest.mark.parametrize("empty", [False, True])
 def test_gradients_of_two_processes_are_those_of_one_with_the_whole_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: bool
+    of_two_processes: Path, monkeypatch: pytest.MonkeyPatch, empty: bool
 ) -> None:
     """Different label sets, an empty clip, and passes on own masks; every loss is shared, its divisor too."""
-    torch.multiprocessing.spawn(_in_a_process, (tmp_path, empty), nprocs=2)
-    (losses, gradients), (others, same) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    (losses, gradients), (others, same) = (torch.load(of_two_processes / f"{rank}_{empty}.pt") for rank in (0, 1))
     model, items = tiny_model(*SETTINGS), clips(empty)
     FixedDraws(monkeypatch, model)
     whole = step(model, items)

@@ -30,6 +30,16 @@ def _rendered(spec: Spec, index: int, frame: int) -> tuple[np.ndarray, np.ndarra
     return _video(spec, index).render(frame)
 
 
+@lru_cache(maxsize=4096)
+def _first_frames(spec: Spec, index: int) -> tuple[tuple[int, int], ...]:
+    """Instance ids and the first frame in which each is visible; renders the video. Evaluation asks several times."""
+    first: dict[int, int] = {}
+    for frame in range(spec.num_frames):
+        for instance_id in SynthMasks(spec, index).read(frame):
+            first.setdefault(instance_id, frame)
+    return tuple(first.items())
+
+
 @dataclass(frozen=True)
 class SynthFrames:
     """``FrameSource`` of one procedural video."""
@@ -89,7 +99,7 @@ class SynthVis(Sequence[VideoRecord]):
         num_videos: length of the sequence.
         num_frames: T, at least 2.
         complete: drop instances that are visible in no frame, and set ``prompt_frames`` to the first visible frame of
-            each. This renders every video once, so it is for evaluation sets.
+            each. This renders every video once in a process, so it is for evaluation sets.
 
     Raises:
         UserError: if the seed is negative, or there are fewer than 2 frames.
@@ -114,10 +124,7 @@ class SynthVis(Sequence[VideoRecord]):
         instances = [Instance(i + 1, category) for i, category in enumerate(cast_of(self.spec, index).classes)]
         first: dict[int, int] | None = None
         if self.complete:
-            first = {}
-            for frame in range(self.spec.num_frames):
-                for instance_id in masks.read(frame):
-                    first.setdefault(instance_id, frame)
+            first = dict(_first_frames(self.spec, index))
             instances = [instance for instance in instances if instance.instance_id in first]
         return VideoRecord(
             video_id=index,

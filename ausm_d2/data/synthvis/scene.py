@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -84,6 +84,7 @@ def _pick(quantile: float, shares: Sequence[float]) -> int:
     return int(np.searchsorted(np.cumsum(shares[:-1]), quantile, side="right"))
 
 
+@lru_cache(maxsize=32768)  # all records of a data set are listed several times in a process
 def cast_of(spec: Spec, index: int) -> Cast:
     rng = generator(spec, index, 0)
     count = 2 + _pick(_stratum(spec, index, 0), (0.15, 0.42, 0.28, 0.12, 0.03))

@@ -1,7 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """Attention: PyTorch's ``scaled_dot_product_attention``, or C++ for inference on a CPU.
 
-There is no Triton kernel: on CUDA the reference already is a fused kernel (FlashAttention, cuDNN).
+On CUDA the reference already is a fused kernel (FlashAttention, cuDNN), so ``auto`` selects it there; the Triton kernel
+runs where it is chosen by name.
 
 Shape shorthand:
     BT: frames; no information passes between them
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ausm_d2.kernels.attention.call import AttentionCall
 from ausm_d2.kernels.attention.cpu import CpuAttention
+from ausm_d2.kernels.attention.triton import TritonAttention
 from ausm_d2.kernels.choice import Operation
 
 
@@ -22,7 +24,7 @@ def _reference(call: AttentionCall) -> tuple[Tensor]:
     return (F.scaled_dot_product_attention(call.q, call.k, call.v, attn_mask=call.mask),)
 
 
-ATTENTION: Operation[AttentionCall] = Operation("attention", _reference, [CpuAttention()])
+ATTENTION: Operation[AttentionCall] = Operation("attention", _reference, [CpuAttention(), TritonAttention()])
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, kernels: str = "auto") -> Tensor:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ausm_d2.kernels import cpp
-from ausm_d2.kernels.conv.fused import ConvInputs, FusedConv
+from ausm_d2.kernels.conv.call import ConvCall
+from ausm_d2.kernels.conv.fused import FusedConv
+from ausm_d2.kernels.fused import Gradients
 from ausm_d2.kernels.structs import Rows, address, fields, floats, share
 
 SOURCE = Path(__file__).with_name("conv.cpp")
@@ -40,34 +42,34 @@ class CpuConv(FusedConv):
     def unavailable(self) -> str | None:
         return cpp.why_not(SOURCE)
 
-    def forward(self, inputs: ConvInputs, last: Tensor) -> Tensor:
-        y = inputs.x.new_empty(inputs.x.shape)
-        arguments = _arguments(inputs)
+    def forward(self, call: ConvCall, last: Tensor) -> Tensor:
+        y = call.x.new_empty(call.x.shape)
+        arguments = _arguments(call)
         arguments.y, arguments.last = Rows(y), address(last)
         cpp.library(SOURCE).ausm_conv_forward(ctypes.byref(arguments))
         return y
 
-    def backward(self, inputs: ConvInputs, dy: Tensor, dlast: Tensor | None, start: bool) -> ConvInputs:
-        arguments = _arguments(inputs)
-        dx = inputs.x.new_empty(inputs.x.shape)
-        dweight, dbias = (floats(arguments.parts, *like.shape) for like in (inputs.weight, inputs.bias))
-        dinitial = torch.empty_like(inputs.initial) if start and inputs.initial is not None else None
+    def backward(self, call: ConvCall, dy: Tensor, dlast: Tensor | None, start: bool) -> Gradients:
+        arguments = _arguments(call)
+        dx = call.x.new_empty(call.x.shape)
+        dweight, dbias = (floats(arguments.parts, *like.shape) for like in (call.weight, call.bias))
+        dinitial = torch.empty_like(call.initial) if start and call.initial is not None else None
         arguments.dy, arguments.dx = Rows(dy), Rows(dx)
         for name, tensor in (("dlast", dlast), ("dweight", dweight), ("dbias", dbias), ("dinitial", dinitial)):
             setattr(arguments, name, address(tensor))
         cpp.library(SOURCE).ausm_conv_backward(ctypes.byref(arguments))
-        return ConvInputs(dx, dweight.sum(0), dbias.sum(0), dinitial)
+        return dx, dweight.sum(0), dbias.sum(0), dinitial
 
 
-def _arguments(inputs: ConvInputs) -> _Conv:
-    sequences, frames, channels = inputs.x.shape
+def _arguments(call: ConvCall) -> _Conv:
+    sequences, frames, channels = call.x.shape
     return _Conv(
         N=sequences,
         T=frames,
         E=channels,
-        K=len(inputs.weight),
-        **share(inputs.x),
-        bfloat16=inputs.x.dtype == torch.bfloat16,
-        x=Rows(inputs.x),
-        **{name: address(getattr(inputs, name)) for name in ("weight", "bias", "initial")},
+        K=len(call.weight),
+        **share(call.x),
+        bfloat16=call.x.dtype == torch.bfloat16,
+        x=Rows(call.x),
+        **{name: address(getattr(call, name)) for name in ("weight", "bias", "initial")},
     )

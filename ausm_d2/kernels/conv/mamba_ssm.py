@@ -12,33 +12,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ausm_d2.kernels.choice import Kernel
 from ausm_d2.kernels.conv.call import ConvCall
 from ausm_d2.kernels.conv.reference import last_inputs
-from ausm_d2.kernels.installed import missing
-from ausm_d2.kernels.layout import overwritten, plain
+from ausm_d2.kernels.installed import InstalledKernel
+from ausm_d2.kernels.layout import overwritten, working_state
 
 _WIDTHS = (2, 3, 4)
 _CHANNELS = 8  # the kernel needs E and the strides to be multiples of it
-_MAX_ELEMENTS = 2**31  # per tensor: the kernel computes addresses in 32 bits
 
 
-class MambaSsmConv(Kernel[ConvCall]):
-    name = "mamba_ssm"
-    devices: tuple[str, ...] = ("cuda",)
-
-    def unavailable(self) -> str | None:
-        return missing("causal_conv1d", "causal_conv1d_cuda")
+class MambaSsmConv(InstalledKernel[ConvCall]):
+    package, extension = "causal_conv1d", "causal_conv1d_cuda"
 
     def fits(self, call: ConvCall) -> bool:
-        x, width = call.x, call.weight.shape[1]
-        if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or width not in _WIDTHS:
+        (sequences, frames, channels), width = call.x.shape, call.weight.shape[1]
+        if width not in _WIDTHS or channels % _CHANNELS:
             return False
-        return (
-            x.numel() > 0
-            and x.shape[2] % _CHANNELS == 0
-            and len(x) * x.shape[2] * max(x.shape[1], width) < _MAX_ELEMENTS
-        )
+        return self.takes(call.x, sequences * channels * max(frames, width))
 
     def run(self, call: ConvCall) -> tuple[Tensor, Tensor]:
         call = call._replace(weight=call.weight.float(), bias=call.bias.float())
@@ -50,10 +40,7 @@ class MambaSsmConv(Kernel[ConvCall]):
 def _one_frame(call: ConvCall, initial: Tensor) -> tuple[Tensor, Tensor]:
     from causal_conv1d import causal_conv1d_update
 
-    state = plain(initial, call.x.dtype)
-    assert state is not None
-    if state is initial and not call.inplace:
-        state = initial.clone()
+    state = working_state(initial, call.x.dtype, call.inplace)
     y = causal_conv1d_update(call.x[:, 0], state, call.weight, call.bias, activation="silu")
     return y[:, None], overwritten(state, state, initial, call.inplace)
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -18,12 +17,7 @@ from ausm_d2.kernels.deformable.call import DeformableCall
 _QUERIES = 16  # per program: the most whose sums fit into registers
 
 
-@functools.cache
-def _kernels() -> Any:
-    """Imported at first use: Triton may be missing, and its import is slow."""
-    from ausm_d2.kernels.deformable import triton_kernels
-
-    return triton_kernels
+launch = triton_launch.Launcher(__package__)
 
 
 class TritonDeformable(Kernel[DeformableCall]):
@@ -80,8 +74,8 @@ def _launch(kernel: str, tensors: tuple[Tensor, ...]) -> None:
     batch, pixels, heads, channels = values.shape
     levels, points = logits.shape[3:]
     grid = (-(-pixels // _QUERIES), heads, batch)
-    triton_launch.launch(
-        getattr(_kernels(), kernel),
+    launch(
+        kernel,
         grid,
         values,
         *tensors,

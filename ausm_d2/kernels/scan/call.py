@@ -27,7 +27,7 @@ class ScanCall(NamedTuple):
     D: Tensor | None
     z: Tensor | None
     delta_bias: Tensor | None
-    initial_state: Tensor | None
+    initial: Tensor | None
     delta_softplus: bool
     inplace: bool
 
@@ -57,5 +57,5 @@ class ScanCall(NamedTuple):
             D=random(self.D, e),
             z=random(self.z, n, t, e),
             delta_bias=bias,
-            initial_state=random(self.initial_state, n, e, s),
+            initial=random(self.initial, n, e, s),
         )

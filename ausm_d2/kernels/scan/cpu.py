@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from ausm_d2.kernels import cpp
-from ausm_d2.kernels.scan.fused import FusedScan, ScanGradients, ScanInputs
+from ausm_d2.kernels.fused import Gradients
+from ausm_d2.kernels.scan.call import ScanCall
+from ausm_d2.kernels.scan.fused import FusedScan
 from ausm_d2.kernels.structs import Rows, address, fields, floats, share
 
 SOURCE = Path(__file__).with_name("scan.cpp")
@@ -41,46 +43,46 @@ class CpuScan(FusedScan):
     def unavailable(self) -> str | None:
         return cpp.why_not(SOURCE)
 
-    def forward(self, inputs: ScanInputs, last: Tensor) -> Tensor:
-        y = inputs.u.new_empty(inputs.u.shape)
-        exponent = _exponent(inputs)
-        arguments = _arguments(inputs, exponent)
+    def forward(self, call: ScanCall, last: Tensor) -> Tensor:
+        y = call.u.new_empty(call.u.shape)
+        exponent = _exponent(call)
+        arguments = _arguments(call, exponent)
         arguments.y, arguments.last = Rows(y), address(last)
         cpp.library(SOURCE).ausm_scan_forward(ctypes.byref(arguments))
         return y
 
-    def backward(self, inputs: ScanInputs, dy: Tensor, dlast: Tensor | None, start: bool) -> ScanGradients:
-        exponent = _exponent(inputs)
-        arguments = _arguments(inputs, exponent)
-        parts, channels = arguments.parts, inputs.u.shape[-1]
-        du, ddelta, dB, dC = (x.new_empty(x.shape) for x in (inputs.u, inputs.delta, inputs.B, inputs.C))
-        dz = None if inputs.z is None else torch.empty_like(du)
+    def backward(self, call: ScanCall, dy: Tensor, dlast: Tensor | None, start: bool) -> Gradients:
+        exponent = _exponent(call)
+        arguments = _arguments(call, exponent)
+        parts, channels = arguments.parts, call.u.shape[-1]
+        du, ddelta, dB, dC = (x.new_empty(x.shape) for x in (call.u, call.delta, call.B, call.C))
+        dz = None if call.z is None else torch.empty_like(du)
         dA, dD, dbias = floats(parts, *exponent.shape), floats(parts, channels), floats(parts, channels)
-        dinitial = floats(*inputs.initial.shape) if start and inputs.initial is not None else None
+        dinitial = floats(*call.initial.shape) if start and call.initial is not None else None
         for name, each in (("dy", dy), ("du", du), ("ddelta", ddelta), ("dz", dz), ("dB", dB), ("dC", dC)):
             setattr(arguments, name, Rows(each))
         for name, tensor in (("dlast", dlast), ("dA", dA), ("dD", dD), ("dbias", dbias), ("dinitial", dinitial)):
             setattr(arguments, name, address(tensor))
         cpp.library(SOURCE).ausm_scan_backward(ctypes.byref(arguments))
-        return ScanGradients(du, ddelta, dA.sum(0).T, dB, dC, dD.sum(0), dz, dbias.sum(0), dinitial)
+        return du, ddelta, dA.sum(0).T, dB, dC, dD.sum(0), dz, dbias.sum(0), dinitial
 
 
-def _exponent(inputs: ScanInputs) -> Tensor:
+def _exponent(call: ScanCall) -> Tensor:
     """(S, E): A * log2(e), for exp2, transposed to contiguous channels."""
-    return (inputs.A.T * math.log2(math.e)).contiguous()
+    return (call.A.T * math.log2(math.e)).contiguous()
 
 
-def _arguments(inputs: ScanInputs, exponent: Tensor) -> _Scan:
-    sequences, frames, channels = inputs.u.shape
+def _arguments(call: ScanCall, exponent: Tensor) -> _Scan:
+    sequences, frames, channels = call.u.shape
     return _Scan(
         N=sequences,
         T=frames,
         E=channels,
         S=len(exponent),
-        **share(inputs.u),
-        bfloat16=inputs.u.dtype == torch.bfloat16,
-        delta_softplus=inputs.delta_softplus,
+        **share(call.u),
+        bfloat16=call.u.dtype == torch.bfloat16,
+        delta_softplus=call.delta_softplus,
         A=address(exponent),
-        **{name: Rows(getattr(inputs, name)) for name in ("u", "delta", "z", "B", "C")},
-        **{name: address(getattr(inputs, name)) for name in ("D", "delta_bias", "initial")},
+        **{name: Rows(getattr(call, name)) for name in ("u", "delta", "z", "B", "C")},
+        **{name: address(getattr(call, name)) for name in ("D", "delta_bias", "initial")},
     )

@@ -17,31 +17,23 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ausm_d2.kernels.choice import Kernel
-from ausm_d2.kernels.installed import missing
-from ausm_d2.kernels.layout import overwritten, plain
+from ausm_d2.kernels.installed import InstalledKernel
+from ausm_d2.kernels.layout import overwritten, plain, working_state
 from ausm_d2.kernels.scan.call import ScanCall
 from ausm_d2.kernels.scan.reference import scan
 
 _MAX_STATES = 256
 _MAX_BLOCKS = 65535  # in the second grid dimension: channels of the scan, sequences of the step
-_MAX_ELEMENTS = 2**31  # per tensor: both kernels compute addresses in 32 bits
 
 
-class MambaSsmScan(Kernel[ScanCall]):
-    name = "mamba_ssm"
-    devices: tuple[str, ...] = ("cuda",)
-
-    def unavailable(self) -> str | None:
-        return missing("mamba_ssm", "selective_scan_cuda")
+class MambaSsmScan(InstalledKernel[ScanCall]):
+    package, extension = "mamba_ssm", "selective_scan_cuda"
 
     def fits(self, call: ScanCall) -> bool:
         (sequences, frames, channels), states = call.u.shape, call.A.shape[1]
-        if call.u.dtype not in (torch.float32, torch.bfloat16, torch.float16) or states > _MAX_STATES:
+        if states > _MAX_STATES or not self.takes(call.u, sequences * channels * max(frames, 2 * states)):
             return False
-        if not call.u.numel() or sequences * channels * max(frames, 2 * states) >= _MAX_ELEMENTS:
-            return False
-        if call.initial_state is None:
+        if call.initial is None:
             return channels <= _MAX_BLOCKS
         return not call.learns() and sequences <= _MAX_BLOCKS
 
@@ -54,7 +46,7 @@ class MambaSsmScan(Kernel[ScanCall]):
             z=None if call.z is None else call.z.to(dtype),
             delta_bias=plain(call.delta_bias, torch.float32),
         )
-        return _clip(call) if call.initial_state is None else _frame_by_frame(call, call.initial_state)
+        return _clip(call) if call.initial is None else _frame_by_frame(call, call.initial)
 
 
 def _clip(call: ScanCall) -> tuple[Tensor, Tensor]:
@@ -97,10 +89,7 @@ class _LastState(torch.autograd.Function):
 def _frame_by_frame(call: ScanCall, initial: Tensor) -> tuple[Tensor, Tensor]:
     from mamba_ssm.ops.triton.selective_state_update import selective_state_update
 
-    state = plain(initial, torch.float32)
-    assert state is not None
-    if state is initial and not call.inplace:
-        state = initial.clone()
+    state = working_state(initial, torch.float32, call.inplace)
     # selective_state_update does not accept None for these.
     zeros = call.A.new_zeros(len(call.A))
     D, bias = (zeros if x is None else x for x in (call.D, call.delta_bias))

@@ -19,7 +19,7 @@ def scan(call: ScanCall) -> tuple[Tensor, Tensor]:
         delta = delta + call.delta_bias.to(compute)
     if call.delta_softplus:
         delta = F.softplus(delta)
-    state = u.new_zeros(len(u), *A.shape) if call.initial_state is None else call.initial_state.to(compute)
+    state = u.new_zeros(len(u), *A.shape) if call.initial is None else call.initial.to(compute)
     outputs = []
     with outside_autocast(u):  # autocast would multiply in half precision
         for t in range(u.shape[1]):
@@ -31,6 +31,6 @@ def scan(call: ScanCall) -> tuple[Tensor, Tensor]:
         y = y + u * call.D.to(compute)
     if call.z is not None:
         y = y * F.silu(call.z.to(compute))
-    if call.inplace and call.initial_state is not None:
-        state = call.initial_state.copy_(state)
+    if call.inplace and call.initial is not None:
+        state = call.initial.copy_(state)
     return y.to(call.u.dtype), state

@@ -197,6 +197,51 @@ inline void backward_states(const Scan& a, const Vec* A, const Vec* h0, Vec* dh,
   for (int j = 0; j < SC; ++j) dh[j] = carry[j], dA[j] += dcoefficient[j];
 }
 
+// Inputs of a block of `count` channels from channel e on, the gradient of its ungated output, and the slope of the
+// step size over delta.
+template <typename T>
+void load_block(const Scan& a, int64_t n, int64_t e, int count, Vec D, const Inputs& in, const Gradients& d,
+                Vec* slope) {
+  const Vec bias = a.delta_bias ? load(a.delta_bias + e, count) : Vec{};
+  for (int64_t t = 0; t < a.T; ++t) {
+    for (const Rows* rows : {&a.u, &a.delta, &a.z, &a.dy}) rows->prefetch<T>(n, t, e + L);
+    for (const Rows* rows : {&a.du, &a.ddelta, &a.dz}) rows->prefetch<T>(n, t, e);
+    const Vec raw = load(a.delta.at<const T>(n, t) + e, count) + bias;
+    const Vec dt = a.delta_softplus ? softplus(raw) : raw;
+    slope[t] = a.delta_softplus ? sigmoid(raw) : Vec{} + 1.f;
+    const Vec u = load(a.u.at<const T>(n, t) + e, count);
+    Vec g = load(a.dy.at<const T>(n, t) + e, count);
+    if (a.z.data) {
+      const Vec z = load(a.z.at<const T>(n, t) + e, count);
+      g *= z * sigmoid(z);
+    }
+    in.dt[t] = dt;
+    in.dtu[t] = dt * u;
+    in.y[t] = D * u;
+    d.g[t] = g;
+    d.ddt[t] = d.ddtu[t] = Vec{};
+  }
+}
+
+// Gradients of a block that have a frame, and its part of those of D and the bias.
+template <typename T>
+void store_block(const Scan& a, int64_t n, int64_t e, int count, Vec D, const Inputs& in, const Gradients& d,
+                 const Vec* slope, Vec& dD, Vec& dbias) {
+  for (int64_t t = 0; t < a.T; ++t) {
+    const Vec u = load(a.u.at<const T>(n, t) + e, count);
+    store(a.du.at<T>(n, t) + e, d.ddtu[t] * in.dt[t] + d.g[t] * D, count);
+    const Vec ddelta = (d.ddtu[t] * u + kLn2 * d.ddt[t]) * slope[t];
+    store(a.ddelta.at<T>(n, t) + e, ddelta, count);
+    dbias += ddelta;
+    dD += d.g[t] * u;
+    if (a.z.data) {
+      const Vec z = load(a.z.at<const T>(n, t) + e, count), gate = sigmoid(z);
+      const Vec dy = load(a.dy.at<const T>(n, t) + e, count);
+      store(a.dz.at<T>(n, t) + e, dy * in.y[t] * gate * (1.f + z * (1.f - gate)), count);
+    }
+  }
+}
+
 template <typename T>
 void scan_backward(const Scan& a) {
   parallel(a, [&a](int part, int64_t begin, int64_t end) {
@@ -219,26 +264,8 @@ void scan_backward(const Scan& a) {
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t e = block * L, offset = (n * a.E + e) * a.S;
         const int count = a.E - e < L ? int(a.E - e) : L;
-        const Vec bias = a.delta_bias ? load(a.delta_bias + e, count) : Vec{};
         const Vec D = a.D ? load(a.D + e, count) : Vec{};
-        for (int64_t t = 0; t < a.T; ++t) {
-          for (const Rows* rows : {&a.u, &a.delta, &a.z, &a.dy}) rows->prefetch<T>(n, t, e + L);
-          for (const Rows* rows : {&a.du, &a.ddelta, &a.dz}) rows->prefetch<T>(n, t, e);
-          const Vec raw = load(a.delta.at<const T>(n, t) + e, count) + bias;
-          const Vec dt = a.delta_softplus ? softplus(raw) : raw;
-          slope[t] = a.delta_softplus ? sigmoid(raw) : Vec{} + 1.f;
-          const Vec u = load(a.u.at<const T>(n, t) + e, count);
-          Vec g = load(a.dy.at<const T>(n, t) + e, count);
-          if (a.z.data) {
-            const Vec z = load(a.z.at<const T>(n, t) + e, count);
-            g *= z * sigmoid(z);
-          }
-          in.dt[t] = dt;
-          in.dtu[t] = dt * u;
-          in.y[t] = D * u;
-          d.g[t] = g;
-          d.ddt[t] = d.ddtu[t] = Vec{};
-        }
+        load_block<T>(a, n, e, count, D, in, d, slope);
         for (int64_t s = 0; s < a.S; ++s) A[s] = load(a.A + s * a.E + e, count), h0[s] = dh[s] = Vec{};
         if (a.initial) load_transposed(a.initial + offset, h0, a.S, count);
         if (a.dlast) load_transposed(a.dlast + offset, dh, a.S, count);
@@ -251,19 +278,7 @@ void scan_backward(const Scan& a) {
           backward_states<1>(a, A + s, h0 + s, dh + s, B + s, C + s, in, d, dB + s, dC + s, dA_block + s, decays,
                              states);
         if (a.dinitial) store_transposed(a.dinitial + offset, dh, a.S, count);
-        for (int64_t t = 0; t < a.T; ++t) {
-          const Vec u = load(a.u.at<const T>(n, t) + e, count);
-          store(a.du.at<T>(n, t) + e, d.ddtu[t] * in.dt[t] + d.g[t] * D, count);
-          const Vec ddelta = (d.ddtu[t] * u + kLn2 * d.ddt[t]) * slope[t];
-          store(a.ddelta.at<T>(n, t) + e, ddelta, count);
-          dbias[block] += ddelta;
-          dD[block] += d.g[t] * u;
-          if (a.z.data) {
-            const Vec z = load(a.z.at<const T>(n, t) + e, count), gate = sigmoid(z);
-            const Vec dy = load(a.dy.at<const T>(n, t) + e, count);
-            store(a.dz.at<T>(n, t) + e, dy * in.y[t] * gate * (1.f + z * (1.f - gate)), count);
-          }
-        }
+        store_block<T>(a, n, e, count, D, in, d, slope, dD[block], dbias[block]);
       }
       for (int64_t t = 0; t < a.T; ++t)
         for (int64_t s = 0; s < a.S; ++s) {
