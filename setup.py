@@ -39,6 +39,7 @@ setup(
         "pycocotools",
         "PyYAML",
         "fvcore",
+        "yacs",  # configs: what fvcore's and Detectron2's are made of
         "timm",  # Detectron2's Swin imports it
         "tabulate",
         "tqdm",
