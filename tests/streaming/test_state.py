@@ -81,7 +81,8 @@ def test_the_state_is_stored_in_the_dtype_asked_for_and_continues_bit_for_bit(dt
     for name, each in exact.items():
         stored = dtype if name == "x_prev" or name.startswith("ssm.") else each.dtype
         assert found[name].dtype == stored, name
-        torch.testing.assert_close(found[name].double(), each.double(), rtol=0, atol=0.01 * float(each.abs().max()))
+        if each.is_floating_point():
+            torch.testing.assert_close(found[name].double(), each.double(), rtol=0, atol=0.01 * float(each.abs().max()))
     same = torch.equal(stream.step(images[1]).mask_logits, plain.step(images[1]).mask_logits)
     assert same == (dtype == torch.float32)
     again = Stream.from_state_dict(model, stream.settings, stream.state_dict())
