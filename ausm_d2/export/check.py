@@ -8,7 +8,7 @@ Shape shorthand:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,6 @@ import numpy as np
 from ausm_d2.export.runner import OnnxResult, OnnxStream
 from ausm_d2.export.slots import mask_iou
 from ausm_d2.streaming.predictor import VideoPredictor
-from ausm_d2.streaming.prompts import Prompts
 from ausm_d2.streaming.result import FrameResult
 
 LEAST = 0.99  # mask IoU
@@ -41,7 +40,12 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    predictor: VideoPredictor, file: Path, frames: Iterable[np.ndarray], prompts: Prompts | None, *, threads: int
+    predictor: VideoPredictor,
+    file: Path,
+    frames: Iterable[np.ndarray],
+    prompts: Mapping[int, np.ndarray] | None,
+    *,
+    threads: int,
 ) -> Comparison:
     """Run both, frame by frame in turn.
 

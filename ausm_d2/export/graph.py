@@ -96,7 +96,12 @@ class StepGraph(nn.Module):
 def _tensors(memory: Memory) -> Iterator[Tensor]:
     """All tensors of a memory, in the order of :meth:`Memory.map`."""
     found: list[Tensor] = []
-    memory.map(lambda each: found.append(each) or each)
+
+    def visit(each: Tensor) -> Tensor:
+        found.append(each)
+        return each
+
+    memory.map(visit)
     return iter(found)
 
 

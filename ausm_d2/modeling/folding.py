@@ -117,7 +117,8 @@ def with_plain_convolutions(net: nn.Module) -> nn.Module:
     for conv in folded:
         folding, (norm,) = conv._fold(()), conv._norm
         activations[norm] = getattr(norm, "act", None) or nn.Identity()
-        conv.__class__ = Conv2dSame if isinstance(conv, FoldedConv2dSame) else nn.Conv2d
+        plain: type[nn.Conv2d] = Conv2dSame if isinstance(conv, FoldedConv2dSame) else nn.Conv2d
+        conv.__class__ = plain  # type: ignore[assignment]
         conv.weight = nn.Parameter(folding.weight.contiguous(), requires_grad=False)
         conv.bias = nn.Parameter(folding.bias, requires_grad=False)
         del conv._norm, conv._cached, conv._packed
@@ -194,10 +195,10 @@ class FoldedConv2d(KernelLayer, nn.Conv2d):
         key, kept = (folding.key, x.shape), self._packed
         if kept is None or kept[0] != key:
             around = (0, 0) if isinstance(self, FoldedConv2dSame) else self.padding
+            reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its stub has no size of the input
             with torch.inference_mode(False), torch.no_grad():
-                packed = torch._C._nn.mkldnn_reorder_conv2d_weight(
-                    folding.weight.to_mkldnn(), around, self.stride, self.dilation, self.groups, list(x.shape)
-                )
+                weight = folding.weight.to_mkldnn()
+                packed = reorder(weight, around, self.stride, self.dilation, self.groups, list(x.shape))
             self._packed = kept = key, packed  # another thread may replace it at any time
         return kept[1]
 
