@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     experiments = parser.add_subparsers(dest="experiment", required=True)
     for name, (run, add_arguments) in EXPERIMENTS.items():
-        experiment = experiments.add_parser(name, help=(run.__doc__ or "").splitlines()[0])
+        experiment = experiments.add_parser(name, help=(run.__doc__ or "").splitlines()[0].replace("%", "%%"))
         add_common_arguments(experiment)
         add_arguments(experiment)
     args = parser.parse_args()

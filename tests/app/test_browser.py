@@ -85,6 +85,7 @@ def test_upload_click_run_correct_rename_and_download(page: Page, address: str, 
     for _ in range(3):
         page.keyboard.press("ArrowRight")
     expect(page.locator("#place")).to_contain_text(f"3 / {FRAMES - 1}")
+    page.locator("#picture[data-frame='3']").wait_for()  # clicks are on the frame that is shown
     picture.click(position={"x": box["width"] / 4, "y": box["height"] / 3})
     expect(page.locator("#progress")).to_have_text(f"4 of {FRAMES}")
     page.get_by_role("button", name="Run").click()

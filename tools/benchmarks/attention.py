@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether inference uses this project's kernel for these inputs."""
     call = AttentionCall(q, k, v, None)
-    return any(kernel.unavailable() is None and kernel.fits(call) for kernel in ATTENTION.kernels)
+    usable = [kernel for kernel in ATTENTION.kernels if kernel.automatic and call.device.type in kernel.devices]
+    return any(kernel.unavailable() is None and kernel.fits(call) for kernel in usable)
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:

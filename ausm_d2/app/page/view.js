@@ -41,7 +41,7 @@ export function load() { // the newest wish is loaded next; those between are le
         if (video !== S.video) continue; // another one was opened meanwhile
         picture.image = image;
         S.found = masks;
-        S.shown = number;
+        S.shown = by("picture").dataset.frame = number;
         paint();
       } while (S.frame !== S.shown);
     } catch (error) {
