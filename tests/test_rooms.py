@@ -85,3 +85,17 @@ def test_nothing_of_ours_is_imported_for_type_checking_only() -> None:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
                     assert "ausm_d2" not in ast.unparse(node), f"{path}:{node.lineno}"
+
+
+def test_files_have_at_most_350_lines_and_functions_60() -> None:
+    long = []
+    for file in sorted((ROOT / "ausm_d2").rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        functions = [
+            (node.name, node.end_lineno - node.lineno + 1)
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None
+        ]
+        long += [f"{file.name}: {name}: {lines}" for name, lines in functions if lines > 60]
+        long += [f"{file.name}: {lines}" for lines in [text.count("\n")] if lines > 350]
+    assert not long

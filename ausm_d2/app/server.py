@@ -96,9 +96,8 @@ def _routes(sessions: Sessions, library: Library, limits: Limits, key: str | Non
 
     async def listing(_: Project, request: Request) -> Response:
         names, all_of_them = await run_in_threadpool(library.folder)
-        videos = {"folder": names, "complete": all_of_them, "has_folder": limits.folder is not None}
-        more = {"clips": library.clips(), "suffixes": SUFFIXES, "max_bytes": limits.max_bytes}
-        return JSONResponse({**videos, **more, "outputs": DOWNLOADS})
+        more = {"clips": library.clips(), "suffixes": SUFFIXES, "max_bytes": limits.max_bytes, "outputs": DOWNLOADS}
+        return JSONResponse({"folder": names, "complete": all_of_them, "has_folder": limits.folder is not None, **more})
 
     async def choose(project: Project, request: Request) -> Response:
         body = await _body(request)

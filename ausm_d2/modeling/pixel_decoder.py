@@ -17,6 +17,7 @@ Shape shorthand:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -93,6 +94,21 @@ class MaskEmbed(nn.Module):
 def memory_levels(g: Tensor, strides: Sequence[int]) -> list[Tensor]:
     """Average (BT, D, h, w) features of stride 8 down to each of ``strides``."""
     return [g if stride == 8 else F.avg_pool2d(g, stride // 8, ceil_mode=True) for stride in strides]
+
+
+def _layer(
+    cross: nn.Module,
+    attend: nn.Module,
+    ffn: nn.Module,
+    position: Tensor,
+    alive: Tensor,
+    x: Tensor,
+    key: Tensor,
+    value: Tensor,
+    inside: Tensor,
+) -> Tensor:
+    """One layer: cross-attention within the masks ``inside``, self-attention among the rows ``alive``, feed-forward."""
+    return ffn(attend(cross(x, position, key, value, inside[:, None]), position, alive))
 
 
 def _attention_mask(mask_logits: Tensor) -> Tensor:
@@ -238,18 +254,7 @@ class PixelDecoder(nn.Module):
                 else:
                     logits = self._mask_logits(self.decoder_norm(x), resized[level])
                 inside = _attention_mask(logits)
-
-            def block(
-                x: Tensor,
-                key: Tensor,
-                value: Tensor,
-                inside: Tensor,
-                cross: nn.Module = cross,
-                attend: nn.Module = attend,
-                ffn: nn.Module = ffn,
-            ) -> Tensor:
-                return ffn(attend(cross(x, position, key, value, inside[:, None]), position, alive))
-
+            block = partial(_layer, cross, attend, ffn, position, alive)
             x = run_block(block, x, keys[level], values[level], inside, checkpointing=self.checkpointing)
             if intermediate:
                 out.append(self._predict(x, mask_features, label_sets))

@@ -14,8 +14,37 @@ import torch
 from torch import Tensor
 
 from ausm_d2.modeling.transfer import upload
+from ausm_d2.streaming.gates import distinct
+from ausm_d2.streaming.settings import VideoSettings
 
 SAME = 0.5  # a detection with a larger mask IoU with an object of another stream is that object
+
+
+def new_tracks(
+    probabilities: Tensor,
+    visible: Tensor,
+    mask_logits: Tensor,
+    masks: Tensor,
+    elsewhere: Tensor | None,
+    *,
+    tracked: int,
+    settings: VideoSettings,
+) -> list[int]:
+    """Rows of Q that start a track, most confident first.
+
+    Args:
+        probabilities: float64 (Q, K), CPU.
+        visible: bool (Q), CPU.
+        mask_logits: (Q, H4, W4).
+        masks: bool (R, H4, W4) of the stream's own objects.
+        elsewhere: bool (R, H4, W4) of objects that other streams of the video track.
+        tracked: N.
+    """
+    found = confident(probabilities, visible, tracked, settings.fg_threshold)
+    found = apart(found, mask_logits, masks, settings.birth_iou)
+    if elsewhere is not None:
+        found = apart(found, mask_logits, elsewhere, min(settings.birth_iou, SAME))
+    return distinct(found, mask_logits, masks, settings)
 
 
 def confident(probabilities: Tensor, visible: Tensor, tracked: int, threshold: float) -> list[int]:

@@ -5,11 +5,12 @@ Shape shorthand:
     H4, W4: mask size at stride 4 of the network's padded input
     K: classes of the stream's label set
     R: rows
+    N_id: slots; Q: rows of the Pixel Decoder
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ausm_d2.modeling.transfer import upload
+from ausm_d2.streaming.state import StreamState
+
+GIVEN_LOGIT = 20.0  # logit inside a prompt mask; its sigmoid is 1 in float16
 
 
 @dataclass
@@ -90,6 +94,49 @@ class FrameOutput:
             prompted=prompted,
             given=given,
         )
+
+
+def tracked_rows(
+    state: StreamState,
+    source: Tensor,
+    probabilities: Tensor,
+    visible: Tensor,
+    mask_logits: Tensor,
+    given: Mapping[int, int],
+) -> FrameOutput:
+    """The rows of A_t, after the step.
+
+    Args:
+        state: after the step.
+        source: int64 (N_id): row of Q of each slot.
+        probabilities: float64 (Q, K), CPU.
+        visible: bool (Q), CPU.
+        mask_logits: (Q, H4, W4).
+        given: slots of the objects prompted at this frame, by track id; their masks are those in M_t.
+    """
+    slots = state.slots
+    used = slots.in_use.nonzero()[:, 0]
+    rows = source[used]
+    logits = mask_logits[upload(rows, mask_logits.device)].float()
+    current, shown = probabilities[rows], visible[rows]
+    if given:  # certainly foreground, class unknown
+        given_slots = set(given.values())
+        echoed = torch.tensor([slot in given_slots for slot in used.tolist()])
+        current[echoed], shown[echoed] = 1 / current.shape[1], True
+        at, of = (upload(each, logits.device) for each in (echoed.nonzero()[:, 0], used[echoed]))
+        logits[at] = torch.where(state.masks[of], GIVEN_LOGIT, -GIVEN_LOGIT)
+    shown &= slots.prompted[used] | (state.frame_index >= slots.due[used])
+    age = slots.predicted[used, None]
+    return FrameOutput(
+        frame_index=state.frame_index,
+        track_ids=slots.track_ids[used].tolist(),
+        probabilities=current,
+        mean_probabilities=torch.where(age > 0, slots.class_sums[used] / age.clamp(min=1), current),
+        mask_logits=logits,
+        visible=shown,
+        prompted=slots.prompted[used],
+        given=set(given),
+    )
 
 
 def joined(outputs: Sequence[FrameOutput]) -> FrameOutput:

@@ -57,40 +57,8 @@ class VideoSettings:
         Raises:
             UserError: a key with an invalid value.
         """
+        _check(cfg)
         test = cfg.TEST.AUSM
-        choices = {
-            "TOPK_SCOPE": ("video", "frame"),
-            "TRACK_SCORE": ("mean", "visible", "mask", "max"),
-            "STATE_DTYPE": ("float32", "bfloat16"),
-        }
-        for key, known in choices.items():
-            if test[key] not in known:
-                raise UserError(f"TEST.AUSM.{key}: '{test[key]}' is not one of {', '.join(known)}")
-        for key, what in (
-            ("FG_THRESHOLD", "a probability"),
-            ("HIDE_BELOW", "a probability"),
-            ("BIRTH_IOU", "an IoU"),
-            ("AT_ONCE", "a probability"),
-            ("DUPLICATE_OVERLAP", "a part of a mask"),
-        ):
-            if not 0 <= test[key] <= 1:
-                raise UserError(f"TEST.AUSM.{key}: {test[key]}, expected {what}, from 0 to 1")
-        for entry in test.FG_THRESHOLDS:
-            good = isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[1], int | float)
-            if not good or not 0 <= entry[1] <= 1:
-                raise UserError(f"TEST.AUSM.FG_THRESHOLDS: {entry!r}, expected [data set, a probability from 0 to 1]")
-        for key, value, least in (
-            ("TEST.AUSM.TOPK", test.TOPK, 0),
-            ("TEST.AUSM.BIRTH_CELLS", test.BIRTH_CELLS, 0),
-            ("TEST.AUSM.REACH", test.REACH, 0),
-            ("TEST.AUSM.MIN_AGE", test.MIN_AGE, 1),
-            ("TEST.AUSM.REPEAT", test.REPEAT, 1),
-            ("INPUT.MIN_SIZE_TEST", cfg.INPUT.MIN_SIZE_TEST, 0),
-            ("TEST.AUSM.SMALL_PROMPT_CELLS", test.SMALL_PROMPT_CELLS, 0),
-            ("TEST.AUSM.SMALL_PROMPT_SCALE", test.SMALL_PROMPT_SCALE, 1),
-        ):
-            if value < least:
-                raise UserError(f"{key}: {value}, expected {least} or more")
         return cls(
             min_size=cfg.INPUT.MIN_SIZE_TEST,
             max_size=cfg.INPUT.MAX_SIZE_TEST,
@@ -163,3 +131,41 @@ class VideoSettings:
 
 def _interpolation(new: int, old: int) -> int:
     return cv2.INTER_AREA if new < old else cv2.INTER_LINEAR
+
+
+def _check(cfg: CfgNode) -> None:
+    """Raise a ``UserError`` that names a key with an invalid value."""
+    test = cfg.TEST.AUSM
+    choices = {
+        "TOPK_SCOPE": ("video", "frame"),
+        "TRACK_SCORE": ("mean", "visible", "mask", "max"),
+        "STATE_DTYPE": ("float32", "bfloat16"),
+    }
+    for key, known in choices.items():
+        if test[key] not in known:
+            raise UserError(f"TEST.AUSM.{key}: '{test[key]}' is not one of {', '.join(known)}")
+    for key, what in (
+        ("FG_THRESHOLD", "a probability"),
+        ("HIDE_BELOW", "a probability"),
+        ("BIRTH_IOU", "an IoU"),
+        ("AT_ONCE", "a probability"),
+        ("DUPLICATE_OVERLAP", "a part of a mask"),
+    ):
+        if not 0 <= test[key] <= 1:
+            raise UserError(f"TEST.AUSM.{key}: {test[key]}, expected {what}, from 0 to 1")
+    for entry in test.FG_THRESHOLDS:
+        good = isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[1], int | float)
+        if not good or not 0 <= entry[1] <= 1:
+            raise UserError(f"TEST.AUSM.FG_THRESHOLDS: {entry!r}, expected [data set, a probability from 0 to 1]")
+    for key, value, least in (
+        ("TEST.AUSM.TOPK", test.TOPK, 0),
+        ("TEST.AUSM.BIRTH_CELLS", test.BIRTH_CELLS, 0),
+        ("TEST.AUSM.REACH", test.REACH, 0),
+        ("TEST.AUSM.MIN_AGE", test.MIN_AGE, 1),
+        ("TEST.AUSM.REPEAT", test.REPEAT, 1),
+        ("INPUT.MIN_SIZE_TEST", cfg.INPUT.MIN_SIZE_TEST, 0),
+        ("TEST.AUSM.SMALL_PROMPT_CELLS", test.SMALL_PROMPT_CELLS, 0),
+        ("TEST.AUSM.SMALL_PROMPT_SCALE", test.SMALL_PROMPT_SCALE, 1),
+    ):
+        if value < least:
+            raise UserError(f"{key}: {value}, expected {least} or more")

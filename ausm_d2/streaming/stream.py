@@ -26,14 +26,12 @@ from ausm_d2.modeling.masks import masks_at_stride4, upsample_logits
 from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.modeling.transfer import upload
 from ausm_d2.streaming.ahead import EncodedFrame, network_input, pixels
-from ausm_d2.streaming.detections import SAME, apart, confident
-from ausm_d2.streaming.gates import delay, distinct, ending, hide_unsure, keep_within_reach, share_out
-from ausm_d2.streaming.output import FrameOutput
+from ausm_d2.streaming.detections import new_tracks
+from ausm_d2.streaming.gates import delay, ending, hide_unsure, keep_within_reach, share_out
+from ausm_d2.streaming.output import GIVEN_LOGIT, FrameOutput, tracked_rows
 from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.streaming.state import StreamState
 from ausm_d2.streaming.step import FrameStep
-
-_GIVEN_LOGIT = 20.0  # logit inside a prompt mask; its sigmoid is 1 in float16
 
 
 class Stream:
@@ -208,7 +206,7 @@ class Stream:
         """(H4, W4): the mask of an object in M_t, as the logits of what is given."""
         state = self.started()
         mask = state.masks[state.slots.slot_of(track_id)]
-        return torch.where(mask, _GIVEN_LOGIT, -_GIVEN_LOGIT)
+        return torch.where(mask, GIVEN_LOGIT, -GIVEN_LOGIT)
 
     def state_dict(self) -> dict[str, Any]:
         """The complete state as tensors and numbers. Tensors are not copied: the next step overwrites some of them.
@@ -310,11 +308,8 @@ class Stream:
         if self.settings.exclusive:
             share_out(state, mask_logits, tracked)
         if self.detect:
-            found = confident(probabilities, visible, tracked, self.settings.fg_threshold)
-            found = apart(found, mask_logits, state.masks, self.settings.birth_iou)
-            if elsewhere is not None:
-                found = apart(found, mask_logits, elsewhere, min(self.settings.birth_iou, SAME))
-            found = distinct(found, mask_logits, state.masks, self.settings)
+            rows_and_masks = (probabilities, visible, mask_logits, state.masks, elsewhere)
+            found = new_tracks(*rows_and_masks, tracked=tracked, settings=self.settings)
             taken = slots.allocate(found, scores, frame_index=state.frame_index, reserved=set(reserved.values()))
             if taken:
                 new, rows = torch.tensor(list(taken)), torch.tensor(list(taken.values()))
@@ -323,26 +318,4 @@ class Stream:
                 device = mask_logits.device
                 state.masks[upload(new, device)] = mask_logits[upload(rows, device)] > 0
         self._give(given, reserved, state)
-
-        used = slots.in_use.nonzero()[:, 0]
-        rows = source[used]
-        logits = mask_logits[upload(rows, mask_logits.device)].float()
-        current, shown = probabilities[rows], visible[rows]
-        if given:  # certainly foreground, class unknown
-            taken_now = set(reserved.values())
-            echoed = torch.tensor([slot in taken_now for slot in used.tolist()])
-            current[echoed], shown[echoed] = 1 / current.shape[1], True
-            at, of = (upload(each, logits.device) for each in (echoed.nonzero()[:, 0], used[echoed]))
-            logits[at] = torch.where(state.masks[of], _GIVEN_LOGIT, -_GIVEN_LOGIT)
-        shown &= slots.prompted[used] | (state.frame_index >= slots.due[used])
-        age = slots.predicted[used, None]
-        return FrameOutput(
-            frame_index=state.frame_index,
-            track_ids=slots.track_ids[used].tolist(),
-            probabilities=current,
-            mean_probabilities=torch.where(age > 0, slots.class_sums[used] / age.clamp(min=1), current),
-            mask_logits=logits,
-            visible=shown,
-            prompted=slots.prompted[used],
-            given=set(given),
-        )
+        return tracked_rows(state, source, probabilities, visible, mask_logits, reserved)
