@@ -254,7 +254,7 @@ def test_rules_of_tracks_are_those_of_the_config(run: Callable[..., list[dict[st
 
 
 def test_rules_of_tracks_can_be_judged_without_classes(run: Callable[..., list[dict[str, Any]]]) -> None:
-    sets = ["MODEL.AUSM.LABEL_SETS", [["synthvis", 6], ["object", 1]]]
+    sets = ["MODEL.AUSM.LABEL_SETS", [["object", 1]], "MODEL.AUSM.PROMPT_LABEL_SET", "object"]  # not the data set's
     [row] = run(experiment.main, "rules", "--videos", 1, "--as-objects", "--rules", "all new", "--opts", *sets)
     assert row["dataset"] == f"{VIS}_first1_objects"
     assert [name for name in row["scores"]["segm"] if name.startswith("AP-")] == ["AP-object"]

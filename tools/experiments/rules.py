@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     """Evaluate unprompted data sets with the default rules and with others (docs/deviations.md, 12)."""
-    cfg = common_config(args)
+    cfg = common_config(args, as_objects if args.as_objects else None)
     unprompted = [name for name in cfg.DATASETS.TEST if MetadataCatalog.get(name).task != "vos"]
     if not unprompted:
         raise UserError(f"DATASETS.TEST: {list(cfg.DATASETS.TEST)}; only unprompted data sets have tracks to judge")

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
 
 from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
 from ausm_d2.config import load_config
+from ausm_d2.data.catalog import register_from_config
 from ausm_d2.engine import Trainer, check_datasets
 from ausm_d2.errors import UserError
 from ausm_d2.meta_arch import AUSM
@@ -26,8 +29,11 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def common_config(args: argparse.Namespace) -> CfgNode:
+def common_config(args: argparse.Namespace, view: Callable[[str], str] | None = None) -> CfgNode:
     """The config of a command; ``OUTPUT_DIR`` is its ``--output`` and the references are off.
+
+    Args:
+        view: registers the view of a data set that will be evaluated in its place, and returns its name.
 
     Raises:
         UserError: if the config or a data set cannot be used.
@@ -38,7 +44,8 @@ def common_config(args: argparse.Namespace) -> CfgNode:
     cfg.OUTPUT_DIR, cfg.TEST.AUSM.BASELINES = args.output, False
     if not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST: empty, expected the names of the data sets to evaluate on")
-    check_datasets(cfg, cfg.DATASETS.TEST)
+    register_from_config(cfg)
+    check_datasets(cfg, [view(name) if view and name in DatasetCatalog else name for name in cfg.DATASETS.TEST])
     for name in ("fvcore", "ausm_d2"):
         setup_logger(name=name)
     setup_logger()
