@@ -11,20 +11,15 @@ from __future__ import annotations
 import argparse
 import re
 
+from ausm_d2.cli.options import add_model_arguments
+
 HELP = "write a model as an ONNX file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the ONNX file")
-    parser.add_argument(
-        "--config",
-        default="ausm_edge",
-        metavar="NAME",
-        help="ausm_edge, ausm_nano, a packaged config or a file (default: %(default)s)",
-    )
-    parser.add_argument("--weights", metavar="FILE", help="instead of those that the config names")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys to change")
+    add_model_arguments(parser, device=False)
     parser.add_argument(
         "--size", type=_size, default=(480, 854), metavar="WxH", help="of the frames, in pixels (default: 854x480)"
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ausm_d2.cli.model import config
+from ausm_d2.cli.progress import show_warnings
 from ausm_d2.errors import UserError
 from ausm_d2.export.check import LEAST, compare
 from ausm_d2.export.graph import export_step, require_packages
@@ -21,6 +22,7 @@ from ausm_d2.video.inputs import open_source, with_first
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     require_packages()
+    show_warnings()
     if Path(options.output).is_dir():
         raise UserError(f"'{options.output}' is a folder; a file expected, such as model.onnx")
     if options.mask and not options.check:

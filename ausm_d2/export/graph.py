@@ -31,6 +31,9 @@ from ausm_d2.kernels.choice import use_kernels
 from ausm_d2.modeling.folding import with_plain_convolutions
 from ausm_d2.modeling.network import AUSMNetwork, Memory
 from ausm_d2.streaming.predictor import VideoPredictor
+from ausm_d2.streaming.settings import VideoSettings
+
+logger = logging.getLogger(__name__)
 
 OPSET = 18
 
@@ -143,6 +146,8 @@ def export_step(predictor: VideoPredictor, size: tuple[int, int], label_set: str
     require_packages()
     network, settings = predictor.model, predictor.settings
     network.check_label_set(label_set)
+    if left_out := rules_left_out(settings):
+        logger.warning("the driver of the exported step does not apply TEST.AUSM keys %s", ", ".join(left_out))
     height, width = network.padded_size(*settings.input_size(size))
     memory = network.initial_memory((height, width))
     plain = cast(AUSMNetwork, with_plain_convolutions(network))
@@ -160,6 +165,18 @@ def export_step(predictor: VideoPredictor, size: tuple[int, int], label_set: str
     program.model.metadata_props[KEY] = json.dumps(asdict(step_settings(predictor, size, label_set)))
     with atomic_write(path) as temporary:
         program.save(str(temporary))
+
+
+def rules_left_out(settings: VideoSettings) -> list[str]:
+    """Keys of TEST.AUSM that are set, and that ``runner.py`` does not apply (:mod:`ausm_d2.streaming.gates`)."""
+    in_use = {
+        "BIRTH_CELLS": settings.birth_cells > 0,
+        "DUPLICATE_OVERLAP": settings.duplicate_overlap < 1,
+        "EXCLUSIVE": settings.exclusive,
+        "REACH": settings.reach > 0,
+        "MIN_AGE": settings.min_age > 1,
+    }
+    return [key for key, used in in_use.items() if used]
 
 
 def require_packages() -> None:

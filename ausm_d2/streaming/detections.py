@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ausm_d2.modeling.transfer import upload
-from ausm_d2.streaming.gates import distinct
+from ausm_d2.streaming.gates import distinct, iou
 from ausm_d2.streaming.settings import VideoSettings
 
 SAME = 0.5  # a detection with a larger mask IoU with an object of another stream is that object
@@ -67,8 +67,5 @@ def apart(found: list[int], mask_logits: Tensor, others: Tensor, limit: float) -
     if not found or not len(others) or limit >= 1:
         return found
     rows = upload(torch.tensor(found), mask_logits.device)
-    new, old = ((masks > 0).flatten(1).float() for masks in (mask_logits[rows], others))
-    both = new @ old.T
-    union = (new.sum(dim=1)[:, None] + old.sum(dim=1) - both).clamp(min=1)
-    alone = (both <= limit * union).all(dim=1).tolist()  # device sync
+    alone = (iou(mask_logits[rows] > 0, others) <= limit).all(dim=1).tolist()  # device sync
     return [row for row, is_new in zip(found, alone, strict=True) if is_new]

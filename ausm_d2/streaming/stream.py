@@ -104,7 +104,7 @@ class Stream:
                     given, reserved = {}, {}
             before = state.masks.clone() if self.detect and self.settings.reach else None
             report, mask_logits, tracked = self._frame_step(image, state, features)
-            report = report.cpu().double()  # the only device sync of a frame
+            report = report.cpu().double()  # the only device sync of a frame, but for the rules in gates.py
             if before is not None:
                 keep_within_reach(before[:tracked], state, report, mask_logits, self.settings.reach)
             state.frame_index += 1

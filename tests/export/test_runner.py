@@ -19,6 +19,7 @@ from ausm_d2.cli.main import main
 from ausm_d2.config import load_config
 from ausm_d2.errors import UserError
 from ausm_d2.export.check import compare
+from ausm_d2.export.graph import rules_left_out
 from ausm_d2.export.runner import OnnxStream, _interpolation
 from ausm_d2.modeling.masks import upsample_logits
 from ausm_d2.streaming.predictor import VideoPredictor
@@ -138,3 +139,8 @@ def test_commands_that_cannot_be_done(folder: Path, tmp_path: Path, arguments: l
     with pytest.raises(UserError, match=re.escape(message)):
         main(command)
     assert not list(tmp_path.iterdir())
+
+
+def test_rules_that_the_driver_does_not_apply_are_named(predictor: VideoPredictor) -> None:
+    assert rules_left_out(predictor.settings) == []
+    assert rules_left_out(replace(predictor.settings, exclusive=True, min_age=3)) == ["EXCLUSIVE", "MIN_AGE"]
