@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""A video that somebody looks at: any frame of it, at any moment, as an array or as a JPEG.
+"""Random access to the frames of a video, as arrays and as JPEGs.
 
 Shape shorthand:
     H, W: frame size in pixels
@@ -41,7 +41,7 @@ class Clip:
             max_frames: a longer video is refused.
 
         Raises:
-            UserError: it is no video that can be read, or too long.
+            UserError: the file is not a readable video, or is too long.
         """
         self.path, self.name = path, name
         try:
@@ -79,7 +79,7 @@ class Clip:
             return self._recent[index]
 
     def frames(self, first: int) -> Iterator[Frame]:
-        """The frames from ``first`` on, read by themselves.
+        """The frames from ``first`` on, decoded in sequence by a reader of their own.
 
         Raises:
             UserError: one cannot be decoded.
@@ -98,7 +98,7 @@ class Clip:
             return Frame(f"{index:05d}", image, self._file.seconds(index))
 
     def show(self, index: int, image: np.ndarray) -> None:
-        """A frame that was read elsewhere and will be looked at soon."""
+        """Cache a frame that was decoded elsewhere and will be shown soon."""
         with self._lock:
             self._keep(index, image)
 

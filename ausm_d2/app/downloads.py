@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Files to take away: what ``ausm track`` writes, by its writers, from the records of a session."""
+"""Downloads: the outputs of ``ausm track``, written by its writers from the records of a session."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DOWNLOADS = {**OUTPUTS, PROMPTS: "prompts.json: your clicks and boxes, for ausm 
 
 
 def shown(objects: list[TrackedObject], plan: Plan) -> list[TrackedObject]:
-    """Without those that are hidden or removed, under the user's names."""
+    """The objects that are neither hidden nor removed, under the user's names."""
     kept = [each for each in objects if each.id not in plan.hidden and each.id not in plan.removed]
     for each in kept:
         each.name = plan.names.get(each.id, each.name)
@@ -46,8 +46,8 @@ def make_download(
 
     Args:
         output: one of ``DOWNLOADS``.
-        folder: that does not exist yet.
-        frames: so many from the first one on; those before the first object have none.
+        folder: where the output is written; it must not exist.
+        frames: number of frames, from the first one on; frames before the first object have no masks.
         classes: names of the label set.
         progress: called with the number of frames done; False: stop.
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""News of a session, from the threads that work to the pages that look at it."""
+"""Events of a session, from its worker threads to the pages that show it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST = 200  # that wait for a page
 
 
 class Events:
-    """Whoever listens gets what happens from then on. ``None`` is the end."""
+    """Each listener receives the events sent after it subscribed. ``None`` ends the stream."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -58,7 +58,7 @@ def _put(queue: asyncio.Queue[Event | None], event: Event | None) -> None:
 
 @contextmanager
 def noted() -> Iterator[list[str]]:
-    """What this package warns of in this thread meanwhile, for the user."""
+    """Collects the warnings that this package logs in this thread inside the context, to show them to the user."""
     notes: list[str] = []
     here = threading.get_ident()
 

@@ -1,7 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""A session that goes to any frame of a video: forwards, and back to a keyframe to do frames again.
+"""A session that can seek: forwards, or back to a keyframe and forwards again from there.
 
-Words: a frame is *done* if its record is what the present prompts give; frames behind the last change are not.
+A frame is *done* if its record is the result for the current prompts; frames after the latest change are not.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _KEYFRAME_BYTES = 256 << 20
 
 
 class Turns:
-    """A lock that is given in the order in which it was asked for, so that a click never waits for a whole video."""
+    """A first-come, first-served lock, so that a click never waits for a whole video."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -78,13 +78,13 @@ class Follower:
         self.done = 0  # frames from ``start`` to here, exclusive, are done
 
     def changed(self, frame: int, *, again: bool = False) -> None:
-        """The plan is another one from a frame on; this frame gets its masks at once.
+        """The plan has changed from a frame on; the masks of this frame are updated at once.
 
         Args:
-            again: the whole video is done anew.
+            again: process the whole video again.
 
         Raises:
-            UserError: a prompt that cannot be used. The plan has to be put back as it was, and this called again.
+            UserError: a prompt cannot be used. The caller must restore the plan and call this again.
         """
         begin = self._plan.begin
         if again or begin != self.start:
@@ -105,7 +105,7 @@ class Follower:
             self._estimate(frame)
 
     def run(self, stopped: Callable[[], bool]) -> Iterator[int]:
-        """Do the frames that are not done; yields the number of each.
+        """Process the frames that are not done; yields the number of each.
 
         Raises:
             UserError: nothing is to be followed, or a frame cannot be decoded.
@@ -128,13 +128,13 @@ class Follower:
             self._thin()
 
     def _distance(self, frame: int) -> int:
-        """Frames between the nearest state that is of use and a frame."""
+        """Number of frames between a frame and the nearest earlier usable state."""
         assert self.start is not None
         states = [self.start, *self._keys, *([] if self._at is None else [self._at])]
         return min(frame - each for each in states if each <= frame)
 
     def _go(self, frame: int, stopped: Callable[[], bool] = lambda: False) -> Iterator[int]:
-        """Bring the session to a frame, with its prompts; yields every frame that is done on the way."""
+        """Advance the session to a frame and apply its prompts; yields every frame processed on the way."""
         assert self.start is not None
         nearest = max((each for each in self._keys if each <= frame), default=None)
         if self._at is None or self._at > frame or (nearest is not None and nearest > self._at):
@@ -176,7 +176,7 @@ class Follower:
         self._arrived(frame, number)
 
     def _arrived(self, frame: Frame, number: int) -> None:
-        """The session has seen a frame: give what is given there, and keep the result."""
+        """Apply the prompts of the frame that the session has just processed, and store the result."""
         assert self._session is not None
         self._at = None
         if self._plan.find_at is None:  # else the model would find them again: they are followed unseen
@@ -216,7 +216,7 @@ class Follower:
         self._plan.last_id = max([self._plan.last_id, *(each.id for each in found)])
 
     def _estimate(self, number: int) -> None:
-        """The masks of a frame that the session is far from: the frame by itself, with the masks that it has."""
+        """Masks of a frame far from any state: a new session on this frame alone, prompted with its stored masks."""
         frame = self._clip.at(number)
         if self._before is None or self._before[0] != number:
             self._before = number, self.records.get(number)
@@ -234,7 +234,7 @@ class Follower:
         self.records.put(number, renamed)
 
     def _thin(self) -> None:
-        """Keep the keyframes within their memory: the closer to the latest, the denser."""
+        """Evict keyframes beyond the memory limit; those closer to the latest frame are kept more densely."""
         room = _KEYFRAME_BYTES // max(1, next(iter(self._keys.values())).num_bytes())
         while len(self._keys) > max(4, room):
             numbers = sorted(self._keys)

@@ -1,6 +1,6 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Who may ask: pages of this server only. A page of another site cannot read or change anything, even if its name is
-made to point to this machine (DNS rebinding): such a name is in the Host header."""
+"""Accepts requests from this server's own pages only. Pages of other sites are refused, also if their host name
+resolves to this machine (DNS rebinding), since that name is in the Host header."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _HEADERS = {
-    # Nothing from elsewhere, no inline scripts: a name that is HTML could do nothing even if it got into the page.
+    # No external content, no inline scripts: HTML in an object's name would be harmless even if it got into the page.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -25,7 +25,7 @@ _HEADERS = {
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine only."""
+    """Whether an address can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -33,7 +33,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """Refuses requests with a foreign Host or Origin, and adds headers to the answers."""
+    """Refuses requests with a foreign Host or Origin, and adds security headers to the responses."""
 
     def __init__(self, app: ASGIApp, host: str) -> None:
         """

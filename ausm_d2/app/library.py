@@ -27,7 +27,7 @@ _LOOKED_AT = 20_000
 
 
 class Library:
-    """Finds videos by the names that it lists. What is outside of its folders does not exist for it."""
+    """Finds videos by the names that it lists. Files outside its folders cannot be reached."""
 
     def __init__(self, limits: Limits, scratch: Path) -> None:
         self._limits = limits
@@ -57,7 +57,7 @@ class Library:
         """The file of a name in the user's folder.
 
         Raises:
-            Refused: it is not there, not inside, too large, or no video by its name.
+            Refused: the file does not exist, is outside the folder, is too large, or does not have a video's suffix.
         """
         root = self._limits.folder
         if root is None or not name or "\0" in name:
@@ -84,7 +84,7 @@ class Library:
         """The suffix of a video file's name.
 
         Raises:
-            Refused: it is not that of a video.
+            Refused: it is not a video's suffix.
         """
         suffix = os.path.splitext(name)[1].lower()
         if suffix not in SUFFIXES:
@@ -100,7 +100,8 @@ class Library:
             chunks: the contents.
 
         Raises:
-            Refused: it is too large, by its own account or in fact, empty, or no video by its name. Nothing is left.
+            Refused: it is too large (as claimed, or as received), empty, or does not have a video's suffix. No file is
+                left.
         """
         suffix = self.check_name(name)
         if claimed is not None and claimed.isdecimal() and int(claimed) > self._limits.max_bytes:
@@ -128,7 +129,7 @@ class Library:
         return f"at most {_megabytes(self._limits.max_bytes)} are taken (--max-mb)"
 
     def _drawn(self) -> Path:
-        """A generated video: there is always one to try."""
+        """Write a generated video, so that there is always one to try."""
         path = self._scratch / _DRAWN
         with self._drawing:
             if not path.exists():
@@ -141,7 +142,7 @@ class Library:
 
 
 def _inside(path: Path, root: Path) -> bool:
-    """Whether a path is that of a file, links followed, in a folder."""
+    """Whether a path, with links resolved, is a file inside a folder."""
     try:
         return path.resolve().is_relative_to(root.resolve()) and path.is_file()
     except (OSError, RuntimeError):  # too long a name, a circle of links

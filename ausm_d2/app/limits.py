@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What the page may use, and how it refuses."""
+"""Limits of the server, and the exception for refused requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ausm_d2.errors import UserError
 
 
 class Refused(UserError):
-    """A request that is not done; ``status`` is the HTTP status that says why."""
+    """A refused request; ``status`` is the HTTP status of the response."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

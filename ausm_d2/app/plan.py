@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What the user has asked for in one video: prompts, names, what is hidden and what is removed."""
+"""What the user has entered for one video: prompts, names, hidden and removed objects."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Plan:
 
     @property
     def begin(self) -> int | None:
-        """The first frame in which there is something to follow."""
+        """The first frame with a prompt, or from which everything is to be found."""
         frames = [*self.prompts, *([] if self.find_at is None else [self.find_at])]
         return min(frames, default=None)
 
@@ -42,14 +42,14 @@ class Plan:
         return {object_id for by_id in self.prompts.values() for object_id in by_id}
 
     def at(self, frame: int) -> dict[int, list[Given]]:
-        """What is given in a frame."""
+        """The prompts of a frame."""
         return self.prompts.get(frame, {})
 
     def add(self, frame: int, object_id: int | None, given: Given) -> int:
-        """One more prompt. Returns the object; None: a new one.
+        """Add a prompt for an object (None: a new one). Returns the object's id.
 
         Raises:
-            UserError: too many, or an object that there is not.
+            UserError: there are too many objects or prompts, or the object does not exist.
         """
         if object_id is None:
             if len(self.given) >= _OBJECTS:
@@ -65,7 +65,7 @@ class Plan:
         return object_id
 
     def undo(self, frame: int, object_id: int) -> None:
-        """Take back the last prompt of an object in a frame.
+        """Undo the last prompt of an object in a frame.
 
         Raises:
             UserError: there is none.
@@ -80,7 +80,7 @@ class Plan:
             del self.prompts[frame]
 
     def remove(self, object_id: int) -> None:
-        """Forget an object and all that was given for it."""
+        """Remove an object and its prompts."""
         self.removed.add(object_id)
         self.hidden.discard(object_id)
         self.names.pop(object_id, None)
@@ -90,7 +90,7 @@ class Plan:
                 del self.prompts[frame]
 
     def rename(self, object_id: int, name: str) -> None:
-        """Call an object something; an empty name: what it was called before."""
+        """Name an object; an empty name restores the default."""
         text = "".join(each for each in name if unicodedata.category(each)[0] != "C").strip()[:_NAME]
         if text:
             self.names[object_id] = text
@@ -118,13 +118,13 @@ def _entry(given: Given) -> dict[str, Any]:
 
 
 def point(x: Any, y: Any, label: Any, size: tuple[int, int]) -> Points:
-    """A click, checked.
+    """Check a click.
 
     Args:
         size: (H, W) of the frame.
 
     Raises:
-        UserError: no numbers, or outside of the frame.
+        UserError: the coordinates are not numbers, or outside the frame.
     """
     across, down = _numbers([x, y], "a click")
     height, width = size
@@ -136,14 +136,14 @@ def point(x: Any, y: Any, label: Any, size: tuple[int, int]) -> Points:
 
 
 def box(corners: Any, size: tuple[int, int]) -> Box:
-    """A box, checked, and cut to the frame.
+    """Check a box and clip it to the frame.
 
     Args:
         corners: left, top, right, bottom.
         size: (H, W) of the frame.
 
     Raises:
-        UserError: no numbers, outside of the frame, or thinner than two pixels.
+        UserError: the corners are not numbers, the box is outside the frame, or thinner than two pixels.
     """
     if not isinstance(corners, list) or len(corners) != 4:
         raise UserError("a box is left, top, right, bottom")

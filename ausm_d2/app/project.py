@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""One session: a video, what the user wants of it, and the work on it. No HTTP in here."""
+"""One user's session: a video, its plan (prompts, names) and the work on it. No HTTP here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _RATE = 20  # frames over which frames a second are measured
 
 
 class Project:
-    """Its methods may be called from any thread; what changes something waits for its turn."""
+    """Methods may be called from any thread; those that change something are serialised."""
 
     def __init__(self, predictor: VideoPredictor, turns: Turns, folder: Path, limits: Limits) -> None:
         """
@@ -62,10 +62,10 @@ class Project:
 
     @contextmanager
     def incoming(self) -> Iterator[Path]:
-        """A folder for the next video, which is removed if :meth:`open` does not take it.
+        """A folder for the next video, which is removed if :meth:`open` does not take it over.
 
         Raises:
-            Refused: another video is on its way.
+            Refused: another video is being opened.
         """
         with self._lock:
             if self._incoming:
@@ -82,15 +82,15 @@ class Project:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def open(self, path: Path, name: str, folder: Path) -> None:
-        """Go to another video; what was done on the one before is dropped.
+        """Open a video; the previous video and its results are dropped.
 
         Args:
             path: of the file.
             name: what the user calls it.
-            folder: as :meth:`incoming` gives it; it may hold the file.
+            folder: from :meth:`incoming`; it may contain the file.
 
         Raises:
-            UserError: it cannot be used; the session stays as it was.
+            UserError: the video cannot be used; the session is unchanged.
         """
         try:
             clip = Clip(path, name, max_frames=self._limits.max_frames)
@@ -134,16 +134,16 @@ class Project:
 
     @property
     def done(self) -> int:
-        """The frame up to which the masks are those of the present prompts, exclusive."""
+        """The end (exclusive) of the frames whose masks are those of the current prompts."""
         return self._follower.done if self._follower is not None else 0
 
-    # What the user gives. Each method returns what he should be told.
+    # The user's edits. Each method returns messages to show.
 
     def click(self, frame: int, object_id: int | None, x: Any, y: Any, label: Any) -> dict[str, Any]:
-        """A click on an object, or where it is not; None: on a new one.
+        """A click on an object (None: a new one), or where it is not.
 
         Raises:
-            UserError: it cannot be used; nothing has changed.
+            UserError: the click cannot be used; nothing has changed.
         """
         self.check_frame(frame)
         return self._give(frame, object_id, point(x, y, label, (self.clip.height, self.clip.width)))
@@ -166,12 +166,12 @@ class Project:
         return {"object": number, "notes": notes}
 
     def undo(self, frame: int, object_id: int) -> dict[str, Any]:
-        """Take back the last click on an object in a frame."""
+        """Undo the last click on an object in a frame."""
         self.check_frame(frame)
         return {"notes": self._edit(frame, lambda: self._plan.undo(frame, object_id))}
 
     def find(self, frame: int, on: bool) -> dict[str, Any]:
-        """Look for everything, from this frame on or from where something was given before; or do so no more."""
+        """Switch detection of all objects on (from this frame, or from the first prompt if earlier) or off."""
         self.check_frame(frame)
 
         def change() -> None:
@@ -180,7 +180,7 @@ class Project:
         return {"notes": self._edit(frame, change, again=True)}
 
     def remove(self, object_id: int) -> None:
-        """Forget an object."""
+        """Remove an object."""
         self._check_object(object_id)
         with self._changing():
             begin = self._plan.begin
@@ -189,13 +189,13 @@ class Project:
                 self._follower.changed(self._plan.begin or 0)
 
     def rename(self, object_id: int, name: str) -> None:
-        """Call an object something."""
+        """Name an object."""
         self._check_object(object_id)
         self._plan.rename(object_id, name)
         self.events.publish({"type": "changed"})
 
     def hide(self, object_id: int, hidden: bool) -> None:
-        """Leave an object out of the picture and of downloads; it is followed all the same."""
+        """Leave an object out of the picture and of downloads; it is still tracked."""
         self._check_object(object_id)
         (self._plan.hidden.add if hidden else self._plan.hidden.discard)(object_id)
         self.events.publish({"type": "changed"})
@@ -210,7 +210,7 @@ class Project:
             raise Refused(404, f"there is no object {object_id}")
 
     def _edit(self, frame: int, change: Callable[[], object], *, again: bool = False) -> list[str]:
-        """Change the plan, and show what becomes of it in a frame; if that fails, it stays as it was."""
+        """Change the plan and update the masks of a frame; if that fails, the plan is restored."""
         with self._changing(), noted() as notes:
             follower, plan = self._follower, self._plan
             if follower is None:
@@ -231,7 +231,7 @@ class Project:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """What is done in here is done while nothing runs."""
+        """Stops the worker on entry; nothing runs inside this context."""
         with self._lock:
             if self._closed:
                 raise Refused(404, "the session has ended")
@@ -244,10 +244,10 @@ class Project:
     # Work
 
     def run(self) -> None:
-        """Follow to the end, in a thread.
+        """Track to the end of the video, in a thread.
 
         Raises:
-            UserError: nothing is to be followed.
+            UserError: there is nothing to track.
         """
         with self._changing():
             follower = self._follower
@@ -266,11 +266,11 @@ class Project:
             self.events.publish({"type": "frame", **done, "seen": seen})
 
     def stop(self) -> None:
-        """End what runs, after the frame that it is at."""
+        """Stop the run after its current frame."""
         self._worker.stop()
 
     def download(self, output: str) -> None:
-        """Make a file, in a thread; :meth:`state` says how far it is.
+        """Write a download, in a thread; :meth:`state` has its progress.
 
         Raises:
             UserError: there is no such output.
@@ -309,17 +309,17 @@ class Project:
             raise
 
     def downloaded(self, number: int) -> tuple[Path, str]:
-        """The file that was made, and its name for the user.
+        """The finished download, and its file name for the user.
 
         Raises:
-            Refused: it is not there.
+            Refused: it does not exist.
         """
         state, path = self._download, self._download_file
         if state is None or path is None or state["number"] != number:
             raise Refused(404, "there is no such file any more")
         return path, state["name"]
 
-    # What there is
+    # Views
 
     def _objects(self, frame: int) -> list[TrackedObject]:
         self.check_frame(frame)
@@ -332,7 +332,7 @@ class Project:
         return [{"id": i.id, "score": i.score, "counts": i.mask["counts"]} for i in self._objects(frame)]
 
     def state(self) -> dict[str, Any]:
-        """Everything that the page shows, but pictures and masks."""
+        """Everything that the page shows, except pictures and masks."""
         with self._lock:
             clip, follower, records = self._clip, self._follower, self._records
             if clip is None or follower is None or records is None:

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What was found in the frames of a video, of which each may be done again: a database file of one session."""
+"""The results of all frames of a video, any of which may be replaced: a database file of one session."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ausm_d2.video.tracked import TrackedObject
 
 
 class Records:
-    """Objects by frame. In memory are only ids and scores. Any thread may use it."""
+    """Objects by frame. Only ids and scores are held in memory. Thread-safe."""
 
     def __init__(self, path: Path) -> None:
         self.seen: dict[int, dict[int, float]] = {}  # scores of the objects in sight, by frame and id
@@ -21,13 +21,13 @@ class Records:
         self._lock = threading.Lock()
         self._closed = False
         self._file = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        # It is thrown away with its session: nothing of it has to outlive a crash.
+        # The file is deleted with its session, so it does not have to survive a crash.
         self._file.execute("PRAGMA journal_mode = OFF")
         self._file.execute("PRAGMA synchronous = OFF")
         self._file.execute("CREATE TABLE IF NOT EXISTS frames (number INTEGER PRIMARY KEY, objects TEXT)")
 
     def put(self, index: int, objects: list[TrackedObject]) -> None:
-        """The objects in sight in a frame; what was there before is replaced."""
+        """Store the visible objects of a frame, replacing earlier ones."""
         entries = []
         for each in objects:
             mask, owned = each.mask, None if each.owned is each.mask else each.owned["counts"]
@@ -38,7 +38,7 @@ class Records:
             self.names.update({each.id: each.name for each in objects})
 
     def get(self, index: int) -> list[TrackedObject]:
-        """The objects of a frame; none, if it was not done."""
+        """The objects of a frame; empty if it has not been processed."""
         with self._lock:
             if self._closed:  # another video was chosen meanwhile
                 return []

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The server from its start to its end: the port, signals, and a folder that is gone afterwards."""
+"""Life cycle of the server: its socket, signals, and a temporary folder."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _LOOK = 0.1  # seconds between two looks at whether to stop
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """A listening socket.
 
     Args:
-        port: 0: any that is free.
+        port: 0: any free one.
 
     Raises:
-        UserError: there is no such address, or somebody else has it.
+        UserError: the address does not exist, or is in use.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -49,7 +49,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Signals are the caller's business."""
+    """Leaves signals to the caller."""
 
     def capture_signals(self) -> Any:
         return nullcontext()
@@ -59,7 +59,7 @@ def serve(app: ASGIApp, sock: socket.socket, stopped: Callable[[], bool], closin
     """Answer requests until ``stopped`` is true.
 
     Args:
-        closing: called first then; it ends what pages listen to.
+        closing: called before the server stops; it ends the pages' event streams.
     """
     server = _Server(
         uvicorn.Config(
@@ -87,8 +87,8 @@ def serve(app: ASGIApp, sock: socket.socket, stopped: Callable[[], bool], closin
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder, readable by this user only, that is removed at the end. One that an earlier server could not remove,
-    since it was killed, is removed now: its lock is free."""
+    """A temporary folder, readable by this user only. Folders of servers that were killed are removed too: their locks
+    are free."""
     base = Path(tempfile.gettempdir())
     for other in base.glob(f"{_PREFIX}*"):
         with suppress(OSError), (other / "lock").open("ab") as file:

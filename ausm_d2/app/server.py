@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""HTTP: the page's files, and what it asks for. docs/app.md says what is refused and why.
+"""HTTP: the page's files and its requests. docs/app.md says what is refused and why.
 
 Every address below ``/s/TOKEN`` belongs to one session.
 """
@@ -45,7 +45,7 @@ def build_app(
     Args:
         scratch: folder for the files of sessions.
         host: the address that it will listen at.
-        key: who does not know it cannot begin a session; None: it is not asked for.
+        key: required to begin a session; None: not required.
     """
     sessions, library = Sessions(predictor, limits, scratch), Library(limits, scratch)
 
@@ -152,7 +152,7 @@ async def _body(request: Request) -> Mapping[str, Any]:
     """The JSON object of a request.
 
     Raises:
-        Refused: it is none, or too large.
+        Refused: the body is not a JSON object, or too large.
     """
     data = b""
     async for chunk in request.stream():

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The sessions of one server: each has a token that cannot be guessed; there are only so many, and idle ones go."""
+"""The sessions of one server: each has an unguessable token; their number is limited, and idle ones are dropped."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Sessions:
         self._projects: dict[str, Project] = {}
 
     def create(self) -> str:
-        """The token of a new session. Where there are too many, one that no page looks at makes room.
+        """The token of a new session. If there are too many, the least recently used one without a page is dropped.
 
         Raises:
-            Refused: all are in use.
+            Refused: all sessions have a page open.
         """
         self.sweep()
         gone = None
@@ -54,10 +54,10 @@ class Sessions:
         return token
 
     def get(self, token: str) -> Project:
-        """The session of a token; it counts as used.
+        """The session of a token; this counts as use.
 
         Raises:
-            Refused: there is none, or none any more.
+            Refused: the session does not exist, or has ended.
         """
         with self._lock:
             project = self._projects.get(token)
@@ -67,7 +67,7 @@ class Sessions:
         return project
 
     def sweep(self) -> None:
-        """Drop the sessions that were not used for a while."""
+        """Drop idle sessions."""
         oldest = time.monotonic() - self._limits.idle
         with self._lock:
             idle = [token for token, each in self._projects.items() if each.used < oldest]

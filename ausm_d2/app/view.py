@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""A session in the form that the page reads."""
+"""A session as JSON for the page."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _LIKE = 0.1  # scores that differ by less are one stretch of the timeline
 
 
 def describe_clip(clip: Clip) -> dict[str, Any]:
-    """The video: ``view`` is the size of the pictures, ``width`` and ``height`` that of coordinates and masks."""
+    """The video: ``view`` is the size of the JPEGs, ``width`` and ``height`` that of coordinates and masks."""
     size = {"width": clip.width, "height": clip.height, "view": clip.view}
     return {"name": clip.name, "count": clip.count, "fps": float(clip.fps), **size}
 
 
 def describe_plan(plan: Plan, records: Records) -> dict[str, Any]:
-    """Objects, where they are in sight, and what was given for them by frame."""
+    """Objects, the frames in which they are visible, and their prompts by frame."""
     spans = _spans(records.seen)
     known = sorted((plan.given | spans.keys()) - plan.removed)
     prompts = {
@@ -41,7 +41,7 @@ def describe_plan(plan: Plan, records: Records) -> dict[str, Any]:
 
 
 def _spans(seen: dict[int, dict[int, float]]) -> dict[int, list[list[float]]]:
-    """Where each object is in sight: [first frame, last frame, score] of each stretch, by id."""
+    """Where each object is visible: [first frame, last frame, score] of each interval, by id."""
     spans: dict[int, list[list[float]]] = {}
     for frame in sorted(seen):
         for object_id, score in seen[frame].items():

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The one thing that a session does in the background: a run, or a download that is made."""
+"""The background task of a session: a run, or writing a download."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Worker:
     def __init__(self, events: Events) -> None:
         """
         Args:
-            events: are told when the work has ended, and of errors.
+            events: receive the end of the task, and errors.
         """
         self._events = events
         self._stop = threading.Event()
@@ -27,18 +27,18 @@ class Worker:
         self.doing: str | None = None  # what was started and has not ended
 
     def stopped(self) -> bool:
-        """Whether the work is to end."""
+        """Whether the task has been asked to stop."""
         return self._stop.is_set()
 
     def start(self, name: str, work: Callable[[], None]) -> None:
-        """Begin; what ran before has been stopped."""
+        """Start a task. The previous one must have been stopped."""
         self._stop.clear()
         self.doing = name
         self._thread = threading.Thread(target=self._work, args=(work,), name=f"app {name}", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End what runs, after the frame that it is at; returns when it has ended."""
+        """Stop the task after its current frame; returns when it has ended."""
         self._stop.set()
         thread = self._thread
         if thread is not None:
