@@ -5,9 +5,9 @@
     python -m tools.batch_ray videos/ -o results/ --workers 2
     python -m tools.batch_ray s3://bucket/videos -o s3://bucket/results --workers 64 --gpus 1 --address auto
 
-A video is a row of a Ray data set; each actor holds a predictor. A row that is lost with its actor is given to another
-one, up to --retries times. Every video has one result: it is written under a temporary name, and committed last
-(ausm_d2/jobs/store.py). The same command again passes over what is committed, also after the driver was killed. The
+A video is a row of a Ray data set; each actor holds a predictor. If an actor dies, its row is retried on another one,
+up to --retries times. Every video has one result, written under a temporary name and committed last
+(ausm_d2/jobs/store.py). Running the command again skips committed videos, also after the driver was killed. The
 report is that of ``ausm track``. Extra: pip install 'ausm_d2[ray]'; ausm_d2 must be installed on all machines.
 """
 
@@ -60,7 +60,7 @@ class Tracking:
 
 
 class Actor:
-    """What an actor of the data set does with its rows."""
+    """The function that Ray applies to each row; one instance per actor."""
 
     def __init__(self, make_work: MakeWork, out: str) -> None:
         self._work = make_work()
@@ -117,10 +117,10 @@ def track_on_ray(
     Args:
         videos: paths or addresses by name.
         out: where the results go.
-        make_work: called in every actor.
-        workers: actors.
-        cpus, gpus: of each.
-        retries: how often a video is tried again that was lost with its actor.
+        make_work: called once in every actor.
+        workers: number of actors.
+        cpus, gpus: per actor.
+        retries: how often a video is retried after its actor died.
 
     Raises:
         UserError: Ray is not installed, or the cluster never has room for an actor.
@@ -176,10 +176,10 @@ def _rows(
 
 
 def start_ray(address: str | None, cpus: float | None = None) -> None:
-    """Connect to a cluster; None: begin one on this machine, with as many CPUs.
+    """Connect to a cluster; None: start one on this machine, with ``cpus`` CPUs.
 
     Raises:
-        UserError: Ray is not installed, or there is no such cluster.
+        UserError: Ray is not installed, or the cluster does not exist.
     """
     try:
         import ray

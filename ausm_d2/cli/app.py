@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class _whole:
-    """Type of an argument: a whole number of a range."""
+    """Argument type: an integer within a range."""
 
     def __init__(self, least: int, most: int) -> None:
         self._least, self._most = least, most

@@ -3,8 +3,8 @@
 """``ausm COMMAND ...``.
 
 A command is a module of this package with ``HELP`` (one line) and ``run``, which returns the exit code. ``run`` gets
-parsed options if the module has ``add_arguments(parser)``, else the plain arguments, which it parses itself. Slow
-imports are in ``run``, so that ``ausm --help`` and shell completion are fast.
+parsed options if the module has ``add_arguments(parser)``; otherwise it gets the raw arguments and parses them itself.
+Slow imports are inside ``run``, so that ``ausm --help`` and shell completion are fast.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The config of the model that a command line names."""
+"""The config of the model named on a command line."""
 
 from __future__ import annotations
 

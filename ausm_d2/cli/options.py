@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Options that several commands have. No slow imports."""
+"""Options shared by several commands. No slow imports."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def warm_up(predictor: VideoPredictor) -> None:
-    """Follow a box in an empty frame, so that the first click does not wait for kernels to be compiled and chosen."""
+    """Track a box in an empty frame, so that the first click does not wait for kernels to be compiled and checked."""
     with noted():
         session = predictor.start(np.zeros((144, 256, 3), np.uint8), {})
         session.add(1, Box(50, 30, 150, 110))

@@ -26,7 +26,7 @@ from ausm_d2.cli.options import add_model_arguments
 
 HELP = "follow objects in videos"
 
-# As ausm_d2.video.results has them; that module takes time to import, and a test holds that they are the same.
+# A copy of the names in ausm_d2.video.results, which is slow to import; a test compares them.
 OUTPUTS = ("overlay", "masks", "cutouts", "alpha", "mot", "mots", "sheet", "tracks", "ytvis", "coco", "timeline")
 
 
@@ -126,7 +126,7 @@ def _raw(text: str) -> tuple[int, int, str]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do it; returns the exit code."""
+    """Run the command; returns the exit code."""
     from ausm_d2.cli import tracking
 
     return tracking.run(options)

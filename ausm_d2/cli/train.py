@@ -84,7 +84,7 @@ def _number(text: str, fits: Callable[[float], bool], expected: str) -> float:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do it; returns the exit code."""
+    """Run the command; returns the exit code."""
     _check(options)
     from ausm_d2.cli import training
 

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What ``ausm train`` does with its options."""
+"""Runs ``ausm train`` after its command line is parsed by train.py, which has no slow imports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ausm_d2.stopping import StopRequest
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what the options of ``ausm train`` ask for; returns the exit code: 130 after Ctrl-C, 0 after SIGTERM."""
+    """Run the command; returns the exit code: 130 after Ctrl-C, 0 after SIGTERM."""
     show_warnings()
     asked = Asked(
         output=Path(options.output),
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _labels(options: argparse.Namespace) -> Callable[[], Labels]:
-    """Reads what the options name."""
+    """Read the labels that the options name."""
     if options.coco:
         return lambda: read_coco(
             Path(options.coco),

@@ -27,7 +27,7 @@ class Comparison(NamedTuple):
 
     frames: int
     objects: int
-    mean_iou: float  # over all frames and objects; an object that only one of the two has counts as 0
+    mean_iou: float  # over all frames and objects; 0 for an object that only one of the two has
     least_iou: float
     pytorch_ms: float  # median time of a frame
     onnx_ms: float

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What an exported file and its driver agree on: names of inputs and outputs, and the settings stored in the file.
+"""The interface between an exported file and its driver: names of inputs and outputs, and settings stored in the file.
 
 Needs neither PyTorch nor onnxruntime.
 """

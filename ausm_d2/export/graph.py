@@ -1,7 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """Exports the step of Alg. 1 as one ONNX graph for frames of one size.
 
-Which object has which slot depends on what is found, so it is not part of the graph: ``runner.py`` does it.
+The assignment of slots depends on the detections, so it is not part of the graph: ``runner.py`` does it.
 
 Shape shorthand:
     H, W: frame size in pixels; H_in, W_in: the network's input size, before padding
@@ -109,7 +109,7 @@ def _tensors(memory: Memory) -> Iterator[Tensor]:
 
 
 def step_settings(predictor: VideoPredictor, size: tuple[int, int], label_set: str) -> StepSettings:
-    """What the driver has to know.
+    """The settings that the driver needs.
 
     Args:
         size: (H, W).
@@ -197,7 +197,7 @@ def _traced(graph: StepGraph, arguments: tuple[Any, ...], inputs: list[str], out
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with use_kernels("reference"), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph(*arguments)  # fills the caches of tensors that depend on sizes only: not with tensors of the tracer
+        graph(*arguments)  # fills the caches of size-dependent tensors, which must not be tensors of the tracer
         try:
             return torch.onnx.export(
                 graph,

@@ -146,7 +146,7 @@ class OnnxStream:
             self.state["masks"][reserved[object_id]] = mask
 
     def _update(self, report: np.ndarray, logits: np.ndarray, reserved: Mapping[int, int]) -> np.ndarray:
-        """As ``Stream._advance``: scores, hidden rows, new tracks.
+        """Update scores, hidden rows and new tracks, as ``Stream._advance`` does.
 
         Args:
             report: float64 (Q, K + 1); the last column becomes 0 for hidden rows.
@@ -184,7 +184,7 @@ class OnnxStream:
         source: np.ndarray,
         prompts: Mapping[int, np.ndarray],
     ) -> OnnxResult:
-        """The rows that a session shows, at frame size. ``prompts``: those of this frame."""
+        """The rows that a session would return, at frame size. ``prompts``: those of this frame."""
         slots = self.slots
         used = np.flatnonzero(slots.in_use)
         ids = slots.track_ids[used]
@@ -224,7 +224,7 @@ class OnnxStream:
     def _taken_over(
         self, ids: np.ndarray, prompted: np.ndarray, masks: np.ndarray, prompts: Mapping[int, np.ndarray]
     ) -> set[int]:
-        """End the detected tracks that are the objects that are prompted; returns their ids."""
+        """End detected tracks that coincide with prompted objects; returns their ids."""
         ended = set()
         for track_id, known, mask in zip(ids.tolist(), prompted, masks, strict=True):
             same = [mask_iou(mask[None], each[None])[0, 0] >= _SAME_OBJECT for each in prompts.values()]

@@ -70,7 +70,7 @@ class Slots:
             self.predicted += 1
 
     def reserve(self, object_ids: Iterable[int], frame_index: int) -> dict[int, int]:
-        """Find a slot for every prompted object: its own, a free one, or that of a detected track.
+        """Choose a slot for every prompted object: its own, a free one, or that of a detected track.
 
         Raises:
             UserError: if there are not enough slots.

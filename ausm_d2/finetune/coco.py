@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Labelled images, in COCO's form, as annotation tools export them."""
+"""Labelled images in COCO format, as exported by annotation tools."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def read_coco(
     """Read, check and split labelled images.
 
     Args:
-        path, images: the file, and the folder that its ``file_name`` start from.
-        classes: names of those to learn; none: all that have an object.
-        boxes_as_masks: an annotation without a mask has its box for one.
-        val, val_images: labels to score on; None: a part of the images is held out.
+        path, images: the annotation file, and the folder that its ``file_name`` entries are relative to.
+        classes: names of the classes to learn; empty: all that have an object.
+        boxes_as_masks: use the box of an annotation without a mask as its mask.
+        val, val_images: labels to score on; None: hold out a part of the images.
         held_out: share of the images that is held out.
 
     Raises:
@@ -76,7 +76,7 @@ def read_coco(
 
 
 def _checked(path: Path, images: Path, boxes_as_masks: bool) -> dict[str, Any]:
-    """The table of a file, every picture and mask of which has been read; boxes made masks, if asked for."""
+    """The checked contents of a file: every picture and mask has been read, boxes turned into masks if asked for."""
     if not images.is_dir():
         raise UserError(f"--images: no folder '{images}'")
     table = read_table(path)
@@ -98,7 +98,7 @@ def _checked(path: Path, images: Path, boxes_as_masks: bool) -> dict[str, Any]:
 
 
 def _has_mask(entry: dict[str, Any]) -> bool:
-    """Whether there is one, good or bad: what is wrong with it the check says."""
+    """Whether an annotation has a mask at all; invalid ones are reported by the check."""
     mask = entry.get("segmentation")
     if not isinstance(mask, list):
         return bool(mask)
@@ -122,7 +122,7 @@ def _require_masks(path: Path, table: dict[str, Any], boxes_as_masks: bool) -> N
 
 
 def _draw_boxes(path: Path, table: dict[str, Any]) -> list[str]:
-    """Give annotations without a mask their box for one, cut off at the border (in place); returns problems."""
+    """Turn the boxes of annotations without a mask into masks, clipped to the image (in place); returns problems."""
     sizes = {image.get("id"): (image.get("width"), image.get("height")) for image in entries(path, table, "images")}
     problems = []
     for place, entry in enumerate(entries(path, table, "annotations")):
@@ -152,7 +152,7 @@ def _same_pictures(path: Path, images: Path, table: dict[str, Any]) -> list[str]
 
 
 def _digest(picture: Path) -> str:
-    """Of its contents; "" if it cannot be read, which the check reports."""
+    """Digest of a picture's contents; "" if it cannot be read, which the check reports."""
     try:
         return hashlib.sha256(picture.read_bytes()).hexdigest()
     except OSError:
@@ -160,7 +160,7 @@ def _digest(picture: Path) -> str:
 
 
 def _same_objects(path: Path, table: dict[str, Any]) -> list[str]:
-    """Annotations that label what another one has labelled."""
+    """Problems: annotations that label the same object as another one."""
     seen: dict[str, int] = {}
     problems = []
     for place, entry in enumerate(entries(path, table, "annotations")):
@@ -191,7 +191,7 @@ def _choose(
 
 
 def _only(table: dict[str, Any], chosen: Sequence[int]) -> dict[str, Any]:
-    """The table with these categories only."""
+    """The contents with these categories only."""
     kept: dict[str, Any] = {name: table[name] for name in ("info", "licenses") if name in table}
     categories = sorted((each for each in table["categories"] if each["id"] in chosen), key=lambda each: each["id"])
     annotations = [each for each in table["annotations"] if each["category_id"] in chosen]
@@ -199,7 +199,7 @@ def _only(table: dict[str, Any], chosen: Sequence[int]) -> dict[str, Any]:
 
 
 def _as_trained(path: Path, table: dict[str, Any], ids: dict[str, int], notes: list[str]) -> dict[str, Any]:
-    """The table of the held part with the categories of the other file, by their names."""
+    """The contents of the validation file, its categories mapped by name to those of the training file."""
     names = read_categories(path, table)
     chosen = [each for each, name in names.items() if name in ids]
     others = sum(each["category_id"] not in chosen for each in table["annotations"])
@@ -219,7 +219,7 @@ def _as_trained(path: Path, table: dict[str, Any], ids: dict[str, int], notes: l
 def _require_apart(
     path: Path, images: Path, train: list[dict[str, Any]], val: Path, val_images: Path, held: list[dict[str, Any]]
 ) -> None:
-    """Raise UserError if a picture is in both parts: its score would say nothing."""
+    """Raise UserError if a picture is in both parts: the score would be invalid."""
     seen = {_digest(images / image["file_name"]): image["file_name"] for image in train}
     for image in held:
         twin = seen.get(_digest(val_images / image["file_name"]))

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""A user's labels as ``ausm train`` needs them: checked, with the classes that are to be learned, in two parts."""
+"""A user's labels for ``ausm train``: checked, reduced to the classes to learn, split into two parts."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def require_sound(
     """Read every picture and mask of a registered data set; of several problems each is logged as a warning.
 
     Args:
-        where: what the user gave, for the message.
-        further: problems that were found before.
-        written_as: a path that was read in place of the user's, and the user's.
+        where: the user's input, for the message.
+        further: problems found earlier.
+        written_as: a temporary path that was read, and the user's path that replaces it in messages.
 
     Raises:
         UserError: there are problems.
@@ -80,14 +80,14 @@ def require_sound(
 
 
 def split(classes: Sequence[Collection[int]], share: float, seed: int) -> list[int]:
-    """Choose the items that are held out, so that no class loses its last item for training.
+    """Choose the items to hold out, so that no class loses its last item for training.
 
     Args:
         classes: of each item.
         share: of the items to hold out, above 0 and below 1; at least one item, if one can be spared.
 
     Returns:
-        Their places, ascending.
+        Their indices, ascending.
     """
     order = list(range(len(classes)))
     random.Random(seed).shuffle(order)

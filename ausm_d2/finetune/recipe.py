@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The files that a fine-tuning begins with: weights with a classifier for the new classes, and its config."""
+"""The initial files of a fine-tuning run: weights with a classifier for the new classes, and the config."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _HEADS = "pixel_decoder.class_embed."
 
 
 def base_config(name: str) -> CfgNode:
-    """The config of the model to begin with: a shipped one by its name, a packaged config, or a file.
+    """The config of the base model: a shipped model's name, a packaged config, or a file.
 
     Raises:
-        UserError: there is none, or it names no weights.
+        UserError: the config does not exist, or names no weights.
     """
     cfg = load_config(PRETRAINED.get(name, name))
     if not cfg.MODEL.WEIGHTS:
@@ -49,10 +49,10 @@ def recipe(base: str, labels: Labels, folder: Path, opts: Sequence[str], seed: i
     Args:
         base: as for :func:`base_config`.
         folder: where the results go.
-        opts: alternating keys and values that the user changes.
+        opts: the user's overrides, alternating keys and values.
 
     Raises:
-        UserError: ``opts`` that are no pairs.
+        UserError: ``opts`` are not pairs.
     """
     sets = base_config(base).MODEL.AUSM.LABEL_SETS
     kept = [list(entry) for entry in sets if entry[0] != LABEL_SET]
@@ -81,7 +81,7 @@ def recipe(base: str, labels: Labels, folder: Path, opts: Sequence[str], seed: i
         "OUTPUT_DIR": str(folder.resolve() / "training"),
         "SEED": seed,
     }
-    if labels.held is not None and labels.style == "COCO_STYLE":  # AP of images wants unsure detections too
+    if labels.held is not None and labels.style == "COCO_STYLE":  # AP on images needs low-confidence detections
         keys["TEST"]["AUSM"]["FG_THRESHOLDS"] = [[HELD, 0.05]]
     if len(opts) % 2:
         raise UserError(f"--opts: {list(opts)}, expected KEY VALUE pairs")
@@ -100,7 +100,7 @@ def _data_sets(labels: Labels, other_sets: Sequence[str]) -> dict[str, Any]:
     entries = [[TRAIN, "./labels/train.json", str(labels.train.root), LABEL_SET, *exhaustive]]
     names, ratio = [TRAIN], [1.0]
     if labels.style == "COCO_STYLE" and OBJECT_LABEL_SET in other_sets:
-        # The same objects given, without their classes: what is followed from a box or a click stays as sure as it was.
+        # The same objects as prompts, without classes, so that tracking from a box or a click stays confident.
         entries.append([GIVEN, "./labels/train.json", str(labels.train.root), OBJECT_LABEL_SET, False])
         names, ratio = [TRAIN, GIVEN], [4.0, 1.0]
     if labels.held is not None:
@@ -110,7 +110,7 @@ def _data_sets(labels: Labels, other_sets: Sequence[str]) -> dict[str, Any]:
 
 
 def write_config(path: Path, keys: Mapping[str, Any], *lines: str) -> None:
-    """Write a config file with a comment of these lines above."""
+    """Write a config file, headed by a comment of these lines."""
     text = yaml.safe_dump(dict(keys), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
     with atomic_write(path) as temporary:
         temporary.write_text("".join(f"# {line}\n" for line in lines) + text, encoding="utf-8")
@@ -119,8 +119,8 @@ def write_config(path: Path, keys: Mapping[str, Any], *lines: str) -> None:
 def write_start(base: CfgNode, cfg: CfgNode, path: Path) -> None:
     """Write the base's weights with a classifier for the classes of ``cfg``.
 
-    Each class begins as the object of the base's classifier of given objects, less sure by the number of classes: what
-    the base takes for an object is one with the same probability, and all classes are alike.
+    Every class starts as the mean class of the base's classifier for prompted objects, its bias shifted so that the
+    foreground probability equals the base's and is divided equally over the classes.
 
     Raises:
         UserError: the weights cannot be read, or do not fit.
@@ -128,7 +128,7 @@ def write_start(base: CfgNode, cfg: CfgNode, path: Path) -> None:
     state = weights_to_use(read_checkpoint(PathManager.get_local_path(base.MODEL.WEIGHTS)))
     target = AUSM(cfg).state_dict()
     own = f"{_HEADS}{LABEL_SET}."
-    if class_names(base).get(LABEL_SET) != class_names(cfg)[LABEL_SET]:  # else it goes on with those it has
+    if class_names(base).get(LABEL_SET) != class_names(cfg)[LABEL_SET]:  # else the base has these classes already
         state = {name: value for name, value in state.items() if not name.startswith(own)}
         head = f"{_HEADS}{base.MODEL.AUSM.PROMPT_LABEL_SET}."
         if f"{head}weight" not in state:
@@ -144,7 +144,7 @@ def _classifier(state: Mapping[str, Tensor], head: str, count: int) -> dict[str,
     """Weight and bias of ``count`` classes and of background, which is last."""
     weight, bias = state[f"{head}weight"].float(), state[f"{head}bias"].float()
     before = len(bias) - 1
-    surer = math.log(before) - math.log(count)  # of the mean of the classes before, to the probability of all
+    surer = math.log(before) - math.log(count)  # from the probability of ``before`` classes to that of ``count``
     rows = [weight[:-1].mean(dim=0, keepdim=True).expand(count, -1), weight[-1:]]
     return {"weight": torch.cat(rows), "bias": torch.cat([(bias[:-1].mean() + surer).expand(count), bias[-1:]])}
 

@@ -4,7 +4,7 @@
 The folder of a run:
 
 - ``labels/train.json``, ``labels/val.json``: the user's labels in two parts;
-- ``start.pth``, ``train.yaml``: what ``train_net.py`` does the same training with;
+- ``start.pth``, ``train.yaml``: with these, ``train_net.py`` runs the same training;
 - ``training/``: checkpoints, log and metrics;
 - ``model.pth``, ``config.yaml``: the result, for ``ausm track --config``;
 - ``scores.json``: AP on the held part, before and after.
@@ -43,18 +43,18 @@ from ausm_d2.finetune.trainer import Progress, fine_tune, seconds_per_iteration
 from ausm_d2.io import atomic_folder, atomic_write, read_json
 
 FEWEST = 10  # iterations, however short the time
-_SPARE = 1.2  # times the minutes asked for: then the training ends, whatever is left
+_SPARE = 1.2  # the training ends after this multiple of the requested minutes
 
 
 @dataclass
 class Asked:
-    """What is asked for."""
+    """A request of ``ausm train``."""
 
     output: Path
     labels: Callable[[], Labels] | None = None  # None: ``resume``
     start: str = "ausm_edge"  # the model to begin with
     minutes: float = 15.0  # of training
-    iterations: int | None = None  # in place of minutes
+    iterations: int | None = None  # instead of minutes
     opts: Sequence[str] = ()  # alternating keys and values of the config
     seed: int = 1
     resume: bool = False
@@ -62,7 +62,7 @@ class Asked:
 
 @dataclass
 class Work:
-    """What a run reports to, and asks."""
+    """Callbacks of a run."""
 
     say: Callable[[str], None]
     progress: Callable[[str], Progress]  # of the unit that is counted
@@ -70,13 +70,13 @@ class Work:
 
 
 def train(asked: Asked, work: Work) -> bool:
-    """Do what is asked for.
+    """Run a request.
 
     Returns:
-        Whether it is done; False: it was stopped, and ``resume`` goes on.
+        True if the training is complete; False if it was stopped, and ``resume`` continues it.
 
     Raises:
-        UserError: anything wrong with what was given. Nothing was written then.
+        UserError: the request or its data are invalid. Nothing has been written.
     """
     folder = asked.output
     started = (folder / RECIPE).is_file()
@@ -115,7 +115,7 @@ def train(asked: Asked, work: Work) -> bool:
 
 
 def _prepare(asked: Asked, work: Work) -> None:
-    """Check everything, then write what the training begins with."""
+    """Check everything, then write the initial files of the training."""
     assert asked.labels is not None
     base = base_config(asked.start)
     labels = asked.labels()

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""What a model is worth on the labels that were held out."""
+"""Scores of a model on the held-out labels."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Scores = dict[str, dict[str, float | None]]  # AP and AP50 in percent, by class 
 
 
 def score(cfg: CfgNode, weights: str, progress: Callable[[int, int], None] = lambda done, total: None) -> Scores:
-    """AP and AP50 of each class on the held part, found without prompts; and of all objects taken as one class.
+    """Unprompted AP and AP50 on the held-out part, of each class and of all objects taken as one class.
 
     Raises:
-        UserError: weights or data that cannot be used.
+        UserError: the weights or data cannot be used.
     """
     check_datasets(cfg, [HELD])
     model = AUSM(cfg).to(cfg.MODEL.DEVICE)
@@ -59,7 +59,7 @@ def _as_one(tracks: Sequence[Track]) -> list[Track]:
 
 
 def table(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Both, in Markdown."""
+    """The scores before and after as a Markdown table."""
     rows = []
     for name in before:
         cells = [scores[name][measure] for measure in ("AP50", "AP") for scores in (before, after)]

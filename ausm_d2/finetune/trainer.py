@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The trainer of ``train_net.py``, with progress and an orderly stop."""
+"""The trainer of ``train_net.py``, with progress and a clean stop."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Progress = Callable[[int, int], None]  # iterations done, and all
 
 
 class _Stopped(BaseException):
-    """The training ends before its last iteration. No Exception: Detectron2 logs those with a traceback."""
+    """Ends the training before its last iteration. Not an Exception, since Detectron2 logs those with a traceback."""
 
 
 class _Watch(HookBase):
-    """Tells of progress, and stops with a checkpoint when asked to."""
+    """Reports progress, and stops with a checkpoint when asked to."""
 
     def __init__(self, progress: Progress, stopped: Callable[[], bool]) -> None:
         self._progress, self._stopped = progress, stopped
@@ -43,7 +43,7 @@ class _Watch(HookBase):
 
 
 class FineTuning(Trainer):
-    """Detectron2's trainer as ``train_net.py`` has it. What it scores at its end is left to the caller."""
+    """The trainer of ``train_net.py``, without the evaluation at its end, which is left to the caller."""
 
     def build_hooks(self) -> list[Any]:
         return [hook for hook in super().build_hooks() if not isinstance(hook, EvalHook)]
@@ -70,7 +70,7 @@ def fine_tune(cfg: CfgNode, *, resume: bool, progress: Progress, stopped: Callab
 
 
 def seconds_per_iteration(cfg: CfgNode, count: int = 4) -> float:
-    """Time of an iteration: the median of ``count`` after a first one, which compiles and reads."""
+    """Time of an iteration: the median of ``count`` iterations after a warm-up (kernels are compiled, data read)."""
     model = AUSM(cfg).to(cfg.MODEL.DEVICE).train()
     optimizer = build_optimizer(cfg, model)
     times = []
@@ -86,7 +86,7 @@ def seconds_per_iteration(cfg: CfgNode, count: int = 4) -> float:
 
 
 class _LogFile:
-    """While it is open, what Detectron2 and this package log goes to a file; on the screen are warnings only."""
+    """A context in which Detectron2 and this package log to a file, and only warnings appear on the screen."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

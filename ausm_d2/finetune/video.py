@@ -21,7 +21,7 @@ _CHECKED = "own_checked"
 
 
 def read_video(frames: Path, masks: Path, *, names: Mapping[int, str] | None = None, held_out: float = 0.2) -> Labels:
-    """Read and check a labelled video. Its last labelled frames are held out: neighbours are nearly the same.
+    """Read and check a labelled video. The last labelled frames are held out, since neighbours are nearly equal.
 
     Args:
         frames, masks: the folders; ``<frame>.jpg`` goes with ``<frame>.png``. Frames without a mask file carry no

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The frames of a file are encoded in a second thread while the session works on those before them."""
+"""Encodes the frames of a file in a second thread, ahead of the session."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ausm_d2.video.frame import Frame
 def encoded(
     session: Session, frames: Iterator[Frame], *, live: bool, stopped: Callable[[], bool] = lambda: False
 ) -> Iterator[tuple[Frame, np.ndarray | EncodedFrame]]:
-    """Each frame, and what ``session.step`` takes for it: encoded ahead for a file, if a core is free for that.
+    """Yields each frame with the argument for ``session.step``: encoded ahead for a file, if a core is free for that.
 
     A camera's frames are not encoded ahead, since newer ones may replace them. On a CPU frames are encoded one by one:
     then results do not depend on where a resumed run began.
@@ -26,7 +26,7 @@ def encoded(
     Args:
         session: after its first frame.
         frames: those after it.
-        live: they come from a camera.
+        live: the frames come from a camera.
         stopped: True ends the iteration.
     """
     on_gpu = session.device.type == "cuda"

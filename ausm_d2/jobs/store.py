@@ -49,14 +49,14 @@ class ResultStore:
             return None
 
     def commit(self, row: Row, folder: Path) -> Row:
-        """Put a result in its place.
+        """Commit a result.
 
         Args:
             row: of the video.
             folder: with its files, on this machine.
 
         Returns:
-            The row that is committed: that of an earlier attempt, if there is one.
+            The committed row; that of an earlier attempt, if there is one.
         """
         earlier = self.committed(row.video)
         if earlier is not None:
@@ -79,7 +79,7 @@ class ResultStore:
         self._fs.pipe_file(f"{self._root}/{name}", text.encode())
 
     def discard_attempts(self) -> None:
-        """Remove what attempts that were killed have left. Only while no other job writes here."""
+        """Remove the files of killed attempts. Call it only while no other job writes here."""
         if self._fs.exists(f"{self._root}/{_ATTEMPTS}"):
             self._fs.rm(f"{self._root}/{_ATTEMPTS}", recursive=True)
 

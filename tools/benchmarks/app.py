@@ -1,7 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The page of `ausm app`: time from a click to its mask, and frames a second beside `ausm track`.
+"""The page of `ausm app`: time from a click to its mask, and frames per second compared with `ausm track`.
 
-Without a browser: what the page asks for is asked for here, pictures included.
+Without a browser: the benchmark makes the requests of the page, pictures included.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _measured(
 
 
 def _follow(project: Project, count: int) -> None:
-    """Run, and ask for the newest frame whenever there is one, as the page does."""
+    """Run, and request the newest frame whenever there is one, as the page does."""
     project.run()
     shown = 0
     while shown < count:

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of computing ("cpu", where all processes can be counted) and of waiting ("wall"): medians, and quartiles.
+    """CPU seconds ("cpu", if those of all processes can be counted) and elapsed seconds ("wall"): median, quartiles.
 
     The scores agree to 1e-6.
     """
@@ -215,7 +215,7 @@ def _measure_vos(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _j_and_f(folder: Path, workers: int) -> float:
-    """Run as a command: worker processes of a process that has imported PyTorch take seconds to start."""
+    """Runs as a command: worker processes started from a process that has imported PyTorch take seconds to start."""
     folders, report = (str(folder / "truth"), str(folder / "predicted")), folder / "scores.json"
     command = [
         sys.executable,

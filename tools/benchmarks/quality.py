@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Time of a frame against J on real video, first masks given: models of this project beside what OpenCV has.
+"""Time per frame against J on real video, first masks given: models of this project and OpenCV's trackers.
 
 Shape shorthand:
     H, W: frame size in pixels
@@ -31,7 +31,7 @@ COPIED, FLOW, BOXES = "first mask copied", "DIS flow", "tracked box"
 
 
 class Method(Protocol):
-    """A way to follow objects."""
+    """A tracking method."""
 
     def start(self, frame: np.ndarray, masks: Masks) -> None:
         """The first frame, uint8 (H, W, 3), BGR, and bool (H, W) masks by object."""
@@ -53,11 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Median and quartiles (ms) of one frame, from its pixels at full size to masks at full size, and J (percent), the
-    mean over videos. All methods take each frame in turn.
+    """Median and quartiles (ms) of one frame, from full-size pixels to full-size masks, and J (percent), the
+    mean over videos. The methods alternate on each frame.
 
     Raises:
-        UserError: a config or a file of --times that is missing or wrong, or a data set without videos.
+        UserError: a config or a file of --times is missing or invalid, or a data set has no videos.
     """
     peers = [row for path in args.times for row in _peers(path)]
     configs = {name: load_config(path, args.opts) for name, path in measure.by_name(args.config_file).items()}
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:
-    """Draw J over the time of a frame. Peers without weights have a time only: a line."""
+    """Plot J over time per frame. Peers without weights have only a time, drawn as a line."""
     with measure.picture(path, "milliseconds a frame", "J, percent") as axes:
         axes.set_xscale("log")
         for row in figures["rows"]:
@@ -158,7 +158,7 @@ class _Flow:
 
 
 class _Boxes:
-    """The box of each object, followed by OpenCV; the mask is the filled box."""
+    """The box of each object, tracked by OpenCV; the mask is the filled box."""
 
     def start(self, frame: np.ndarray, masks: Masks) -> None:
         self._trackers = {}
@@ -180,7 +180,7 @@ class _Boxes:
 
 
 def _box_tracker() -> tuple[str, Callable[[], Any]]:
-    """CSRT, which only OpenCV's contrib package has; else MIL."""
+    """CSRT, which only OpenCV's contrib package has; otherwise MIL."""
     if hasattr(cv2, "TrackerCSRT"):
         return "CSRT", cv2.TrackerCSRT.create
     return "MIL", cv2.TrackerMIL.create

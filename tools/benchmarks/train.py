@@ -25,7 +25,7 @@ from tools.benchmarks.model import random_model
 
 CHECKPOINTED = "parallel, checkpointed"
 VARIANTS = ("iterative", "parallel", CHECKPOINTED)
-_ITERATIONS = 4  # of a measurement with --as-trained: they draw different numbers of own passes
+_ITERATIONS = 4  # iterations per measurement with --as-trained, since they draw different numbers of own passes
 _PAPER = "configs/paper/stage3_long_swin_t.yaml"
 
 
