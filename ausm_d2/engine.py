@@ -143,13 +143,16 @@ class Trainer(DefaultTrainer):
             UserError: no checkpoint is whole, or the processes would begin with different iterations.
         """
         resume = resume and self.checkpointer.has_checkpoint()
+        remedy = "all machines need the same checkpoints (a shared folder, or copies)"
+        resumed = comm.all_gather(resume)  # first: loading synchronises the processes only if it loads something
+        if len(set(resumed)) > 1:
+            found = f"{sum(resumed)} of {len(resumed)} processes find a checkpoint to resume"
+            raise UserError(f"{self.cfg.OUTPUT_DIR}: {found}; {remedy}")
         super().resume_or_load(resume)
         starts = comm.all_gather(self.start_iter)
         if len(set(starts)) > 1:
-            raise UserError(
-                f"{self.cfg.OUTPUT_DIR}: the processes would begin with the iterations {starts}; all machines need "
-                "the same checkpoints (a shared folder, or copies)"
-            )
+            begins = f"the processes would begin with the iterations {starts}"
+            raise UserError(f"{self.cfg.OUTPUT_DIR}: {begins}; {remedy}")
         if comm.is_main_process():  # also if the first save was interrupted, and there is nothing to resume
             self.checkpointer.remove_unfinished()
         if self.average is not None and not resume:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
 from PIL import Image
 from torch import nn
 
@@ -24,6 +25,7 @@ from ausm_d2.evaluation import vos
 from ausm_d2.evaluation.paper import paper_table
 from ausm_d2.evaluation.references import FlowMask
 from ausm_d2.masks.rle import decode, to_rle
+from ausm_d2.processes import leave_together
 from tests.tiny import tiny_cfg, tiny_model
 
 NAMES = ("tiny_val", "tiny_val_vos")
@@ -129,6 +131,43 @@ def test_given_evaluators_are_used(tmp_path: Path) -> None:
 def test_one_data_set_alone_is_not_nested(tmp_path: Path) -> None:
     cfg = cfg_for(tmp_path, "DATASETS.TEST", NAMES[1:])
     assert list(Trainer.test(cfg, Counting(cfg))) == ["vos", "reappearance"]
+
+
+def _resume_on_a_machine(rank: int, folder: Path, iterations: Sequence[int | None]) -> None:
+    """One of two machines that share no disk, with a checkpoint of this iteration or none."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    comm.create_local_process_group(1)
+    cfg = cfg_for(folder / str(rank), "SOLVER.MAX_ITER", 4, "SOLVER.IMS_PER_BATCH", 2)
+    cfg.DATASETS.TRAIN = NAMES[:1]
+    trainer = Trainer(cfg)
+    iteration = iterations[rank]
+    if iteration is not None:
+        trainer.checkpointer.save_to_disk = True
+        trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+    try:
+        trainer.resume_or_load()
+    except UserError as error:
+        (folder / f"{rank}.txt").write_text(str(error))
+    leave_together(20)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("iterations", "message"),
+    [
+        ((1, None), "1 of 2 processes find a checkpoint to resume"),
+        ((1, 2), "the processes would begin with the iterations [2, 3]"),
+    ],
+)
+def test_machines_that_would_resume_from_different_iterations_are_refused(
+    tmp_path: Path, iterations: Sequence[int | None], message: str
+) -> None:
+    arguments = (tmp_path, iterations)
+    torch.multiprocessing.start_processes(_resume_on_a_machine, arguments, nprocs=2, start_method="fork")
+    for rank in (0, 1):
+        assert (tmp_path / f"{rank}.txt").read_text() == (
+            f"{tmp_path / str(rank)}: {message}; all machines need the same checkpoints (a shared folder, or copies)"
+        )
 
 
 def test_resume_runs_only_what_is_missing(tmp_path: Path) -> None:

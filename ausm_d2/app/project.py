@@ -213,8 +213,7 @@ class Project:
         """Change the plan and update the masks of a frame; if that fails, the plan is restored."""
         with self._changing(), noted() as notes:
             follower, plan = self._follower, self._plan
-            if follower is None:
-                raise Refused(409, "no video is open")
+            assert follower is not None  # the frame was checked
             before = deepcopy(plan.__dict__)
             try:
                 change()

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,9 @@ class GroundTruth:
     tracks: list[Track] | None  # None: without public labels
 
 
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # float() also takes "1_0", "nan", " 1"
+
+
 def _shorten(value: Any) -> str:
     return f"{value!r:.40}"
 
@@ -48,7 +52,12 @@ def _shorten(value: Any) -> str:
 class _Reader:
     """Reads the fields of one entry of a list in a JSON file; its errors name file and entry."""
 
-    def __init__(self, path: str | os.PathLike[str], entry: Any, where: str) -> None:
+    def __init__(self, path: str | os.PathLike[str], entry: Any, where: str, texts: set[str]) -> None:
+        """
+        Args:
+            texts: names of fields whose numbers are given as text; added to here.
+        """
+        self.texts = texts
         self.where = f"{path}: {where}"
         if not isinstance(entry, dict):
             raise UserError(f"{self.where}: expected an object with fields, found {type(entry).__name__}")
@@ -72,13 +81,21 @@ class _Reader:
 
     def number(self, name: str) -> float:
         value = self.field(name)
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not math.isfinite(number):
+        number = self._finite(name, value)
+        if number is None:
             raise self.error(f"field {name!r} is {_shorten(value)}, expected a finite number")
         return number
+
+    def _finite(self, name: str, value: Any) -> float | None:
+        """A finite number, also if it is written as text; None for anything else."""
+        if isinstance(value, str) and _NUMBER.fullmatch(value):
+            self.texts.add(name)
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        with contextlib.suppress(OverflowError):
+            number = float(value)
+            return number if math.isfinite(number) else None
+        return None
 
     def key(self, name: str, known: dict) -> Any:
         """An id in the form that ``known`` has: number or text."""
@@ -91,17 +108,21 @@ class _Reader:
     def flag(self, name: str) -> bool:
         """0 or 1; a missing field is false."""
         value = self.entry.get(name)
-        return value if isinstance(value, bool) else value is not None and self.number(name) != 0
+        if isinstance(value, bool) or value is None:
+            return bool(value)
+        if self.number(name) not in (0, 1):
+            raise self.error(f"field {name!r} is {_shorten(value)}, expected 0 or 1")
+        return self.number(name) == 1
 
     def area(self) -> float | None:
         """Mean of the field ``areas``, pixels; ``None`` if it is missing."""
         areas = self.entry.get("areas")
         if areas is None:
             return None
-        with contextlib.suppress(TypeError, ValueError, OverflowError):
-            area = mean_area(None if value is None else float(value) for value in areas)
-            if math.isfinite(area) and isinstance(areas, list):
-                return area
+        if isinstance(areas, list):
+            numbers = [self._finite("areas", value) for value in areas if value is not None]
+            if None not in numbers:
+                return mean_area(numbers)
         raise self.error(f"field 'areas' is {areas!r:.99}, expected a list of numbers or null")
 
     def masks(self, video: Video) -> list[Rle | None]:
@@ -134,11 +155,17 @@ def _tracks(readers: Sequence[_Reader], fields: Sequence[dict[str, Any]]) -> lis
     return tracks
 
 
-def _entries(path: str | os.PathLike[str], data: dict, name: str) -> list[_Reader]:
+def _entries(path: str | os.PathLike[str], data: dict, name: str, texts: set[str]) -> list[_Reader]:
     value = data.get(name)
     if not isinstance(value, list):
         raise UserError(f"{path}: field {name!r} is {type(value).__name__}, expected a list")
-    return [_Reader(path, entry, f"{name}[{index}]") for index, entry in enumerate(value)]
+    return [_Reader(path, entry, f"{name}[{index}]", texts) for index, entry in enumerate(value)]
+
+
+def _say_texts(path: str | os.PathLike[str], texts: set[str]) -> None:
+    if texts:
+        fields = ", ".join(sorted(texts))
+        logger.warning("%s: numbers given as text are read as numbers, in the fields %s", path, fields)
 
 
 def read_truth(path: str | os.PathLike[str]) -> GroundTruth:
@@ -152,8 +179,9 @@ def read_truth(path: str | os.PathLike[str]) -> GroundTruth:
         raise UserError(
             f"{path}: expected an object with videos, categories and annotations, found a {type(data).__name__}"
         )
+    texts: set[str] = set()
     videos: dict[VideoId, Video] = {}
-    for video in _entries(path, data, "videos"):
+    for video in _entries(path, data, "videos", texts):
         if "length" not in video.entry and not isinstance(video.field("file_names"), list):
             raise video.error(f"field 'file_names' is {video.entry['file_names']!r}, expected a list")
         length = video.integer("length") if "length" in video.entry else len(video.entry["file_names"])
@@ -167,17 +195,18 @@ def read_truth(path: str | os.PathLike[str]) -> GroundTruth:
             raise video.error(f"height and width are {height} and {width}, expected pixels from 1 on")
         videos[video_id] = Video(height, width, length)
     categories: dict[int, str] = {}
-    for category in _entries(path, data, "categories"):
+    for category in _entries(path, data, "categories", texts):
         category_id = category.integer("id")
         if category_id in categories:
             raise category.error(f"field 'id' is {category_id}, which another category has")
         categories[category_id] = str(category.entry.get("name", category_id))
     if data.get("annotations") is None:
+        _say_texts(path, texts)
         return GroundTruth(videos, categories, None)
     tracks: list[dict[str, Any]] = []
     readers: list[_Reader] = []
     unknown = 0
-    for annotation in _entries(path, data, "annotations"):
+    for annotation in _entries(path, data, "annotations", texts):
         video_id, category_id = annotation.key("video_id", videos), annotation.key("category_id", categories)
         if video_id not in videos or category_id not in categories:
             unknown += 1
@@ -193,13 +222,14 @@ def read_truth(path: str | os.PathLike[str]) -> GroundTruth:
             }
         )
         readers.append(annotation)
+    _say_texts(path, texts)
     if unknown:
         logger.warning("%s: left out %d annotations of videos or categories that it does not list", path, unknown)
     return GroundTruth(videos, categories, _tracks(readers, tracks))
 
 
 def read_results(path: str | os.PathLike[str], truth: GroundTruth) -> list[Track]:
-    """Read results. Numbers may be text, masks null or uncompressed; extra fields are allowed.
+    """Read results. Masks may be null or uncompressed; extra fields are allowed. Numbers may be text, with a warning.
 
     Raises:
         UserError: file, entry and field that are not as expected.
@@ -210,8 +240,9 @@ def read_results(path: str | os.PathLike[str], truth: GroundTruth) -> list[Track
     tracks: list[dict[str, Any]] = []
     readers: list[_Reader] = []
     unknown: set[Any] = set()
+    texts: set[str] = set()
     for index, entry in enumerate(data):
-        result = _Reader(path, entry, f"entry {index}")
+        result = _Reader(path, entry, f"entry {index}", texts)
         data[index] = None  # frees the entry, so that a large file is not in memory twice
         video_id, category_id = result.key("video_id", truth.videos), result.key("category_id", truth.categories)
         if video_id not in truth.videos:
@@ -224,6 +255,7 @@ def read_results(path: str | os.PathLike[str], truth: GroundTruth) -> list[Track
         number = result.number("score")
         tracks.append({"video_id": video_id, "category_id": category_id, "masks": masks, "score": number})
         readers.append(result)
+    _say_texts(path, texts)
     if unknown:
         logger.warning(
             "%s: left out tracks of categories that the ground truth does not list: %s", path, sorted(unknown, key=str)

@@ -90,6 +90,8 @@ def recipe(base: str, labels: Labels, folder: Path, opts: Sequence[str], seed: i
         section = keys
         for each in sections:
             section = section.setdefault(each, {})
+            if not isinstance(section, dict):
+                raise UserError(f"--opts: {key}: no such config key")
         section[name] = Values._decode_cfg_value(value)
     return keys
 

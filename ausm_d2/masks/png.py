@@ -10,6 +10,7 @@ Shape shorthand:
 from __future__ import annotations
 
 import io
+import logging
 import os
 from collections.abc import Iterable
 from functools import lru_cache
@@ -24,9 +25,13 @@ from ausm_d2.io import atomic_write
 from ausm_d2.pictures import BROKEN_PICTURE, require_size
 
 VOID = 255  # in 8-bit images: no object
+_WHITE_OF_16_BITS = 65535
 MANY_IDS = 20  # images with more ids are checked for antialiased edges
 
 _EXACT = {"PNG", "BMP", "DIB", "GIF", "PPM", "TGA", "PCX", "TIFF", "WEBP"}  # Pillow's formats that can be lossless
+
+
+logger = logging.getLogger(__name__)
 
 
 class _NotExact(ValueError):
@@ -48,14 +53,15 @@ _PALETTE = _davis_palette()
 def encode_mask_png(id_map: np.ndarray) -> bytes:
     """Encode an id map, integers (H, W), 0 = background, as a PNG.
 
-    Up to id 254: a palette image with DAVIS's colours (255 means void). Larger ids: 16-bit grey.
+    Up to id 254: a palette image with DAVIS's colours (255 means void). Larger ids: 16-bit grey, in which 65535 is
+    white: alone, it would be read as object 1.
 
     Raises:
-        ValueError: if an id is outside 0..65535.
+        ValueError: if an id is outside 0..65534.
     """
     smallest, largest = int(id_map.min()), int(id_map.max())
-    if smallest < 0 or largest > 65535:
-        raise ValueError(f"object ids from {smallest} to {largest}, expected 0 to 65535 in a PNG")
+    if smallest < 0 or largest >= _WHITE_OF_16_BITS:
+        raise ValueError(f"object ids from {smallest} to {largest}, expected 0 to {_WHITE_OF_16_BITS - 1} in a PNG")
     if largest < VOID:
         picture = Image.fromarray(id_map.astype(np.uint8))
         picture.putpalette(_PALETTE)
@@ -70,7 +76,7 @@ def write_mask_png(path: str | os.PathLike[str], id_map: np.ndarray) -> None:
     """Write an id map, integers (H, W), 0 = background; see ``encode_mask_png``.
 
     Raises:
-        UserError: if an id is outside 0..65535, or the file cannot be written.
+        UserError: if an id is outside 0..65534, or the file cannot be written.
     """
     try:
         content = encode_mask_png(id_map)
@@ -153,7 +159,7 @@ def decode_picture(file: BinaryIO) -> LabelPicture:
     if mode == "1":
         return LabelPicture(values.astype(np.uint8), 1)
     if mode.startswith("I"):
-        return LabelPicture(values.astype(np.int32), 65535)
+        return LabelPicture(values.astype(np.int32), _WHITE_OF_16_BITS)
     if mode not in ("P", "PA", "L", "LA", "RGB", "RGBA"):
         raise ValueError(f"a picture in colours (mode {mode}); a palette or grey one with pixel = id expected")
     if mode == "L" and depth in (2, 4):  # Pillow scales these values to 0..255
@@ -205,8 +211,8 @@ def _require_black_background(picture: Image.Image, indices: np.ndarray) -> None
 def read_labels(path: str | os.PathLike[str], video: Iterable[str] | None = None) -> np.ndarray:
     """Read a label image as integers (H, W): object ids, 0 = background or void.
 
-    If all label images of a video have only the values 0 and 255 (65535 in 16 bits), white is object 1. Otherwise 255
-    in 8-bit images is void.
+    If all label images of a video have only the values 0 and 255 (65535 in 16 bits), white is object 1; the first such
+    file is named in a warning. Otherwise 255 in 8-bit images is void, and 65535 in 16-bit images an id.
 
     Args:
         video: paths of all label images of the video; ``None``: this is the only one.
@@ -218,7 +224,19 @@ def read_labels(path: str | os.PathLike[str], video: Iterable[str] | None = None
     black_and_white = picture.is_black_and_white()
     if black_and_white and video is not None and (picture.values == picture.white).any():
         black_and_white = _all_black_and_white(tuple(video))
+    if black_and_white and picture.white > 1 and (picture.values == picture.white).any():
+        _say_that_white_is_an_object(picture.white, path)
     return picture.ids(black_and_white)
+
+
+_said: set[int] = set()
+
+
+def _say_that_white_is_an_object(white: int, path: str | os.PathLike[str]) -> None:
+    """Once in each process."""
+    if white not in _said:
+        _said.add(white)
+        logger.warning("%s: a black-and-white mask (0 and %d only): white is object 1; so for other masks", path, white)
 
 
 @lru_cache(maxsize=4096)

@@ -158,6 +158,7 @@ def test_categories_of_the_video_benchmarks(
         (lambda d: d["images"][1].update(height=0), r"images\[1\]\.height \(image 8\): 0 found"),
         (lambda d: d["images"][1].pop("file_name"), r"images\[1\]\.file_name \(image 8\): None found"),
         (lambda d: d["annotations"][1].update(id=1), r"annotations\[1\] \(image 7\)\.id: 1 found"),
+        (lambda d: d["annotations"][1].update(iscrowd="0"), r"annotations\[1\] \(image 7\)\.iscrowd: '0' found"),
         (lambda d: d["annotations"][1].update(category_id=-1), r"annotations\[1\] \(image 7\)\.category_id: -1 found"),
         (lambda d: d["annotations"][1].update(category_id=12), r"annotations\[1\] \(image 7\)\.category_id: 12 found"),
         (lambda d: d["annotations"][1].update(category_id=[1]), r"annotations\[1\] \(image 7\)\.category_id: \[1\] fo"),

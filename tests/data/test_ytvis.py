@@ -129,6 +129,8 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("annotations.0.category_id", -1, r"\[0\] \(video 10\)\.category_id: -1 found, one of \[1, 2\]"),
     ("annotations.0.category_id", [1], r"\[0\] \(video 10\)\.category_id: \[1\] found, one of \[1, 2\]"),
     ("annotations.0.video_id", [10], r"annotations\[0\]\.video_id: \[10\] found, a whole number or text expected"),
+    ("annotations.0.iscrowd", "0", r"annotations\[0\] \(video 10\)\.iscrowd: '0' found, 0 or 1 expected"),
+    ("annotations.0.iscrowd", 2, r"annotations\[0\] \(video 10\)\.iscrowd: 2 found, 0 or 1 expected"),
     ("annotations.0.category_id", 41, r"annotations\[0\] \(video 10\)\.category_id: 41 found"),
     ("annotations.0.segmentations", KeyError, r"annotations\[0\] \(video 10\)\.segmentations: no list found"),
     ("annotations.0.segmentations", [None], r"segmentations: 1 entries found, one for each of 3 frames"),

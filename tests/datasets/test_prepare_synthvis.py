@@ -162,3 +162,23 @@ def test_a_failed_copy_has_no_list_of_videos(
             prepare.main(["--layout", layout, "--videos", "0:2", "--out", str(tmp_path)])
     assert len(written) == 2
     assert not list(tmp_path.rglob("*.json")) + list(tmp_path.rglob("*.txt"))
+
+
+@pytest.mark.parametrize("text", ["3:3", "4:3", "x", "", "1:2:3", "-1"])
+def test_ranges_of_videos_that_are_empty_or_none(prepare: ModuleType, text: str) -> None:
+    with pytest.raises(UserError, match=f"--videos: found '{text}', expected FIRST:END with END > FIRST"):
+        prepare.parse_range(text)
+
+
+def test_pictures_and_folders_that_cannot_be_written(
+    prepare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = SynthVis(SPLITS["val"][0], 1)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(cv2, "imwrite", lambda *_: False)
+        with pytest.raises(UserError, match=r"\.png: the picture cannot be written"):
+            prepare.write_frames(record, tmp_path, ".png")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file.*: cannot be written: Not a directory"):
+        prepare.main(["--videos", "0", "--layout", "davis", "--out", str(tmp_path / "file" / "out")])

@@ -221,8 +221,8 @@ def test_equals_trackeval(tmp_path: Path) -> None:
                 assert ours[name] == pytest.approx(expected, abs=1e-6), (seed, name)
 
 
-def test_results_of_another_tool_are_scored(tmp_path: Path) -> None:
-    """Numbers as text, extra fields, null masks, run lengths as lists: the same scores."""
+def test_results_of_another_tool_are_scored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Numbers as text, which a warning says, extra fields, null masks, run lengths as lists: the same scores."""
     truth, results = random_case(np.random.default_rng(3))
     expected = score(tmp_path, truth, results)
     for entry in results:
@@ -235,11 +235,13 @@ def test_results_of_another_tool_are_scored(tmp_path: Path) -> None:
         ]
     for annotation in truth["annotations"]:
         del annotation["areas"], annotation["bboxes"]
+    assert not caplog.text
     assert score(tmp_path, truth, results) == expected
+    assert "results.json: numbers given as text are read as numbers, in the fields score\n" in caplog.text
 
 
-def test_ground_truth_of_another_tool_is_read(tmp_path: Path) -> None:
-    """Ids and flags as text; no ``iscrowd``; masks compressed or not."""
+def test_ground_truth_of_another_tool_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Ids, sizes and flags as text; no ``iscrowd``; masks compressed or not."""
     truth, results = random_case(np.random.default_rng(5))
     expected = score(tmp_path, truth, results)
     for video in truth["videos"]:
@@ -251,6 +253,7 @@ def test_ground_truth_of_another_tool_is_read(tmp_path: Path) -> None:
             del annotation["iscrowd"]
     assert any(annotation.get("iscrowd") == "1" for annotation in truth["annotations"])
     assert score(tmp_path, truth, results) == expected
+    assert "truth.json: numbers given as text are read as numbers, in the fields height, iscrowd\n" in caplog.text
 
 
 def test_categories_and_labels_that_are_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -271,6 +274,7 @@ BAD_RESULTS = [
     ({"score": None}, "field 'score' is None, expected a finite number"),
     ({"score": float("nan")}, "field 'score' is nan, expected a finite number"),
     ({"score": True}, "field 'score' is True, expected a finite number"),
+    *(({"score": text}, f"field 'score' is '{text}', expected a finite") for text in ("nan", "1_0", " 1", "", "1e999")),
     ({"score": 10**400}, f"field 'score' is 1{'0' * 39}, expected a finite number"),
     ({"video_id": 9}, "the ground truth has no video 9"),
     ({"video_id": 1.5}, r"the ground truth has no video 1\.5"),
@@ -324,7 +328,11 @@ def test_malformed_files(tmp_path: Path) -> None:
         first = {"id": 1, "height": 10, "width": 10, **change}
         with pytest.raises(UserError, match="truth.json: " + message):
             score(tmp_path, {**truth, "videos": [first, truth["videos"][1]]}, results)
-    for areas in (5, "123", ["many", None], [float("nan"), 1]):
+    for crowd in (2, "yes", -1, float("nan"), []):
+        changed = [{**truth["annotations"][0], "iscrowd": crowd}, truth["annotations"][1]]
+        with pytest.raises(UserError, match=r"annotations\[0\] \(video_id 1\): field 'iscrowd' is .*, expected "):
+            score(tmp_path, {**truth, "annotations": changed}, results)
+    for areas in (5, "123", ["many", None], [float("nan"), 1], [True, 1]):
         changed = [{**truth["annotations"][0], "areas": areas}, truth["annotations"][1]]
         with pytest.raises(UserError, match=r"annotations\[0\] \(video_id 1\): field .areas. is .*, expected a list"):
             score(tmp_path, {**truth, "annotations": changed}, results)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import ast
 import builtins
+import importlib.util
 import json
 import os
 import re
@@ -193,6 +194,15 @@ def install() -> None:
     """Change this project's modules when this process imports them."""
     builtins.__removed_guard__ = removed  # type: ignore[attr-defined]
     sys.meta_path.insert(0, _Finder())
+    of_file = importlib.util.spec_from_file_location
+
+    def changed_file(name: str, location: Any = None, **options: Any) -> ModuleSpec | None:
+        path = Path(location or "").resolve()
+        room = path.relative_to(ROOT).parts[0] if ROOT in path.parents else ""
+        loader = {"loader": _Loader(name, str(path))} if room in ROOMS else {}
+        return of_file(name, location, **{**options, **loader})
+
+    importlib.util.spec_from_file_location = changed_file
 
 
 def _install_in_children(folder: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from ausm_d2.errors import UserError
+from ausm_d2.masks import png
 from ausm_d2.masks.png import read_labels, read_mask, write_mask_png
 
 
@@ -26,7 +27,7 @@ def test_palette(tmp_path: Path) -> None:
     assert np.array_equal(read_labels(tmp_path / "a.png"), ids)
 
 
-@pytest.mark.parametrize(("largest", "mode"), [(254, "P"), (255, "I;16"), (65535, "I;16")])
+@pytest.mark.parametrize(("largest", "mode"), [(254, "P"), (255, "I;16"), (65534, "I;16")])
 def test_many_objects_need_16_bits(tmp_path: Path, largest: int, mode: str) -> None:
     ids = np.array([[0, 1], [255 if largest > 254 else 3, largest]])
     write_mask_png(tmp_path / "a.png", ids)
@@ -35,7 +36,7 @@ def test_many_objects_need_16_bits(tmp_path: Path, largest: int, mode: str) -> N
     assert np.array_equal(read_labels(tmp_path / "a.png"), ids)
 
 
-@pytest.mark.parametrize("wrong", [-1, 65536])
+@pytest.mark.parametrize("wrong", [-1, 65535])
 def test_ids_out_of_range_are_refused(tmp_path: Path, wrong: int) -> None:
     with pytest.raises(UserError, match=r"a\.png: object ids from"):
         write_mask_png(tmp_path / "a.png", np.array([[0, wrong]]))
@@ -121,9 +122,20 @@ def test_values_that_are_not_ids_are_named(tmp_path: Path) -> None:
         read_labels(tmp_path / "a.png")
 
 
-def test_white_of_16_bits_alone_is_one_object(tmp_path: Path) -> None:
-    Image.fromarray(np.eye(3, dtype=np.uint16) * np.uint16(65535)).save(tmp_path / "a.png")
-    assert np.array_equal(read_labels(tmp_path / "a.png"), np.eye(3))
+@pytest.mark.parametrize(("white", "kind"), [(255, np.uint8), (65535, np.uint16)])
+def test_white_alone_is_one_object_by_all_masks_of_the_video_and_that_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, white: int, kind: type
+) -> None:
+    monkeypatch.setattr(png, "_said", set())
+    for name in "ab":
+        Image.fromarray(np.eye(3, dtype=kind) * kind(white)).save(tmp_path / f"{name}.png")
+    both = [str(tmp_path / f"{name}.png") for name in "ab"]
+    for path in both:
+        assert np.array_equal(read_labels(path), np.eye(3)) and np.array_equal(read_labels(path, both), np.eye(3))
+    assert caplog.text.count(f"black-and-white mask (0 and {white} only): white is object 1") == 1
+    Image.fromarray(np.eye(3, dtype=kind) * kind(7)).save(tmp_path / "c.png")
+    expected = np.eye(3) * (0 if white == 255 else white)
+    assert np.array_equal(read_labels(both[0], [*both, str(tmp_path / "c.png")]), expected)
 
 
 def test_the_mask_of_one_object_has_two_values(tmp_path: Path) -> None:

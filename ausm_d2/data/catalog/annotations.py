@@ -95,6 +95,14 @@ def read_new_number(where: str, value: Any, seen: set[int]) -> int | None:
     return number
 
 
+def read_crowd(where: str, entry: dict[str, Any]) -> bool:
+    """The field ``iscrowd``: 0 (also if it is missing or null) or 1. Anything else is reported."""
+    value = entry.get("iscrowd") or 0
+    if isinstance(value, str) or value not in (0, 1):
+        problem(f"{where}.iscrowd: {value!r} found, 0 or 1 expected")
+    return value == 1
+
+
 def read_pixels(where: str, entry: dict[str, Any], of: str) -> tuple[int, int] | None:
     """Height and width of a video or an image. An invalid size is reported, and None is returned."""
     sides = [as_number(entry.get(side)) for side in ("height", "width")]

@@ -21,6 +21,7 @@ from ausm_d2.data.catalog.annotations import (
     entries,
     keep_areas,
     read_categories,
+    read_crowd,
     read_id,
     read_mask,
     read_new_number,
@@ -267,6 +268,6 @@ def _read_annotations(
             continue
         assert isinstance(record.masks, ListedMasks)
         record.masks.by_instance[instance_id] = frames
-        record.instances.append(Instance(instance_id, contiguous[category_id], bool(entry.get("iscrowd", 0))))
+        record.instances.append(Instance(instance_id, contiguous[category_id], read_crowd(where, entry)))
         if entry.get("area") is not None:  # area of the polygons
             keep_areas(record, instance_id, [entry["area"]], left_out)

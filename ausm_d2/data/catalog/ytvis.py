@@ -17,6 +17,7 @@ from ausm_d2.data.catalog.annotations import (
     entries,
     keep_areas,
     read_categories,
+    read_crowd,
     read_id,
     read_mask,
     read_new_number,
@@ -286,7 +287,7 @@ def _read_annotations(
             by_video[video_id][instance_id] = masks
         else:  # the official evaluator counts it as an object to be found
             never_visible += 1
-        record.instances.append(Instance(instance_id, contiguous[category_id], bool(entry.get("iscrowd", 0))))
+        record.instances.append(Instance(instance_id, contiguous[category_id], read_crowd(where, entry)))
         keep_areas(record, instance_id, entry.get("areas"), left_out)
     if never_visible:
         logger.warning(
