@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 # Suffixes of image files that are read as frames.
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif", ".ppm", ".pgm")
 
-_DIGITS = re.compile(r"([0-9]+)")
+_DIGITS = re.compile(r"(\d+)")  # of any script
 
 Order = tuple[tuple[tuple[str | int, ...], ...], str]
 

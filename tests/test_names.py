@@ -27,6 +27,7 @@ from ausm_d2.names import (
         ["frame.jpg", "frame1.jpg", "frame1.png"],
         ["v2/10.jpg", "v10/1.jpg", "v10/2.jpg"],
         ["视频2.png", "视频10.png"],
+        ["f٢.png", "f١٠.png"],
         [f"{'9' * 200}.png", f"1{'0' * 200}.png"],
     ],
 )

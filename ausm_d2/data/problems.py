@@ -55,6 +55,11 @@ def mismatch(kind: str, text: str) -> None:
     logger.warning("%s", text if len(shown) <= _SHOWN else "... and more of this kind: ausm_d2.data.check lists all")
 
 
+def collecting() -> bool:
+    """Whether a data set is being checked, so that checks that take time are made."""
+    return _collected.get() is not None
+
+
 @contextmanager
 def collect_problems() -> Iterator[list[str]]:
     """Inside the context, :func:`problem` and :func:`mismatch` append to the yielded list."""

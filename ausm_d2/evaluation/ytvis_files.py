@@ -203,14 +203,30 @@ def read_truth(path: str | os.PathLike[str]) -> GroundTruth:
     if data.get("annotations") is None:
         _say_texts(path, texts)
         return GroundTruth(videos, categories, None)
+    tracks = _read_annotations(path, data, videos, categories, texts)
+    _say_texts(path, texts)
+    return GroundTruth(videos, categories, tracks)
+
+
+def _read_annotations(
+    path: str | os.PathLike[str],
+    data: dict[str, Any],
+    videos: dict[VideoId, Video],
+    categories: dict[int, str],
+    texts: set[str],
+) -> list[Track]:
     tracks: list[dict[str, Any]] = []
     readers: list[_Reader] = []
     unknown = 0
+    ids: dict[int | str, _Reader] = {}
     for annotation in _entries(path, data, "annotations", texts):
         video_id, category_id = annotation.key("video_id", videos), annotation.key("category_id", categories)
         if video_id not in videos or category_id not in categories:
             unknown += 1
             continue
+        annotation_id = annotation.entry.get("id")
+        if isinstance(annotation_id, int | str) and ids.setdefault(annotation_id, annotation) is not annotation:
+            raise annotation.error(f"field 'id' is {annotation_id!r}, which another annotation has")
         masks = annotation.masks(videos[video_id])
         tracks.append(
             {
@@ -222,10 +238,9 @@ def read_truth(path: str | os.PathLike[str]) -> GroundTruth:
             }
         )
         readers.append(annotation)
-    _say_texts(path, texts)
     if unknown:
         logger.warning("%s: left out %d annotations of videos or categories that it does not list", path, unknown)
-    return GroundTruth(videos, categories, _tracks(readers, tracks))
+    return _tracks(readers, tracks)
 
 
 def read_results(path: str | os.PathLike[str], truth: GroundTruth) -> list[Track]:
@@ -260,4 +275,8 @@ def read_results(path: str | os.PathLike[str], truth: GroundTruth) -> list[Track
         logger.warning(
             "%s: left out tracks of categories that the ground truth does not list: %s", path, sorted(unknown, key=str)
         )
+    without = truth.videos.keys() - {track["video_id"] for track in tracks}
+    if without:
+        found = f"{len(without)} of {len(truth.videos)} videos (such as {min(without, key=str)!r})"
+        logger.warning("%s: no tracks in %s", path, found)
     return _tracks(readers, tracks)

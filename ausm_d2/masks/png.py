@@ -138,7 +138,7 @@ def decode_picture(file: BinaryIO) -> LabelPicture:
             picture.load()
             mode, values = picture.mode, np.asarray(picture)
             if mode in ("P", "PA"):
-                _require_black_background(picture, values if mode == "P" else values[..., 0])
+                _require_ids(picture, values if mode == "P" else values[..., 0])
     except (_NotExact, UserError):
         raise
     except BROKEN_PICTURE:
@@ -159,6 +159,8 @@ def decode_picture(file: BinaryIO) -> LabelPicture:
     if mode == "1":
         return LabelPicture(values.astype(np.uint8), 1)
     if mode.startswith("I"):
+        if values.min(initial=0) < 0:
+            raise ValueError(f"a picture with the value {values.min()}; object ids from 0 on expected")
         return LabelPicture(values.astype(np.int32), _WHITE_OF_16_BITS)
     if mode not in ("P", "PA", "L", "LA", "RGB", "RGBA"):
         raise ValueError(f"a picture in colours (mode {mode}); a palette or grey one with pixel = id expected")
@@ -195,14 +197,20 @@ def _require_exact(picture: Image.Image, file: BinaryIO, depth: int) -> None:
         raise _NotExact("16 bits per channel, with several channels; a 16-bit grey PNG expected for ids above 254")
 
 
-def _require_black_background(picture: Image.Image, indices: np.ndarray) -> None:
-    """Raise an error if the background of a palette picture is plainly not index 0.
+def _require_ids(picture: Image.Image, indices: np.ndarray) -> None:
+    """Raise an error if the indices of a palette picture are plainly not object ids.
 
-    Programs that reduce colours order the palette arbitrarily.
+    Programs that reduce colours order the palette arbitrarily. GIF files have no grey pictures: a grey picture that is
+    saved as one gets a palette of the greys that it has.
     """
     palette = np.asarray(picture.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
+    used = np.flatnonzero(np.bincount(indices.ravel(), minlength=1)[: len(palette)])
+    if picture.format == "GIF" and (palette[used] == palette[used, :1]).all():
+        other = used[(palette[used, 0] != used) & (palette[used, 0] != VOID)]
+        if len(other):
+            grey = palette[other[0], 0]
+            raise _NotExact(f"a GIF of greys, whose grey {grey} is index {other[0]}: which is the id is unknown")
     if palette[0].any():
-        used = np.flatnonzero(np.bincount(indices.ravel(), minlength=1)[: len(palette)])
         black = [index for index in used.tolist() if index and not palette[index].any()]
         if black:
             raise _NotExact(f"a palette whose black is index {black[0]}, not 0; pixel = id and 0 = background expected")

@@ -76,7 +76,7 @@ def test_a_comparison_with_pytorch_that_does_not_fit_or_differs(
     label_set: str, options: dict[str, Any], overlap: float, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = Frame("0", np.zeros((4, 6, 3), np.uint8), 0.0)
-    monkeypatch.setattr(exporting, "read_prompts", lambda _: {})
+    monkeypatch.setattr(exporting, "read_prompts", lambda _: {1: np.ones((4, 6), bool)})
     monkeypatch.setattr(exporting, "open_source", lambda _: None)
     monkeypatch.setattr(exporting, "with_first", lambda _: (first, SimpleNamespace(frames=iter([first]))))
     monkeypatch.setattr(exporting, "compare", lambda *_, **__: SimpleNamespace(mean_iou=overlap))

@@ -26,6 +26,7 @@ from ausm_d2.data.catalog.coco import (
     COCO_TO_YTVIS_2021,
 )
 from ausm_d2.data.catalog.ytvis import OVIS_CLASSES, YTVIS_2019_CLASSES, YTVIS_2021_CLASSES
+from ausm_d2.data.check import check_dataset
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from tests.data.disk import SIZE, write_frame, write_json
@@ -183,7 +184,7 @@ def test_broken_entry_names_file_and_field(root: Path, change: Any, message: str
         (lambda d: d["annotations"][0].update(image_id=99), "1 annotations of images that the file does not list"),
         (lambda d: d["annotations"][0].update(segmentation=[[1, 2, 3, 4]]), "1 polygons without three points"),
         (lambda d: d["annotations"][0].pop("segmentation"), "1 annotations without a mask"),
-        (lambda d: d["annotations"][0].update(area=float("nan")), "1 areas that are no numbers"),
+        (lambda d: d["annotations"][0].update(area=float("nan")), "1 areas that are not one number for each frame"),
         (lambda d: d["annotations"][0].update(bbox=[1, float("nan"), 2, 3]), "1 boxes that hold no finite numbers"),
     ],
 )
@@ -194,6 +195,14 @@ def test_skipped_entries_are_counted(root: Path, caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.WARNING):
         assert len(DatasetCatalog.get("coco_2017_train")) == 3
     assert f"left out {message}" in caplog.text
+
+
+def test_an_object_that_is_labelled_twice_fails_the_check(root: Path) -> None:
+    annotations = data()
+    annotations["annotations"].append({**annotations["annotations"][0], "id": 99})
+    write(root, annotations)
+    [problem] = check_dataset("coco_2017_train").problems
+    assert problem.endswith("annotations[4] (image 7) has the same masks as annotations[0]")
 
 
 def test_the_error_lists_all_candidate_paths(root: Path) -> None:

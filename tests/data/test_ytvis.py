@@ -161,8 +161,10 @@ SKIPPED: list[tuple[str, Any, str, int]] = [
     ("videos.1.file_names", [], "1 videos of 0 frames", 1),
     ("annotations.0.video_id", 99, "1 annotations of videos that the file does not list", 2),
     ("annotations.0.segmentations.0", [[1, 2, 3, 4]], "1 polygons without three points", 2),
-    ("annotations.0.areas", [20, float("nan"), 20], "1 areas that are no numbers", 2),
-    ("annotations.0.areas", ["20", 20, 20], "1 areas that are no numbers", 2),
+    *(
+        ("annotations.0.areas", areas, "1 areas that are not one number for each frame", 2)
+        for areas in ([20, float("nan"), 20], ["20", 20, 20], [20, True, 20], [20, -1, 20], [20, 20], 20)
+    ),
     ("annotations.0.bboxes.1", [1, 2, float("nan"), 4], "1 boxes that hold no finite numbers", 2),
     ("annotations.0.bboxes", 3, "1 boxes that hold no finite numbers", 2),
 ]
@@ -317,6 +319,7 @@ def test_ids_and_sizes_with_a_decimal_point_are_the_same_numbers(tmp_path: Path)
         (lambda d: d["categories"][1].update(name="cat"), "2 categories have the name 'cat' (ids [1, 2])"),
         (lambda d: d["annotations"][2].update(video_id=99), "1 annotations of videos that the file does not"),
         (lambda d: d["videos"][1].update(file_names=[], length=0), "left out 1 videos of 0 frames"),
+        (lambda d: d["annotations"].append({**d["annotations"][0], "id": 9}), "the same masks as annotations[0]"),
     ],
 )  # fmt: skip
 def test_repeated_and_unmatched_entries_fail_the_check(

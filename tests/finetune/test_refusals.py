@@ -54,5 +54,5 @@ def test_other_labels_to_score_on_without_a_class_that_is_known(tmp_path: Path) 
     path, images = write_coco(tmp_path / "val", table, pictures=False)
     for i in range(2):
         write_picture(images / f"other{i}.png", 100 + i)
-    with pytest.raises(UserError, match=r"its categories are fork, knife; one of spoon, cup expected"):
+    with pytest.raises(UserError, match=r"its categories are fork, knife; one of cup, spoon expected"):
         read_coco(*write_coco(tmp_path / "train", coco(3)), val=path, val_images=images)

@@ -109,6 +109,14 @@ def test_a_mask_in_the_alpha_channel_is_refused(tmp_path: Path) -> None:
 
 
 def test_values_that_are_not_ids_are_named(tmp_path: Path) -> None:
+    Image.fromarray(np.eye(3, dtype=np.int32) * -7).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif: a picture with the value -7; object ids from 0 on expected"):
+        read_labels(tmp_path / "a.tif")
+    Image.fromarray(np.eye(3, dtype=np.uint8) * 7).save(tmp_path / "a.gif")  # a palette of black and grey 7
+    with pytest.raises(UserError, match=r"a\.gif: a GIF of greys, whose grey 7 is index 1"):
+        read_labels(tmp_path / "a.gif")
+    Image.fromarray(np.eye(3, dtype=np.uint8) * 255).save(tmp_path / "b.gif")
+    assert np.array_equal(read_labels(tmp_path / "b.gif"), np.eye(3))
     Image.fromarray(ids(3).astype(np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(UserError, match=r"a\.tif: a picture of floating-point pixels"):
         read_labels(tmp_path / "a.tif")

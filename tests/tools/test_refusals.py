@@ -87,7 +87,7 @@ def test_videos_that_methods_cannot_be_compared_on(monkeypatch: pytest.MonkeyPat
     for masks, message in (((False,), "set: 'dog' has no object in its first frame"), ((True,), "no video of two")):
         monkeypatch.setattr(quality, "video_clips", lambda *_, masks=masks: [(0, Clip(*masks))])
         with pytest.raises(UserError, match=message):
-            quality._measured(Namespace(data="set", every=1, cpu_time=False), {"a": lambda: method})
+            quality._measured({"a": lambda: method}, Namespace(data="set", every=1, cpu_time=False))
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"arguments": {"size": 3}}', '{"arguments": 3}'])

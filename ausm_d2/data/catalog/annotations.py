@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ausm_d2.data.problems import LeftOut, mismatch, problem
+from ausm_d2.data.problems import LeftOut, collecting, mismatch, problem
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.ids import as_id, as_number
@@ -155,12 +157,31 @@ def check_boxes(boxes: Any, left_out: LeftOut) -> None:
 
 def keep_areas(record: VideoRecord, instance_id: int, areas: Any, left_out: LeftOut) -> None:
     """Store the areas (pixels, per frame) that a file gives for an instance; AP by size uses them, not the masks."""
-    if not isinstance(areas, list):
+    if areas is None:
         return
-    if _finite([area for area in areas if area is not None]):
+    if isinstance(areas, list) and len(areas) == record.length and all(map(_is_area, areas)):
         record.extra.setdefault("areas", {})[instance_id] = areas
     else:
-        left_out.add("areas that are no numbers (those of the masks stand for them)")
+        left_out.add("areas that are not one number for each frame (those of the masks stand for them)")
+
+
+def _is_area(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and 0 <= value < math.inf)
+
+
+def report_twins(where: str, entry: dict[str, Any], masks: Any, seen: dict[str, int], place: int) -> None:
+    """Report an annotation with the class and masks of an earlier one of its video, while a data set is checked.
+
+    Args:
+        masks: as they are stored.
+        seen: places of the earlier annotations; added to.
+        place: of this one in the file's list.
+    """
+    if collecting() and masks:
+        key = json.dumps([entry.get("video_id"), entry.get("image_id"), entry.get("category_id"), masks])
+        first = seen.setdefault(hashlib.sha256(key.encode()).hexdigest(), place)
+        if first != place:
+            mismatch(where, f"{where} has the same masks as annotations[{first}]")
 
 
 def _finite(numbers: Sequence[Any]) -> bool:

@@ -27,6 +27,7 @@ from ausm_d2.data.catalog.annotations import (
     read_new_number,
     read_pixels,
     read_table,
+    report_twins,
     require_categories,
 )
 from ausm_d2.data.catalog.base import (
@@ -241,6 +242,7 @@ def _read_annotations(
     left_out: LeftOut,
 ) -> None:
     seen: set[int] = set()
+    twins: dict[str, int] = {}
     for i, entry in enumerate(entries(json_file, data, "annotations")):
         where = f"{json_file}: annotations[{i}]"
         if read_id(f"{where}.image_id", entry.get("image_id")) is None:
@@ -261,6 +263,7 @@ def _read_annotations(
         if category_id not in contiguous:
             continue
         check_boxes([entry.get("bbox")], left_out)
+        report_twins(where, entry, entry.get("segmentation"), twins, i)
         frames = [read_mask(f"{where}.segmentation", entry.get("segmentation"), record.height, record.width, left_out)]
         drop_invalid(f"{where}.segmentation", frames)
         if frames == [None]:

@@ -23,6 +23,7 @@ from ausm_d2.data.catalog.annotations import (
     read_new_number,
     read_pixels,
     read_table,
+    report_twins,
     require_categories,
 )
 from ausm_d2.data.catalog.base import DEFAULT_TOPK, class_metadata, find_all, register
@@ -254,6 +255,7 @@ def _read_annotations(
 ) -> None:
     by_video: dict[int | str, dict[int, list[StoredMask | None]]] = {video_id: {} for video_id in records}
     seen: set[int] = set()
+    twins: dict[str, int] = {}
     never_visible = 0
     for i, entry in enumerate(entries(path, data, "annotations")):
         where = f"{path}: annotations[{i}]"
@@ -278,6 +280,7 @@ def _read_annotations(
             problem(f"{where}.segmentations: {found} found, one for each of {record.length} frames expected")
             continue
         check_boxes(entry.get("bboxes") or [], left_out)
+        report_twins(where, entry, stored if any(stored) else None, twins, i)
         masks = [
             read_mask(f"{where}.segmentations[{t}]", mask, record.height, record.width, left_out)
             for t, mask in enumerate(stored)
