@@ -15,6 +15,7 @@ from pathlib import Path
 
 import cv2
 
+from ausm_d2.cli.arguments import given_path
 from ausm_d2.cli.model import config
 from ausm_d2.cli.tracking import track_one
 from ausm_d2.errors import UserError, cli
@@ -32,7 +33,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         "--input", required=True, metavar="PATH", help="video, folder of frames, image or camera number"
     )
     parser.add_argument("--prompt-masks", metavar="PNG", help="objects in the first frame, pixel = object id")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--output", required=True, type=given_path, metavar="DIR", help="folder for the results")
     parser.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
     parser.add_argument("--resume", action="store_true", help="continue incomplete results")
     parser.add_argument(

@@ -22,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ausm_d2.cli.arguments import given_path
 from ausm_d2.errors import UserError, cli
 from ausm_d2.jobs.report import REPORT, Report, Row
 from ausm_d2.jobs.store import ResultStore, open_file_system
@@ -200,7 +201,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
     """Run the command; returns the exit code: 1 if a video failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", metavar="INPUT", help="folder of videos, or its address (s3://...)")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the results, or its address")
+    parser.add_argument(
+        "-o", "--output", required=True, type=given_path, metavar="DIR", help="folder for the results, or its address"
+    )
     parser.add_argument("--config", default="ausm_edge", metavar="NAME", help="as of ausm track (default: %(default)s)")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys to change")
     parser.add_argument("--save", nargs="+", default=["masks"], metavar="OUTPUT", help="as of ausm track")

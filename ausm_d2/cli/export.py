@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 
+from ausm_d2.cli.arguments import given_path
 from ausm_d2.cli.options import add_model_arguments
 
 HELP = "write a model as an ONNX file"
@@ -18,7 +19,7 @@ HELP = "write a model as an ONNX file"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the ONNX file")
+    parser.add_argument("-o", "--output", required=True, type=given_path, metavar="FILE", help="the ONNX file")
     add_model_arguments(parser, device=False)
     parser.add_argument(
         "--size", type=_size, default=(480, 854), metavar="WxH", help="of the frames, in pixels (default: 854x480)"

@@ -22,6 +22,7 @@ import argparse
 import re
 from fractions import Fraction
 
+from ausm_d2.cli.arguments import given_path
 from ausm_d2.cli.options import add_model_arguments
 
 HELP = "follow objects in videos"
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="video file, folder of pictures or of videos, picture (also with several pages), pattern, number of a "
         "camera, address (rtsp://...), or - for standard input",
     )
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("-o", "--output", required=True, type=given_path, metavar="DIR", help="folder for the results")
     given = parser.add_argument_group("what to follow (default: find everything)")
     given.add_argument("--mask", metavar="PNG", help="objects in the first frame: pixel = object id")
     given.add_argument(

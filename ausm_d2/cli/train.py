@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from ausm_d2.cli.arguments import given_path
 from ausm_d2.errors import UserError
 
 HELP = "teach a model your own objects"
@@ -24,7 +25,9 @@ HELP = "teach a model your own objects"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="new folder for everything that is made")
+    parser.add_argument(
+        "-o", "--output", required=True, type=given_path, metavar="DIR", help="new folder for everything that is made"
+    )
     images = parser.add_argument_group("labelled images")
     images.add_argument("--coco", metavar="JSON", help="outlines of the objects, in COCO's form")
     images.add_argument("--images", metavar="DIR", help="the folder that its file names start from")

@@ -25,6 +25,7 @@ import numpy as np
 
 from ausm_d2.errors import UserError
 from ausm_d2.jobs.encoded import encoded
+from ausm_d2.masks.png import LARGEST_ID
 from ausm_d2.streaming.ahead import EncodedFrame
 from ausm_d2.streaming.predictor import VideoPredictor
 from ausm_d2.streaming.prompts import Mask, Prompts
@@ -100,6 +101,9 @@ def track(
     names = check_outputs(request.save)
     if request.frames is not None and request.frames < 1:
         raise UserError(f"--frames: {request.frames}, expected 1 or more")
+    largest = max((object_id for by_id in request.prompts.values() for object_id in by_id), default=0)
+    if "masks" in names and largest > LARGEST_ID:
+        raise UserError(f"{request.given_by}: object {largest}; ids up to {LARGEST_ID} fit into pictures of masks")
     folder = ResultFolder(request.output)
     try:
         return _track(make_predictor, request, names, folder, progress, stopped)

@@ -26,6 +26,7 @@ from ausm_d2.pictures import BROKEN_PICTURE, require_size
 
 VOID = 255  # in 8-bit images: no object
 _WHITE_OF_16_BITS = 65535
+LARGEST_ID = _WHITE_OF_16_BITS - 1  # that a label image holds
 MANY_IDS = 20  # images with more ids are checked for antialiased edges
 
 _EXACT = {"PNG", "BMP", "DIB", "GIF", "PPM", "TGA", "PCX", "TIFF", "WEBP"}  # Pillow's formats that can be lossless
@@ -60,8 +61,8 @@ def encode_mask_png(id_map: np.ndarray) -> bytes:
         ValueError: if an id is outside 0..65534.
     """
     smallest, largest = int(id_map.min()), int(id_map.max())
-    if smallest < 0 or largest >= _WHITE_OF_16_BITS:
-        raise ValueError(f"object ids from {smallest} to {largest}, expected 0 to {_WHITE_OF_16_BITS - 1} in a PNG")
+    if smallest < 0 or largest > LARGEST_ID:
+        raise ValueError(f"object ids from {smallest} to {largest}, expected 0 to {LARGEST_ID} in a PNG")
     if largest < VOID:
         picture = Image.fromarray(id_map.astype(np.uint8))
         picture.putpalette(_PALETTE)

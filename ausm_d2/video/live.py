@@ -18,7 +18,13 @@ def open_camera(number: int) -> Source:
     Raises:
         UserError: if there is no such camera, or another program uses it.
     """
-    camera = cv2.VideoCapture(number)
+    levels = cv2.utils.logging
+    level = levels.getLogLevel()
+    levels.setLogLevel(levels.LOG_LEVEL_SILENT)  # it prints lines of its own about a camera that is not there
+    try:
+        camera = cv2.VideoCapture(number)
+    finally:
+        levels.setLogLevel(level)
     if not camera.isOpened():
         raise UserError(f"camera {number} cannot be opened")
 

@@ -142,6 +142,8 @@ def test_a_refused_request_leaves_the_output_folder_unchanged(predictor: VideoPr
         run(predictor, tmp_path / "none.mp4", tmp_path / "new" / "out")
     with pytest.raises(UserError, match="frames: 0, expected 1 or more"):
         run(predictor, clip, tmp_path / "new" / "out", frames=0)
+    with pytest.raises(UserError, match="the prompts: object 65535; ids up to 65534 fit into pictures of masks"):
+        run(predictor, clip, tmp_path / "new" / "out", prompts={0: {65535: np.ones(SIZE, bool)}}, save=["masks"])
     assert [each.name for each in tmp_path.iterdir()] == ["a.mp4"]
     run(predictor, clip, tmp_path / "out")
     before = (tmp_path / "out" / "tracks.json").read_bytes()

@@ -51,6 +51,12 @@ def test_arguments_that_cannot_be_used(
         call(monkeypatch)
 
 
+def test_an_empty_output_is_not_the_current_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        batch_ray.main(["in", "-o", ""])
+    assert "-o/--output: empty, expected a path" in capsys.readouterr().err
+
+
 def test_one_video_is_no_folder_of_videos(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").touch()
     with pytest.raises(UserError, match=r"a\.mp4' is one video; a folder of videos expected"):

@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
 
 from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
+from ausm_d2.cli.arguments import given_path
 from ausm_d2.config import load_config
 from ausm_d2.data.catalog import register_from_config
 from ausm_d2.engine import Trainer, check_datasets
@@ -22,7 +23,9 @@ from ausm_d2.meta_arch import AUSM
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Config, output, number of videos, KEY VALUE pairs."""
     parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument("--output", required=True, metavar="DIR", help="for table.md, table.json, plot.png and results")
+    parser.add_argument(
+        "--output", required=True, type=given_path, metavar="DIR", help="for table.md, table.json, plot.png and results"
+    )
     parser.add_argument("--videos", type=int, metavar="N", help="only the first N videos of each data set")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys to change; comes last"
