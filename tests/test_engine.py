@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from PIL import Image
 from torch import nn
 
@@ -142,6 +143,7 @@ def _resume_on_a_machine(rank: int, folder: Path, iterations: Sequence[int | Non
     trainer = Trainer(cfg)
     iteration = iterations[rank]
     if iteration is not None:
+        trainer.iter, trainer.storage = iteration, EventStorage(iteration)
         trainer.checkpointer.save_to_disk = True
         trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
     try:
