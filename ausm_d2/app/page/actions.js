@@ -1,5 +1,5 @@
 // Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-// What the user does.
+// The actions of the user.
 
 import * as api from "./api.js";
 import { S, busy, by, say } from "./store.js";

@@ -1,5 +1,5 @@
 // Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-// What the server is asked. The token of the session lives as long as the tab.
+// Requests to the server. The token of the session lives as long as the tab.
 
 const KEY = "ausm session";
 let token = sessionStorage.getItem(KEY);
@@ -43,8 +43,8 @@ export function forget() {
   sessionStorage.removeItem(KEY);
 }
 
-// News of the session. `lost` is called with true when the server does not answer, with false when it does again.
-// A server that was started anew does not know the session: that is its end.
+// Events of the session. `lost` is called with true when the server does not answer, with false when it answers again.
+// A restarted server does not know the session, so it has ended.
 export function listen(heard, lost) {
   const source = new EventSource(address("events"));
   source.onmessage = (message) => {

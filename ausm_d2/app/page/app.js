@@ -1,5 +1,5 @@
 // Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-// The page: what the server says, and how it begins.
+// The page: its start, and the events of the server.
 
 import * as api from "./api.js";
 import { Chooser } from "./chooser.js";

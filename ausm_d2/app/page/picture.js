@@ -50,7 +50,7 @@ export class Picture {
     this.canvas.parentElement.style.setProperty("--aspect", `${width} / ${height}`);
   }
 
-  // Place of a pointer in the frame, in its pixels; it may be outside.
+  // Position of a pointer in pixels of the frame; it may be outside.
   place(event) {
     const area = this.canvas.getBoundingClientRect();
     const scale = Math.min(area.width / this.video.width, area.height / this.video.height);
@@ -59,7 +59,7 @@ export class Picture {
     return { x: (event.clientX - left) / scale, y: (event.clientY - top) / scale, scale };
   }
 
-  // The object at a place; null: none.
+  // The object at a position; null: none.
   at(x, y) {
     const { width, height } = this.video;
     if (x < 0 || y < 0 || x >= width || y >= height) return null;

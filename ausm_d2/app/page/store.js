@@ -1,5 +1,5 @@
 // Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-// What the page knows, and how it speaks.
+// The state of the page, and its messages.
 
 export const by = (id) => document.getElementById(id);
 

@@ -1,5 +1,5 @@
 // Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-// When each object was in sight: a row for each, the stronger the surer, pale where it is from before a change.
+// When each object was visible: a row for each, more opaque for higher scores, pale where older than the last change.
 
 const ROW = 12, TOP = 14, SIDE = 8;
 
@@ -51,7 +51,7 @@ export class Timeline {
     return this.scores.get(id);
   }
 
-  // One more frame was done. Returns false if it has an object that has no row yet.
+  // A frame was processed. Returns false if it shows an object that has no row yet.
   add(frame, done, seen) {
     this.done = done;
     for (const row of this.scores.values()) row[frame] = 0;

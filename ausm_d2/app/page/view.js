@@ -87,7 +87,7 @@ function hint() {
   if (!objects.length && !find) return "Click on an object, or drag a box around it";
   if (S.another) return "Click on another object, or drag a box around it";
   const old = start !== null && S.shown >= done && S.found.length && !doing;
-  if (old) return "From before the last change: Run does it again";
+  if (old) return "Older than the last change: Run updates it";
   return "";
 }
 
