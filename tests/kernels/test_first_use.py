@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
+from ausm_d2 import kernels
 from ausm_d2.errors import UserError
 from ausm_d2.kernels import choice
 from ausm_d2.kernels.attention import ATTENTION, attend
@@ -233,21 +236,23 @@ def _calls(dtype: torch.dtype) -> dict[type, Callable[[], Any]]:
     def step() -> Any:
         first = [x[:, :1] for x in (u, delta)]
         rest = [x[:, :1] for x in (B, C)]
-        selective_scan(*first, A, *rest, initial_state=torch.randn(n, e, s), inplace=True)
-        causal_conv(u[:, :1], weight, more[0], state.clone(), inplace=True)
+        scanned = selective_scan(*first, A, *rest, initial_state=torch.randn(n, e, s), inplace=True)
+        return scanned, causal_conv(u[:, :1], weight, more[0], state.clone(), inplace=True)
 
     @torch.no_grad()
     def inference() -> Any:
-        attend(q, k, v)
-        return deformable_attention(values, *places, sizes)
+        return attend(q, k, v), deformable_attention(values, *places, sizes)
 
     x = torch.randn(1, 96, 16, 96).to(dtype).contiguous(memory_format=torch.channels_last)
     dense = torch.randn(96, 96, 3, 3).to(dtype)
 
     @torch.no_grad()
     def convolutions() -> Any:
-        depthwise_conv(x, dense[:, 0].permute(1, 2, 0), dense[:, 0, 0, 0], stride=1, padding=(1, 1, 1, 1))
-        return group_norm(x, 32, dense[:, 0, 0, 0], dense[:, 0, 0, 1], 1e-5)
+        weight, bias = dense[:, 0].permute(1, 2, 0), dense[:, 0, 0, 0]
+        return (
+            depthwise_conv(x, weight, bias, stride=1, padding=(1, 1, 1, 1)),
+            group_norm(x, 32, bias, dense[:, 0, 0, 1], 1e-5),
+        )
 
     return {
         CpuScan: lambda: (scan(True), scan(False), step()),
@@ -292,9 +297,20 @@ def test_an_error_in_a_real_kernel_is_found(kernel: Any, monkeypatch: pytest.Mon
         first, *others = truth(self, call)
         return first + 0.1, *others
 
+    call = _calls(torch.float32)[kernel]
+    torch.manual_seed(1)
+    with use_kernels("reference"):
+        expected = call()
     monkeypatch.setattr(kernel, "run", lie)
-    with pytest.warns(UserWarning, match=r"cpu's .* differs from the reference: result 1"):
-        _calls(torch.float32)[kernel]()
+    torch.manual_seed(1)
+    with pytest.warns(UserWarning, match=r"cpu's .* differs from the reference: result 1 .*not used") as said:
+        found = call()
+    assert len([each for each in said if "differs from the reference" in str(each.message)]) == 1
+    for one, other in zip(tree_leaves(found), tree_leaves(expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)  # the reference was used
+    monkeypatch.setenv("AUSM_KERNELS", "cpu")
+    with pytest.raises(UserError, match=r"AUSM_KERNELS: cpu's .* differs from the reference"):
+        call()
 
 
 def _small_calls() -> dict[str, Any]:
@@ -326,7 +342,9 @@ def test_triton_agrees_with_the_reference_at_its_first_use(name: str) -> None:
 
 def test_every_operation_is_compared_with_its_reference() -> None:
     """The reference agrees with itself on the small inputs, with gradients where a kernel has them."""
-    assert ATTENTION in OPERATIONS and len(OPERATIONS) == 7
+    folders = {path.parent.name for path in Path(kernels.__file__).parent.glob("*/call.py")}
+    assert ATTENTION in OPERATIONS and len(OPERATIONS) == len(folders) == 7
+    assert all(f"({name}/)" in kernels.__doc__ for name in folders), "the table of kernels has every operation"
     with use_kernels("reference"):
         for run in _calls(torch.float32).values():
             run()
