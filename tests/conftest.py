@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+
+from tests.new_process import start_fork_server
 
 # A process that is forked from one with a pool of threads waits for threads that it does not have.
 torch.set_num_threads(1)
@@ -41,3 +45,11 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("no real data: the folder ../shared/data is not beside this checkout")
     return path
+
+
+@pytest.fixture(scope="session")
+def new_processes() -> ForkServerContext:
+    """For :mod:`tests.new_process`."""
+    if not hasattr(os, "fork"):
+        pytest.skip("processes are forked")
+    return start_fork_server()

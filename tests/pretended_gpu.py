@@ -7,10 +7,11 @@ would wait for. It sees no speed, and none of CUDA's own kernels: Triton's are l
 
 from __future__ import annotations
 
-import traceback
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -75,8 +76,11 @@ class PretendedGpu(TorchDispatchMode):
         self.waits: list[str] = []
 
     def wait(self, what: str) -> None:
-        frames = [each for each in traceback.extract_stack() if each.filename.startswith(_PACKAGE)]
-        self.waits.append(f"{what} at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else what)
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and not frame.f_code.co_filename.startswith(_PACKAGE):
+            frame = frame.f_back
+        place = "" if frame is None else f" at {Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+        self.waits.append(what + place)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = str(func), dict(kwargs or {})

@@ -2,10 +2,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
 from ausm_d2.data import build, mixture
 from ausm_d2.data.synthvis import CLASSES, SynthVis
 from ausm_d2.errors import cli
+from tests.new_process import run_python
 from tests.tiny import tiny_cfg, tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -188,16 +189,21 @@ def test_a_resumed_evaluation_uses_the_current_weights(
 
 
 def test_a_training_needs_test_sets_only_if_it_evaluates(
-    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., int],
+    data_sets: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", "nowhere")
-    label_sets = ["MODEL.AUSM.LABEL_SETS", [["synthvis", 6], ["object", 1]], "SOLVER.MAX_ITER", 1]
-    assert run(*label_sets, "DATASETS.TEST", []) == 0
+    common = ["MODEL.AUSM.LABEL_SETS", [["synthvis", 6], ["object", 1]], "SOLVER.MAX_ITER", 1]
+    common += ["DATASETS.TRAIN", data_sets[:1]]
+    assert run(*common, "DATASETS.TEST", []) == 0
     missing = ["DATASETS.TEST", ["davis_2017_val"], "OUTPUT_DIR", tmp_path / "again"]
-    assert run(*label_sets, *missing, "TEST.SKIP_MISSING", True) == 0
+    assert run(*common, *missing, "TEST.SKIP_MISSING", True) == 0
     capsys.readouterr()
     weights = ["MODEL.WEIGHTS", tmp_path / "out" / "model_final.pth"]
-    assert run("--eval-only", *label_sets, *missing, *weights, "TEST.SKIP_MISSING", True) == 1
+    assert run("--eval-only", *common, *missing, *weights, "TEST.SKIP_MISSING", True) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert "DATASETS.TEST: none of its data sets is there" in line and "nowhere/DAVIS/ImageSets" in line
 
@@ -313,16 +319,8 @@ def test_a_missing_checkpoint_to_resume_from_is_an_error(
     assert [path.name for path in out.iterdir()] == ["last_checkpoint"]
 
 
-def test_the_script_runs_as_a_command(config: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        ROOT / "train_net.py",
-        "--config-file",
-        config,
-        "--eval-only",
-        "MODEL.WEIGHTS",
-        "gone.pth",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+def test_the_script_runs_as_a_command(new_processes: ForkServerContext, config: Path, tmp_path: Path) -> None:
+    command = [ROOT / "train_net.py", "--config-file", config, "--eval-only", "MODEL.WEIGHTS", "gone.pth"]
+    done = run_python(new_processes, command, tmp_path, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr == "error: MODEL.WEIGHTS: weights file 'gone.pth' does not exist\n"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -147,7 +148,8 @@ class _Worker:
 
     def give(self, name: str, asked: Request) -> None:
         self.video = name
-        self.connection.send((name, asked))
+        with contextlib.suppress(OSError):  # it has died: answer() says so
+            self.connection.send((name, asked))
 
     def answer(self) -> Row:
         """The row of the current video; failed if the process died."""

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import cv2
 import numpy as np
@@ -22,7 +23,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ausm_d2.data import synthvis
 from ausm_d2.data.catalog import synthvis as catalog
-from ausm_d2.data.synthvis import CLASSES, HEIGHT, MIN_VISIBLE, NUM_FRAMES, SPLITS, WIDTH, SynthVis
+from ausm_d2.data.synthvis import CLASSES, HEIGHT, MIN_VISIBLE, NUM_FRAMES, SPLITS, WIDTH, SynthVis, records
 from ausm_d2.data.synthvis.renderer import Video
 from ausm_d2.data.synthvis.scene import Spec, cast_of
 from ausm_d2.data.video import FrameSource, MaskSource, VideoRecord
@@ -37,6 +38,14 @@ def _one_thread() -> Iterator[None]:
     cv2.setNumThreads(1)
     yield
     cv2.setNumThreads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _rendered_once() -> Iterator[None]:
+    """Several tests look at all frames of the validation videos."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "_rendered", cache(records._rendered.__wrapped__))
+        yield
 
 
 @pytest.fixture(scope="module")

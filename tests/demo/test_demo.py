@@ -2,9 +2,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ausm_d2.masks.png import read_labels
 from ausm_d2.masks.rle import decode
 from ausm_d2.video.movie import MovieWriter
 from demo import demo
+from tests.new_process import run_python
 from tests.tiny import write_tiny_config
 
 SIZE = (50, 70)
@@ -268,14 +268,16 @@ def test_invalid_settings_are_refused(config: Path, tmp_path: Path, more: list[s
     assert names(tmp_path) == ["a.mp4"]
 
 
-def test_the_command(config: Path, tmp_path: Path) -> None:
+def test_the_command(new_processes: ForkServerContext, config: Path, tmp_path: Path) -> None:
     """An error: one line on stderr, exit code 1, no files."""
-    script = Path(demo.__file__)
-    frames = two_sizes(tmp_path / "frames")
-    command = [sys.executable, str(script), "--config-file", str(config), "--input", str(frames)]
-    done = subprocess.run([*command, "--output", str(tmp_path / "out")], capture_output=True, text=True, cwd=tmp_path)
+    work, output = tmp_path / "work", tmp_path / "output"
+    for folder in (work, output):
+        folder.mkdir()
+    frames = two_sizes(work / "frames")
+    command = [demo.__file__, "--config-file", config, "--input", frames, "--output", work / "out"]
+    done = run_python(new_processes, command, output, cwd=work)
     assert done.returncode == 1 and done.stdout == ""
     lines = done.stderr.splitlines()
     assert lines == [f"error: {frames}: frame 'c': a frame of 64x50 pixels follows frames of 70x50: "
                      "all frames of a video have one size"]  # fmt: skip
-    assert names(tmp_path) == ["frames"]
+    assert names(work) == ["frames"]

@@ -26,18 +26,20 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor
 
 from ausm_d2.checkpoint.reading import is_whole
-from ausm_d2.data.build import get_records
+from ausm_d2.data.synthvis import SynthVis
 from ausm_d2.engine import Trainer
 from ausm_d2.processes import leave_together
 from ausm_d2.seeds import seed_generators
 from tests.tiny import tiny_cfg
 
 _TIMEOUT = timedelta(seconds=60)
+_VIDEOS = "few_train"
 
 
 def training_cfg(folder: Path, *, workers: int, iterations: int, clips: int = 1) -> CfgNode:
@@ -45,13 +47,20 @@ def training_cfg(folder: Path, *, workers: int, iterations: int, clips: int = 1)
     cfg = tiny_cfg("OUTPUT_DIR", str(folder), "MODEL.AUSM.PROMPT_LABEL_SET", "synthvis", "MODEL_EMA.ENABLED", True)
     cfg.merge_from_list(["MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED", True, "MODEL.SWIN.DROP_PATH_RATE", 0.3])
     cfg.merge_from_list(["MODEL.AUSM.TRAIN.OWN_PASSES", 1, "INPUT.AUGMENTATIONS", ["brightness", "rotation"]])
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("synthvis_train",), ()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (_VIDEOS,), ()
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.SAMPLING_FRAME_NUM = (48,), 2
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = clips, iterations, (iterations // 2,)
     cfg.SOLVER.BASE_LR, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SEED = 1e-3, 2, -1  # the seed too comes from the checkpoint
     cfg.DATALOADER.NUM_WORKERS = workers
     cfg.freeze()
     return cfg
+
+
+def register_videos() -> None:
+    """Drawn videos to train on; all 20,000 of ``synthvis_train`` take seconds to list in every process."""
+    DatasetCatalog.register(_VIDEOS, lambda: list(SynthVis(0, 50)))
+    meta = MetadataCatalog.get("synthvis_train").as_dict()
+    MetadataCatalog.get(_VIDEOS).set(**{name: value for name, value in meta.items() if name != "name"})
 
 
 class WriteLosses(HookBase):
@@ -177,7 +186,7 @@ def run(folder: Path, *, kills: int, workers: int, world: int, iterations: int, 
     options = {"workers": workers, "iterations": iterations, "clips": world}
     saves = iterations // 2
     alone.mkdir(parents=True)
-    get_records("synthvis_train")  # the forks inherit what is cached of its 20,000 records
+    register_videos()
     children = start(training_cfg(alone, **options), 0, world)
     wait(children, 600, until=lambda: any(alone.glob("model_*.pth")))
     begin = time.monotonic()

@@ -3,25 +3,22 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.faults import kill_and_resume
+from tests.new_process import call
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+
+def _train_and_kill(folder: Path, kills: int, workers: int, world: int) -> None:
+    counts = kill_and_resume.run(folder, kills=kills, workers=workers, world=world, iterations=4, seed=workers)
+    assert counts["kills"] == kills
 
 
 @pytest.mark.parametrize(("workers", "world", "kills"), [(1, 1, 2), (0, 2, 1)])
 def test_a_killed_and_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
-    workers: int, world: int, kills: int
+    workers: int, world: int, kills: int, new_processes: ForkServerContext, tmp_path: Path
 ) -> None:
-    # A process of its own: PyTorch cannot compute gradients in the fork of one that has computed some.
-    command = [sys.executable, "-m", "tests.faults.kill_and_resume", "--kills", kills, "--workers", workers]
-    command += ["--processes", world, "--iterations", 4, "--seed", workers]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"'kills': {kills}," in done.stdout, done.stdout
+    call(new_processes, tmp_path / "log", _train_and_kill, tmp_path / "trainings", kills, workers, world)

@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -254,12 +256,24 @@ def test_a_bad_file_does_not_stop_the_others_and_each_video_is_done_once(config:
     assert (tmp_path / "out" / "sub" / "a.mp4" / "tracks.json").stat().st_mtime_ns == written
 
 
-def test_if_a_worker_dies_only_its_video_fails(config: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    videos = {f"{i}.mp4": write_clip(folder / f"{i}.mp4", 2) for i in range(3)}
-    cfg, asked = load_config(str(config)), Request("", tmp_path / "out", save=["masks"])
-    report = track_all(cfg, videos, asked, workers=2)
-    assert report.count("done") == 3
-    for name in videos:
+def test_if_a_worker_dies_only_its_video_fails(
+    new_processes: ForkServerContext, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: new_processes)
+    lengths = {"0.mp4": 2, "1.mp4": 200, "2.mp4": 2}
+    (tmp_path / "in").mkdir()
+    videos = {name: write_clip(tmp_path / "in" / name, frames) for name, frames in lengths.items()}
+    others = set(multiprocessing.active_children())
+
+    def kill(done: int, total: int | None) -> None:
+        """After the first row: one process is idle, the other has begun the long video."""
+        for process in set(multiprocessing.active_children()) - others if done == 1 else ():
+            process.kill()
+            process.join()
+
+    asked = Request("", tmp_path / "out", save=["masks"])
+    report = track_all(load_config(str(config)), videos, asked, workers=2, progress=kill)
+    assert [report.rows[name].status for name in videos] == ["done", "failed", "done"]
+    assert "its process ended with exit code -9" in report.rows["1.mp4"].error
+    for name in ("0.mp4", "2.mp4"):
         assert len(tracks(tmp_path / "out" / name)["video"]["times"]) == 2

@@ -3,9 +3,8 @@ from __future__ import annotations
 
 import logging
 import pickle
-import subprocess
-import sys
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from ausm_d2.streaming.predictor import FrameResult, VideoPredictor
 from ausm_d2.streaming.segmenter import segment_video
 from ausm_d2.streaming.session import as_rgb
 from tests.data.stubs import ArrayFrames, ListedMasks
+from tests.new_process import call
 from tests.streaming.opened import open_stream
 from tests.tiny import tiny_cfg, tiny_model
 
@@ -279,19 +279,13 @@ def test_a_loaded_session_continues_bit_for_bit(tmp_path: Path, prompted: bool) 
     assert_same(loaded.step(frames[0]), session.step(frames[0]))
 
 
-_CONTINUE = """
-import sys, numpy as np, torch
-from ausm_d2.streaming.predictor import VideoPredictor
-from tests.tiny import tiny_cfg
-weights, session, frames, out = sys.argv[1:]
-torch.set_num_threads(1)
-session = VideoPredictor(tiny_cfg("MODEL.WEIGHTS", weights)).load(session)
-results = [session.step(frame) for frame in np.load(frames)]
-torch.save([{**r.instances.get_fields(), "id_map": r.id_map, "frame_index": r.frame_index} for r in results], out)
-"""
+def _continue(weights: Path, session_file: Path, frames: Path, out: Path) -> None:
+    session = VideoPredictor(tiny_cfg("MODEL.WEIGHTS", str(weights))).load(session_file)
+    results = [session.step(frame) for frame in np.load(frames)]
+    torch.save([{**r.instances.get_fields(), "id_map": r.id_map, "frame_index": r.frame_index} for r in results], out)
 
 
-def test_another_process_continues_bit_for_bit(tmp_path: Path) -> None:
+def test_another_process_continues_bit_for_bit(new_processes: ForkServerContext, tmp_path: Path) -> None:
     weights, session_file, rest, out = (tmp_path / name for name in ("w.pth", "session.pt", "rest.npy", "out.pt"))
     torch.save({"model": tiny_model().state_dict()}, weights)
     frames = noise(5)
@@ -303,8 +297,7 @@ def test_another_process_continues_bit_for_bit(tmp_path: Path) -> None:
     np.save(rest, np.stack(frames[2:]))
     expected = [session.step(frame) for frame in frames[2:]]
     torch.set_num_threads(threads)
-    command = [sys.executable, "-c", _CONTINUE, *map(str, (weights, session_file, rest, out))]
-    subprocess.run(command, check=True, cwd=Path(__file__).resolve().parents[2])
+    call(new_processes, tmp_path / "log", _continue, weights, session_file, rest, out)
     for result, other in zip(expected, torch.load(out, weights_only=True), strict=True):
         for name, value in {**result.instances.get_fields(), "id_map": result.id_map}.items():
             assert torch.equal(value, other[name]), name

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,15 @@ def _in_a_process(rank: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the losses and gradients of both. Not forks: PyTorch cannot compute gradients in a fork of a
-    process that has computed some."""
+def of_two_processes(new_processes: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the losses and gradients of both."""
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(_in_a_process, (folder,), nprocs=2)
+    processes = [new_processes.Process(target=_in_a_process, args=(rank, folder)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
     return folder
 
 

@@ -32,11 +32,14 @@ def _rendered(spec: Spec, index: int, frame: int) -> tuple[np.ndarray, np.ndarra
 
 @lru_cache(maxsize=4096)
 def _first_frames(spec: Spec, index: int) -> tuple[tuple[int, int], ...]:
-    """Instance ids and the first frame in which each is visible; renders the video. Evaluation asks several times."""
+    """Instance ids and the first frame in which each is visible. Frames are rendered until all instances were seen."""
     first: dict[int, int] = {}
+    count = len(cast_of(spec, index).classes)
     for frame in range(spec.num_frames):
         for instance_id in SynthMasks(spec, index).read(frame):
             first.setdefault(instance_id, frame)
+        if len(first) == count:
+            break
     return tuple(first.items())
 
 
@@ -99,7 +102,7 @@ class SynthVis(Sequence[VideoRecord]):
         num_videos: length of the sequence.
         num_frames: T, at least 2.
         complete: drop instances that are visible in no frame, and set ``prompt_frames`` to the first visible frame of
-            each. This renders every video once in a process, so it is for evaluation sets.
+            each. This renders frames of every video once in a process, so it is for evaluation sets.
 
     Raises:
         UserError: if the seed is negative, or there are fewer than 2 frames.

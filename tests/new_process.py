@@ -1,0 +1,103 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""New processes without six seconds of imports for each.
+
+A server that has imported PyTorch, Detectron2 and this package, and computed nothing, forks them. A fork of the process
+that runs the tests would not do: PyTorch cannot compute gradients in the fork of a process that has computed some.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+_IMPORTED = ["av", "tqdm", "vos_benchmark.evaluator", "ausm_d2.engine", "ausm_d2.jobs.folder", "tests.tiny"]
+
+
+def start_fork_server() -> ForkServerContext:
+    """Its processes have the environment of this moment. It ends with this process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTED)
+    paths = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(ROOT)  # it imports the package of this checkout
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if paths is not None:
+            os.environ["PYTHONPATH"] = paths
+    return context
+
+
+def call(context: ForkServerContext, log: Path, function: Callable[..., None], *arguments: Any) -> None:
+    """``function(*arguments)`` in a new process, whose output goes to ``log``; raises with it if the function did."""
+    process = context.Process(target=_call, args=(log, function, arguments))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, f"exit code {process.exitcode}: {log.read_text()}"
+
+
+def _call(log: Path, function: Callable[..., None], arguments: Sequence[Any]) -> None:
+    prepare(log, log)
+    try:
+        function(*arguments)
+    except BaseException:
+        traceback.print_exc()
+        raise SystemExit(1) from None
+
+
+def run_python(
+    context: ForkServerContext, arguments: Sequence[str | Path], folder: Path, cwd: Path
+) -> subprocess.CompletedProcess[str]:
+    """``python ARGUMENTS``: a script, or ``-m MODULE``; what it prints goes through files in ``folder``."""
+    command = [str(argument) for argument in arguments]
+    process = context.Process(target=_run_python, args=(command, folder, cwd))
+    process.start()
+    process.join()
+    out, err = ((folder / name).read_text(errors="replace") for name in ("stdout", "stderr"))
+    assert process.exitcode is not None
+    return subprocess.CompletedProcess(command, process.exitcode, out, err)
+
+
+def _run_python(arguments: list[str], folder: Path, cwd: Path) -> None:
+    prepare(folder / "stdout", folder / "stderr")
+    os.chdir(cwd)
+    as_main(arguments)
+
+
+def prepare(stdout: Path, stderr: Path) -> None:
+    """Of a fork: its input is empty, its output goes to files, Ctrl-C is an exception, and nothing runs in threads."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    for number, path in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(path, flags), number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+def as_main(arguments: Sequence[str]) -> None:
+    """Run ``python ARGUMENTS`` in this process."""
+    if arguments[0] == "-m":
+        sys.modules.pop(arguments[1], None)
+        sys.argv = list(arguments[1:])
+        sys.path[0] = os.getcwd()
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        return
+    sys.argv = list(arguments)
+    sys.path[0] = str(Path(arguments[0]).resolve().parent)
+    runpy.run_path(arguments[0], run_name="__main__")
