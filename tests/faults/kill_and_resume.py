@@ -39,6 +39,7 @@ from ausm_d2.seeds import seed_generators
 from tests.tiny import tiny_cfg
 
 _TIMEOUT = timedelta(seconds=60)
+_ended: dict[int, int] = {}  # exit codes of children that were waited for
 _VIDEOS = "few_train"
 
 
@@ -113,6 +114,7 @@ def start(cfg: CfgNode, attempt: int, world: int) -> list[int]:
             finally:
                 sys.stderr.flush()
                 os._exit(code)
+        _ended.pop(child, None)  # of an earlier process with this number
         children.append(child)
     return children
 
@@ -123,13 +125,13 @@ def wait(children: Sequence[int], seconds: float, until: Callable[[], bool] | No
     Args:
         until: ends the waiting as soon as it is true.
     """
-    codes: dict[int, int | None] = dict.fromkeys(children)
+    codes: dict[int, int | None] = {child: _ended.get(child) for child in children}
     end = time.monotonic() + seconds
     while None in codes.values() and time.monotonic() < end and not (until and until()):
         for child in [child for child, code in codes.items() if code is None]:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
-                codes[child] = os.waitstatus_to_exitcode(status)
+                codes[child] = _ended[child] = os.waitstatus_to_exitcode(status)
         time.sleep(0.001)
     return list(codes.values())
 
@@ -211,7 +213,7 @@ def run(folder: Path, *, kills: int, workers: int, world: int, iterations: int, 
             kill(children[victim])
             rest = children[:victim] + children[victim + 1 :]
             assert None not in wait(rest, 120), "a process goes on, or waits, without the one that was killed"
-            os.waitpid(children[victim], 0)
+            wait([children[victim]], 60)
             counts["kills"] += 1
             counts["while saving"] += check_files(killed)
         else:

@@ -13,7 +13,7 @@ from tests.new_process import call
 
 
 def _train_and_kill(folder: Path, kills: int, workers: int, world: int) -> None:
-    counts = kill_and_resume.run(folder, kills=kills, workers=workers, world=world, iterations=4, seed=workers)
+    counts = kill_and_resume.run(folder, kills=kills, workers=workers, world=world, iterations=6, seed=workers)
     assert counts["kills"] == kills
 
 
