@@ -18,7 +18,6 @@ from typing import Protocol
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ausm_d2.data.items import TestVideo, TrackEntry, VideoResult
@@ -164,6 +163,8 @@ class FrameByFrame(Reference):
 
     def _link(self, tracks: list[_Track], frame: int, masks: list[Rle], probabilities: Tensor, length: int) -> None:
         """Link the detections of a frame to ``tracks``; unmatched ones start new tracks."""
+        from scipy.optimize import linear_sum_assignment  # takes a second to import
+
         continued: dict[int, _Track] = {}
         if tracks and masks:
             overlaps = coco_mask.iou([track.last_mask for track in tracks], masks, [0] * len(masks))  # (P, R)

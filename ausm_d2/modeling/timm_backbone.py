@@ -1,6 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """Any feature pyramid of timm's model zoo as a registered Detectron2 backbone.
 
+timm is imported when a backbone is built: it takes most of a second, which models with other backbones do not need.
+
 Shape shorthand:
     BT: frames
     H_pad, W_pad: padded image size in pixels
@@ -11,16 +13,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from timm.layers import freeze_batch_norm_2d
 from torch import Tensor
 
 from ausm_d2.errors import UserError
-from ausm_d2.modeling.folding import find_pairs, fold_frozen_norms
 
 _STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
@@ -50,6 +49,11 @@ class TimmBackbone(Backbone):
         Raises:
             UserError: if timm has no such model, or the model no such outputs.
         """
+        import timm
+        from timm.layers import freeze_batch_norm_2d
+
+        from ausm_d2.modeling.folding import find_pairs, fold_frozen_norms
+
         super().__init__()
         unknown = sorted(set(out_features) - set(_STRIDES))
         if unknown:

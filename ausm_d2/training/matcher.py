@@ -15,7 +15,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from detectron2.projects.point_rend.point_features import point_sample
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ausm_d2.modeling.transfer import Download, upload
@@ -112,6 +111,8 @@ class Assignment:
         Returns:
             By layer: int64 (R) frames, (R) rows of V and (R) instances of the matched pairs.
         """
+        from scipy.optimize import linear_sum_assignment  # takes a second to import; inference does not need it
+
         costs, wanted = (each.numpy() for each in self._download.wait())
         layers = []
         for cost in costs:

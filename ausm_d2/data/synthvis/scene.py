@@ -9,9 +9,11 @@ Shape shorthand:
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from itertools import accumulate
 
 import numpy as np
 
@@ -81,7 +83,7 @@ class Cast:
 
 def _pick(quantile: float, shares: Sequence[float]) -> int:
     """Index of the interval that ``quantile`` falls into. ``shares``: lengths of the intervals, which sum to 1."""
-    return int(np.searchsorted(np.cumsum(shares[:-1]), quantile, side="right"))
+    return bisect_right([*accumulate(shares[:-1])], quantile)
 
 
 @lru_cache(maxsize=32768)  # all records of a data set are listed several times in a process
