@@ -30,8 +30,6 @@ def _add_backbone_keys(cfg: CfgNode) -> None:
     cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
     cfg.MODEL.SWIN.WINDOW_SIZE = 7  # tokens
     cfg.MODEL.SWIN.DROP_PATH_RATE = 0.3
-    # Plain convolutional backbone of the smallest model (MODEL.BACKBONE.NAME: build_convnet_backbone).
-    cfg.MODEL.CONVNET = CfgNode({"WIDTH": 32})  # channels of res2; res3, res4, res5 have 2, 4 and 4 times as many
     # Any `features_only` model of timm (MODEL.BACKBONE.NAME: build_timm_backbone).
     cfg.MODEL.TIMM = CfgNode()
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
@@ -149,11 +147,9 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # Clip-wise augmentation: "brightness", "contrast", "saturation" (factors in 0.9..1.1), "rotation" (+-15 degrees),
     # "crop_scale" (pan and zoom), "warp" (smooth deformation); in addition to INPUT.RANDOM_FLIP and Detectron2's sizes.
     cfg.INPUT.AUGMENTATIONS = []
-    # Degradation of whole clips: GREY (probability of greyscale) and, with probability PROB, some of: CONTRAST and
-    # BRIGHTNESS (ranges of factors), RESOLUTION (minimum, relative), JPEG (minimum quality), NOISE and BLUR (maximum
-    # standard deviation, in 0..255 and in pixels). Off by default.
-    cfg.INPUT.LOOKS = CfgNode({"PROB": 0.0, "GREY": 0.0, "CONTRAST": [0.35, 1.3], "BRIGHTNESS": [0.5, 1.3]})
-    cfg.INPUT.LOOKS.update({"RESOLUTION": 0.4, "JPEG": 15, "NOISE": 20.0, "BLUR": 1.5})
+    # Degradation of whole clips, as by poor cameras: GREY, probability of greyscale; PROB, probability of some of
+    # contrast, brightness, blur, low resolution, noise and JPEG (ranges: ausm_d2/data/augmentation/looks.py).
+    cfg.INPUT.LOOKS = CfgNode({"PROB": 0.0, "GREY": 0.0})
     # With probability PROB, shrink the frames inside their canvas, to SMALLEST of their sides at least: small objects.
     cfg.INPUT.SHRINK = CfgNode({"PROB": 0.0, "SMALLEST": 0.25})
     # Probability that a clip is prompted by boxes, clicks or scribbles; its first frame is then shown twice.

@@ -4,7 +4,7 @@
 Shape shorthand:
     BT: frames
     H_pad, W_pad: padded image size in pixels
-    C: channels of res2 (MODEL.CONVNET.WIDTH)
+    C: channels of res2
 """
 
 from __future__ import annotations
@@ -64,5 +64,5 @@ class ConvNet(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_convnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ConvNet:
-    """Build the backbone from ``MODEL.CONVNET``."""
-    return ConvNet(width=cfg.MODEL.CONVNET.WIDTH, in_channels=input_shape.channels or 3)
+    """Build the backbone of the smallest model."""
+    return ConvNet(width=32, in_channels=input_shape.channels or 3)

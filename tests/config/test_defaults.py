@@ -34,6 +34,6 @@ def test_every_key_is_read_by_the_code_and_named_where_somebody_needs_it() -> No
     named = words("configs/**/*.yaml", "tests/**/*.py", "tools/**/*.py", "docs/*.md", "datasets/*.md", "README.md")
     checks = (ROOT / "ausm_d2" / "config" / "checks.py").read_text()
     assert not {key for key in added if key.split(".")[-1] not in read and key.split(".")[-1] not in checks}
-    # Keys that users of Mask2Former and the VIS projects look for, and single looks beside those that configs set.
-    known = {"MODEL.MASK_FORMER.MASK_WEIGHT", "INPUT.SAMPLING_FRAME_RANGE", "INPUT.LOOKS.BLUR", "INPUT.LOOKS.NOISE"}
+    # Keys that users of Mask2Former and the VIS projects look for.
+    known = {"MODEL.MASK_FORMER.MASK_WEIGHT", "INPUT.SAMPLING_FRAME_RANGE"}
     assert {key for key in added if key.split(".")[-1] not in named} <= known

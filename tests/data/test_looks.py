@@ -61,20 +61,18 @@ def test_a_look_is_the_same_whenever_it_is_applied() -> None:
 
 
 def test_looks_are_drawn_as_often_and_as_far_as_the_config_says() -> None:
-    cfg = small_cfg(INPUT__LOOKS__PROB=0.5, INPUT__LOOKS__GREY=0.25, INPUT__LOOKS__RESOLUTION=0.5)
+    cfg = small_cfg(INPUT__LOOKS__PROB=0.5, INPUT__LOOKS__GREY=0.25)
     looks, rng = Looks.from_config(cfg), np.random.default_rng(0)
     drawn = [looks(rng) for _ in range(2000)]
     some = [look for look in drawn if look is not None]
     grey = [look for look in some if np.linalg.matrix_rank(look.linear) == 1]
     assert abs(1 - len(some) / 2000 - 0.5 * 0.75) < 0.03 and abs(len(grey) / 2000 - 0.25) < 0.03
-    assert min(look.resolution for look in some) >= 0.5 and max(look.noise for look in some) <= 20
+    assert 0.45 > min(look.resolution for look in some) >= 0.4 and max(look.noise for look in some) <= 20
     assert min(look.jpeg for look in some if look.jpeg) >= 15
     assert all(look is None for look in map(Looks.from_config(small_cfg()), [rng] * 50))
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("CONTRAST", [1.0]), ("BRIGHTNESS", [1.3, 0.5]), ("RESOLUTION", 0.0), ("JPEG", 0), ("GREY", 2.0)]
-)
+@pytest.mark.parametrize(("key", "value"), [("PROB", -0.5), ("GREY", 2.0)])
 def test_invalid_degradations_name_their_key(key: str, value: object) -> None:
     with pytest.raises(UserError, match=f"INPUT.LOOKS.{key}: .* found"):
         Looks.from_config(small_cfg(**{f"INPUT__LOOKS__{key}": value}))

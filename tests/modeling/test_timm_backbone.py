@@ -134,7 +134,7 @@ def test_configs_of_each_backbone(name: str) -> None:
     "opts",
     [
         ["MODEL.BACKBONE.NAME", "build_swin_backbone"],
-        ["MODEL.BACKBONE.NAME", "build_convnet_backbone", "MODEL.CONVNET.WIDTH", 8],
+        ["MODEL.BACKBONE.NAME", "build_convnet_backbone"],
         ["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", TINY],
         ["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", TINY, "MODEL.TIMM.FREEZE_NORM", False],
         [

@@ -11,7 +11,6 @@ Shape shorthand:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -23,6 +22,12 @@ from ausm_d2.data.augmentation.plan import ClipPlan
 from ausm_d2.errors import UserError
 
 _EACH = 0.4  # probability of each degradation in a degraded clip
+_CONTRAST = (0.35, 1.3)  # range of factors, about a random grey level
+_BRIGHTNESS = (0.5, 1.3)  # range of factors
+_BLUR = (0.3, 1.5)  # range of standard deviations, pixels
+_RESOLUTION = 0.4  # minimum, relative
+_NOISE = 20.0  # maximum standard deviation, of 0..255
+_JPEG = 15  # minimum quality
 
 
 @dataclass(frozen=True)
@@ -73,38 +78,18 @@ class Looks:
 
     prob: float  # probability that a clip is degraded, apart from greyscale
     grey: float  # probability
-    contrast: tuple[float, float]  # range of factors, about a random grey level
-    brightness: tuple[float, float]  # factor
-    resolution: float  # minimum
-    jpeg: int  # minimum quality; 100: no compression
-    noise: float  # maximum
-    blur: float  # maximum
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Looks:
         """
         Raises:
-            UserError: if a value is out of range.
+            UserError: if a probability is out of range.
         """
         keys = cfg.INPUT.LOOKS
-        ranges = {"CONTRAST": keys.CONTRAST, "BRIGHTNESS": keys.BRIGHTNESS}
-        for name, pair in ranges.items():
-            if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
-                raise UserError(f"INPUT.LOOKS.{name}: {list(pair)} found; the least and the most factor expected")
-        limits = {"PROB": (0, 1), "GREY": (0, 1), "RESOLUTION": (0.05, 1), "JPEG": (1, 100), "NOISE": (0, 128)}
-        for name, (low, high) in {**limits, "BLUR": (0, 20)}.items():
-            if not low <= keys[name] <= high:
-                raise UserError(f"INPUT.LOOKS.{name}: {keys[name]} found; {low} to {high} expected")
-        return cls(
-            prob=keys.PROB,
-            grey=keys.GREY,
-            contrast=_pair(keys.CONTRAST),
-            brightness=_pair(keys.BRIGHTNESS),
-            resolution=keys.RESOLUTION,
-            jpeg=keys.JPEG,
-            noise=keys.NOISE,
-            blur=keys.BLUR,
-        )
+        for name in ("PROB", "GREY"):
+            if not 0 <= keys[name] <= 1:
+                raise UserError(f"INPUT.LOOKS.{name}: {keys[name]} found; a probability from 0 to 1 expected")
+        return cls(prob=keys.PROB, grey=keys.GREY)
 
     def __call__(self, rng: np.random.Generator) -> Look | None:
         """Draw the degradation of a clip; None: no degradation."""
@@ -118,22 +103,18 @@ class Looks:
             return Look(linear, offset)
         contrast, brightness, blur, resolution, noise, jpeg = rng.random(6) < _EACH
         if contrast:
-            factor = rng.uniform(*self.contrast)
+            factor = rng.uniform(*_CONTRAST)
             level = rng.uniform(90, 160)  # the grey level that stays unchanged
             linear, offset = factor * linear, offset + (1 - factor) * level
         if brightness:
-            factor = np.exp(rng.uniform(*np.log(self.brightness)))
+            factor = np.exp(rng.uniform(*np.log(_BRIGHTNESS)))
             linear, offset = factor * linear, factor * offset
         return Look(
             linear,
             offset,
-            blur=rng.uniform(0.3, max(0.3, self.blur)) if blur and self.blur else 0.0,
-            resolution=rng.uniform(self.resolution, 1) if resolution else 1.0,
-            noise=rng.uniform(0, self.noise) if noise else 0.0,
-            jpeg=int(rng.integers(self.jpeg, 100)) if jpeg and self.jpeg < 100 else 0,
+            blur=rng.uniform(*_BLUR) if blur else 0.0,
+            resolution=rng.uniform(_RESOLUTION, 1) if resolution else 1.0,
+            noise=rng.uniform(0, _NOISE) if noise else 0.0,
+            jpeg=int(rng.integers(_JPEG, 100)) if jpeg else 0,
             seed=int(rng.integers(2**31)),
         )
-
-
-def _pair(values: Sequence[float]) -> tuple[float, float]:
-    return float(values[0]), float(values[1])
