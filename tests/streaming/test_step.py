@@ -172,9 +172,9 @@ def _dtypes(features: Any) -> set[torch.dtype]:
     return {each.dtype for each in tensors if each.ndim == 4 or each.ndim == 5}
 
 
-def follow(*opts: Any) -> list[Tensor]:
+def follow(*opts: Any, length: int = 8) -> list[Tensor]:
     """The masks (N, H, W) of every frame of a short prompted video, with the trained weights."""
-    record = SynthVis(SPLITS["val"][0], 2, 8, complete=True)[1]
+    record = SynthVis(SPLITS["val"][0], 2, length, complete=True)[1]
     images = [np.ascontiguousarray(record.frames[t][..., ::-1]) for t in range(record.length)]
     session = VideoPredictor(load_config("configs/synth/ausm_nano.yaml", opts)).start(images[0], record.prompts()[0])
     results = [session.result, *(session.step(image) for image in images[1:])]
