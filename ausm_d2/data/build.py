@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any
 
 import cv2
 import numpy as np
@@ -98,7 +97,7 @@ class TrainLoader:
         self._drawn.start = iteration
         self._drawn.draws.seed = seed
 
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+    def __iter__(self) -> Iterator[list[TrainingClip]]:
         seen: Counter[str] = Counter()
         try:
             for batch in self._batches:

@@ -14,9 +14,9 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
+from ausm_d2.data.items import TrackEntry, VideoResult
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.io import atomic_write
@@ -28,17 +28,17 @@ _LONGEST = 200  # characters of a file name; file systems allow 255 bytes
 class Output:
     """The model's output for one video, of either task."""
 
-    def __init__(self, output: dict[str, Any]) -> None:
-        # {"track_id", "category_id" (contiguous), "score", "segmentations" (T)} each; a track may have several classes
-        self.tracks: list[dict[str, Any]] = output.get("tracks", [])
+    def __init__(self, output: VideoResult) -> None:
+        # a track may have several classes
+        self.tracks: list[TrackEntry] = output.get("tracks", [])
         # masks (T) by object id; None: the video was not prompted
         self.objects: dict[int, list[Rle | None]] | None = None
         if "objects" in output:
             self.objects = {int(object_id): masks for object_id, masks in output["objects"].items()}  # JSON: text
 
-    def best_classes(self) -> list[dict[str, Any]]:
+    def best_classes(self) -> list[TrackEntry]:
         """Each track once, with its best class."""
-        best: dict[int, dict[str, Any]] = {}
+        best: dict[int, TrackEntry] = {}
         for track in self.tracks:
             if track["track_id"] not in best or track["score"] > best[track["track_id"]]["score"]:
                 best[track["track_id"]] = track

@@ -8,13 +8,13 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from ausm_d2.data.build import get_records
+from ausm_d2.data.items import TestVideo, VideoResult
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation import vos
@@ -128,10 +128,10 @@ class VideoEvaluator(DatasetEvaluator):
         with atomic_write(self._run_file) as path:
             path.write_text(self._run_id, encoding="utf-8")
 
-    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+    def process(self, inputs: Sequence[TestVideo], outputs: Sequence[VideoResult]) -> None:
         """Write the model's outputs for some test items."""
         for item, output in zip(inputs, outputs, strict=True):
-            record: VideoRecord = item["record"]
+            record = item["record"]
             if not self.results.path(record).exists():  # another evaluator may share the folder
                 self.results.write(record, json.dumps(output))
 
