@@ -57,7 +57,7 @@ setup(
         "dev": [
             *("einops", "hypothesis", "mypy", "pytest", "pytest-xdist", "ruff", "trackeval", "transformers"),
             *("httpx2", "playwright"),  # the page of ausm app is tested
-            *("ipykernel", "nbclient", "nbformat", "pdoc"),  # docs/tutorial.ipynb and the API page are tested
+            *("ipython", "nbformat", "pdoc"),  # docs/tutorial.ipynb and the API page are tested
         ],
     },
 )
