@@ -8,11 +8,13 @@ import os
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from fvcore.common.config import CfgNode
 
 from tests.new_process import start_fork_server
 
@@ -36,6 +38,16 @@ def restored_loggers() -> Iterator[None]:
     for each, (handlers, each.propagate, level) in zip(loggers, before, strict=True):
         each.handlers[:] = handlers
         each.setLevel(level)
+
+
+@pytest.fixture
+def quick_setup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detectron2's setup dumps and parses the whole config for each of three keys, which takes half a second."""
+
+    def get(cfg: CfgNode, *names: str, default: Any = None) -> Any:
+        return next((cfg[name] for name in names if name in cfg), default)
+
+    monkeypatch.setattr("detectron2.engine.defaults._try_get_key", get)
 
 
 @pytest.fixture(scope="session")

@@ -141,7 +141,7 @@ def coco(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return root
 
 
-@pytest.mark.usefixtures("restored_loggers")
+@pytest.mark.usefixtures("restored_loggers", "quick_setup")
 def test_the_stages_start_from_each_other_and_are_scored_on_existing_data_sets(
     run: Callable[..., None], coco: Path, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

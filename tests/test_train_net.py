@@ -24,7 +24,7 @@ from tests.tiny import tiny_cfg, tiny_model
 ROOT = Path(__file__).resolve().parents[1]
 
 
-pytestmark = pytest.mark.usefixtures("restored_loggers")
+pytestmark = pytest.mark.usefixtures("restored_loggers", "quick_setup")
 
 
 @pytest.fixture
