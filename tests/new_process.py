@@ -80,6 +80,7 @@ def _run_python(arguments: list[str], folder: Path, cwd: Path) -> None:
 
 def prepare(stdout: Path, stderr: Path) -> None:
     """Of a fork: its input is empty, its output goes to files, Ctrl-C is an exception, and nothing runs in threads."""
+    multiprocessing.set_start_method(None, force=True)  # of its own processes: the default, not the fork server
     signal.signal(signal.SIGINT, signal.default_int_handler)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     for number, path in ((1, stdout), (2, stderr)):

@@ -18,7 +18,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "mini"
 
 def test_three_stages(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Listing all 20,000 takes seconds.
-    monkeypatch.setitem(DatasetCatalog, "synthvis_train", lambda: list(SynthVis(SPLITS["train"][0], 40)))
+    monkeypatch.setitem(DatasetCatalog.data, "synthvis_train", lambda: list(SynthVis(SPLITS["train"][0], 40)))
     (tmp_path / "coco").symlink_to(shared_data / "coco_mini")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     weights, before = "", {}
