@@ -145,13 +145,12 @@ def test_triton_takes_weights_far_apart_and_no_numbers() -> None:
     sizes = SMALL
     layer, query, value = (each.to(DEVICE) for each in layer_and_input(sizes, sharpness=100.0, heads=2))
     query = query.clone()
+    query[1, 5] = float("nan")
     with use_kernels("triton"):
         found = layer(query, value, sizes)
-        query[1, 5] = float("nan")
-        broken = layer(query, value, sizes)
     others = torch.ones(query.shape[:2], dtype=torch.bool)
     others[1, 5] = False
-    assert broken[1, 5].isnan().all() and torch.equal(broken[others], found[others])
+    assert found[1, 5].isnan().all()
     query[1, 5] = 0.0
     with use_kernels("reference"):
         torch.testing.assert_close(found[others], layer(query, value, sizes)[others], rtol=1e-4, atol=1e-4)
@@ -166,7 +165,7 @@ def test_the_sizes_are_those_of_the_tensors() -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float16, *([torch.bfloat16] if GPU else [])], ids=str)
 def test_triton_rounds_nothing_but_its_results(dtype: torch.dtype) -> None:
     sizes = [(2, 2), (3, 4)]
     shapes = [(1, 16, 2, 8), (1, 16, 2, 2, 2, 2), (1, 16, 2, 2, 2)]
@@ -178,6 +177,6 @@ def test_triton_rounds_nothing_but_its_results(dtype: torch.dtype) -> None:
     weight = torch.randn_like(outputs[0])
     found = [outputs[0], *torch.autograd.grad((outputs[0] * weight).sum(), inputs)]
     wanted = [outputs[1], *torch.autograd.grad((outputs[1] * weight.float()).sum(), exact)]
-    eps = torch.finfo(dtype).eps  # the interpreter rounds bfloat16 towards zero
+    eps = torch.finfo(dtype).eps
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one.float(), other, rtol=eps, atol=1e-6)
