@@ -19,7 +19,7 @@ EXPERIMENTS = {
     "clip-length": (variants.clip_length, variants.add_clip_length_arguments),
     "marker": (variants.marker, variants.add_arguments),
     "noise": (variants.noise, variants.add_arguments),
-    "start": (variants.start, variants.add_arguments),
+    "start": (variants.start, variants.add_start_arguments),
     "rules": (rules.run, rules.add_arguments),
 }
 

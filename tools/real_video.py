@@ -12,7 +12,7 @@ enough to be run during a training. J is the mean IoU over frames 2 to the last,
     prompted    J by video, and by the area of the object in the frame
     looks       the same with degraded frames: grey, 120 pixels high, contrast 0.35
     drawn       IoU in the first frame from a box and from a disc, refined once; from three discs, refined twice
-    unprompted  J of the track that fits an object best, and tracks per video
+    unprompted  J of the track that fits an object best, and of the one with the best score; tracks per video
     references  for prompted: the first mask copied, and carried by DIS optical flow
     images      clips made of images (--images, INPUT.PSEUDO), prompted with all objects of the first frame: J by area
 
@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -38,9 +38,9 @@ from detectron2.config import CfgNode
 from ausm_d2.config import load_config
 from ausm_d2.data.build import get_records
 from ausm_d2.data.catalog import register_from_config
-from ausm_d2.data.mapper import ClipMapper
 from ausm_d2.data.thinning import every_nth
 from ausm_d2.data.video import VideoRecord
+from ausm_d2.data.views import as_clips
 from ausm_d2.errors import UserError, cli
 from ausm_d2.evaluation.references import CopiedMask, FlowMask
 from ausm_d2.evaluation.vos import AREAS, area_class
@@ -51,7 +51,6 @@ from ausm_d2.streaming.predictor import VideoPredictor
 from tools.sheets import Sheet
 
 PARTS = ("prompted", "looks", "images", "drawn", "unprompted", "references")
-_IMAGE_FRAMES = 8  # of a clip made of an image
 
 Masks = Mapping[int, np.ndarray]  # bool (H, W), by object
 Look = Callable[[np.ndarray], np.ndarray]
@@ -113,23 +112,6 @@ def video_clips(name: str, every: int) -> Iterator[tuple[VideoRecord, Clip]]:
             )
 
         yield record, Clip(record.name, record.length, read)
-
-
-def image_clips(cfg: CfgNode, name: str, count: int) -> Iterator[Clip]:
-    """Pseudo-videos of the images of a data set (INPUT.PSEUDO), seeded by image."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.DATASETS.TRAIN, cfg.INPUT.SAMPLING_FRAME_NUM, cfg.INPUT.PSEUDO.COPY_PASTE = (name,), _IMAGE_FRAMES, 0.0
-    cfg.INPUT.DRAWN_PROMPTS = 0.0
-    mapper, records = ClipMapper(cfg), get_records(name)
-    for record in records[:: max(1, len(records) // count)][:count]:
-        item = mapper(name, record, np.random.default_rng(int(record.video_id)))
-        image, masks = item["image"].numpy(), item["masks"].numpy()
-
-        def read(t: int, image: np.ndarray = image, masks: np.ndarray = masks) -> tuple[np.ndarray, Masks]:
-            return np.ascontiguousarray(image[t, ::-1].transpose(1, 2, 0)), dict(enumerate(masks[:, t], start=1))
-
-        yield Clip(record.name, _IMAGE_FRAMES, read)
 
 
 def poor_camera(frame: np.ndarray) -> np.ndarray:
@@ -204,27 +186,38 @@ def middles(mask: np.ndarray, count: int) -> list[tuple[float, float]]:
     return points
 
 
-def found_by_itself(predictor: VideoPredictor, clip: Clip, sheet: Path | None = None) -> tuple[float, int]:
-    """Unprompted: J of the track that fits an object best, mean over objects; number of tracks."""
+class Found(NamedTuple):
+    """An unprompted video; percent."""
+
+    best: float  # J of the track that fits an object best, mean over objects
+    surest: float  # J of the track that has the best score in the end, with the object that it fits best
+    tracks: int
+
+
+def found_by_itself(predictor: VideoPredictor, clip: Clip, sheet: Path | None = None) -> Found:
+    """Find and follow everything; compare with the true objects."""
     pictures = Sheet(predictor, sheet)
     overlaps: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    tracks: set[int] = set()
+    scores: dict[int, float] = {}  # of every track, when it was last seen
     truth = [masks for _, masks in clip]
     for t, result in enumerate(predictor.stream(frame for frame, _ in clip)):
         instances = result.instances
         if sheet is not None:
             pictures.add(clip.read(t)[0], instances)
         found = dict(zip(instances.track_ids.tolist(), instances.pred_masks.cpu().numpy(), strict=True))
-        tracks |= found.keys()
+        scores |= zip(found, instances.scores.tolist(), strict=True)
         for object_id, true in truth[t].items() if t else ():
             for track_id, mask in found.items():
                 overlaps[object_id][track_id].append(iou(mask, true))
     pictures.write()
-    best = [
-        max((sum(values) for values in overlaps[object_id].values()), default=0.0) / max(1, clip.length - 1)
-        for object_id in truth[0]
-    ]
-    return 100 * float(np.mean(best)), len(tracks)
+    sums = [{track_id: sum(of) for track_id, of in overlaps[object_id].items()} for object_id in truth[0]]
+    surest = max(scores, key=lambda track_id: scores[track_id], default=0)
+    share = 100 / max(1, clip.length - 1)
+    return Found(
+        best=share * float(np.mean([max(of.values(), default=0.0) for of in sums])),
+        surest=share * max((of.get(surest, 0.0) for of in sums), default=0.0),
+        tracks=len(scores),
+    )
 
 
 def references(name: str, every: int) -> dict[str, dict[str, Any]]:
@@ -250,7 +243,7 @@ def score_videos(
     result: dict[str, Any] = {}
     prompted, looks = Scores(), Scores()
     coarse = {kind: Scores() for kind in ("box itself", "box", "disc", "three discs")}
-    best: dict[str, tuple[float, int]] = {}
+    found: dict[str, Found] = {}
     for _, clip in video_clips(name, every):
         if "prompted" in parts:
             follow(predictor, clip, prompted, sheet=sheets and sheets / f"{name}_{clip.name}_prompted.png")
@@ -259,7 +252,8 @@ def score_videos(
         if "drawn" in parts:
             drawn(predictor, clip, coarse)
         if "unprompted" in parts:
-            best[clip.name] = found_by_itself(predictor, clip, sheets and sheets / f"{name}_{clip.name}_unprompted.png")
+            sheet = sheets and sheets / f"{name}_{clip.name}_unprompted.png"
+            found[clip.name] = found_by_itself(predictor, clip, sheet)
     if "prompted" in parts:
         result["prompted"] = prompted.summary()
     if "looks" in parts:
@@ -268,9 +262,10 @@ def score_videos(
         result["drawn"] = {kind: each.summary() for kind, each in coarse.items()}
     if "unprompted" in parts:
         result["unprompted"] = {
-            "mean": float(np.mean([score for score, _ in best.values()])),
-            "tracks": float(np.mean([tracks for _, tracks in best.values()])),
-            "videos": {video: score for video, (score, _) in best.items()},
+            "mean": float(np.mean([each.best for each in found.values()])),
+            "surest": float(np.mean([each.surest for each in found.values()])),
+            "tracks": float(np.mean([each.tracks for each in found.values()])),
+            "videos": {video: each.best for video, each in found.items()},
         }
     if "references" in parts:
         result["references"] = references(name, every)
@@ -312,7 +307,7 @@ def main() -> None:
     results = {name: score_videos(predictor, name, args.every, args.parts, args.sheets) for name in names}
     if args.images:
         scores = Scores()
-        for clip in image_clips(cfg, args.images, args.count):
+        for _, clip in video_clips(as_clips(args.images, cfg, args.count), every=1):
             follow(predictor, clip, scores)
         results[args.images] = {"images": scores.summary()}
     for line in lines(results):

@@ -1,5 +1,6 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Views of registered data sets: the first videos, one frame of each video as an image, or all classes as one.
+"""Views of registered data sets: the first videos, one frame of each video as an image, all classes as one, or clips
+made of images.
 
 Shape shorthand:
     H, W: frame size in pixels
@@ -13,12 +14,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ausm_d2.data.build import get_records
 from ausm_d2.data.catalog.base import IMAGE_TOPK, OBJECT_CLASSES, OBJECT_LABEL_SET, class_metadata
-from ausm_d2.data.video import FrameSource, MaskSource, VideoRecord
-from ausm_d2.masks.rle import StoredMask
+from ausm_d2.data.items import TrainingClip
+from ausm_d2.data.mapper import ClipMapper
+from ausm_d2.data.mask_sources import ListedMasks
+from ausm_d2.data.video import FrameSource, Instance, MaskSource, VideoRecord
+from ausm_d2.errors import UserError
+from ausm_d2.masks.rle import StoredMask, encode
+
+_CLIP_FRAMES = 8  # of a clip made of an image
 
 
 def first_videos(name: str, count: int | None) -> str:
@@ -55,6 +63,75 @@ def _as_objects(record: VideoRecord) -> VideoRecord:
     instances = [dataclasses.replace(each, category_id=0) for each in record.instances]
     values = {each.name: getattr(record, each.name) for each in dataclasses.fields(VideoRecord)}
     return VideoRecord(**{**values, "instances": instances})
+
+
+def as_clips(name: str, cfg: CfgNode, count: int, *, back: bool = False, seed: int = 0) -> str:
+    """The name of a data set of clips of 8 frames, made as for training (INPUT.PSEUDO) of ``count`` images of ``name``.
+
+    Args:
+        cfg: its INPUT keys; copy-paste and drawn prompts are off.
+        count: images, at equal distances in the data set; all if it has fewer.
+        back: each clip is played forward and backward, 15 frames, so that what leaves the frame comes back.
+        seed: of the motion.
+
+    Raises:
+        UserError: ``name`` is not a data set of images.
+    """
+    get_records(name)
+    if MetadataCatalog.get(name).task != "image":
+        raise UserError(f"{name}: is a data set of videos; clips are made of images")
+    view = f"{name}_clips{count}{'_back' if back else ''}_seed{seed}"
+    return _register(view, name, lambda: _clips(name, cfg, count, back, seed), task="vis", evaluator_type="ytvis")
+
+
+def _clips(name: str, cfg: CfgNode, count: int, back: bool, seed: int) -> list[VideoRecord]:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TRAIN, cfg.INPUT.SAMPLING_FRAME_RANGES, cfg.INPUT.SAMPLING_FRAME_NUM = (name,), [], _CLIP_FRAMES
+    cfg.INPUT.PSEUDO.COPY_PASTE, cfg.INPUT.DRAWN_PROMPTS = 0.0, 0.0
+    cfg.INPUT.MAX_INSTANCES = cfg.MODEL.AUSM.NUM_ID
+    mapper, records = ClipMapper(cfg), get_records(name)
+    order = [*range(_CLIP_FRAMES), *reversed(range(_CLIP_FRAMES - 1))] if back else list(range(_CLIP_FRAMES))
+    chosen = records[:: max(1, len(records) // count)][:count]
+    return [
+        _clip(record, mapper(name, record, np.random.default_rng([seed, i])), order) for i, record in enumerate(chosen)
+    ]
+
+
+def _clip(record: VideoRecord, item: TrainingClip, order: list[int]) -> VideoRecord:
+    image, masks = item["image"].numpy(), item["masks"].numpy()
+    listed: dict[int, list[StoredMask | None]] = {}
+    for i, of_one in enumerate(masks, start=1):
+        rles = [encode(mask) if mask.any() else None for mask in of_one]
+        listed[i] = [rles[t] for t in order]
+    return VideoRecord(
+        video_id=record.video_id,
+        name=record.name,
+        height=image.shape[2],
+        width=image.shape[3],
+        frames=_Rendered(image, tuple(order)),
+        instances=[Instance(i, int(category)) for i, category in enumerate(item["classes"], start=1)],
+        masks=ListedMasks(listed),
+    )
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """Frames of a rendered clip, in some order."""
+
+    image: np.ndarray  # uint8 (T, 3, H, W), RGB
+    order: tuple[int, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [f"{t:05d}" for t in range(len(self.order))]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """uint8 (H, W, 3), RGB."""
+        return np.ascontiguousarray(self.image[self.order[index]].transpose(1, 2, 0))
 
 
 def _register(name: str, of: str, load: Callable[[], list[VideoRecord]], **changed: Any) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +20,16 @@ from torch import Tensor
 
 from ausm_d2.data.items import TestVideo
 from ausm_d2.errors import UserError
+
+_NO_RULES: dict[str, Any] = {
+    "hide_below": 0.0,
+    "birth_iou": 1.0,
+    "birth_cells": 0,
+    "duplicate_overlap": 1.0,
+    "exclusive": False,
+    "reach": 0.0,
+    "min_age": 1,
+}
 
 
 @dataclass
@@ -87,10 +98,14 @@ class VideoSettings:
         )
 
     def for_item(self, item: TestVideo) -> VideoSettings:
-        """The settings for a test item: its data set's threshold and, unless the config sets one, its ``topk``."""
+        """The settings for a test item: its data set's threshold and, unless the config sets one, its ``topk``.
+
+        The rules of tracks (gates.py) are off for images: they choose what is shown of a video, while COCO's AP ranks up
+        to 100 detections of an image, as Mask2Former returns them.
+        """
         threshold = self.fg_thresholds.get(item["dataset_name"], self.fg_threshold)
-        min_age = 1 if item.get("task") == "image" else self.min_age  # an image has one frame
-        return replace(self, fg_threshold=threshold, topk=self.topk or item["topk"], min_age=min_age)
+        rules = _NO_RULES if item.get("task") == "image" else {}
+        return replace(self, fg_threshold=threshold, topk=self.topk or item["topk"], **rules)
 
     def input_size(self, size: tuple[int, int], given: Iterable[np.ndarray] = ()) -> tuple[int, int]:
         """(H_in, W_in) of a video; larger if a small object is prompted at its start.

@@ -295,6 +295,27 @@ def test_ablations_differ_in_one_key_and_start_from_random_weights(
     assert with_it["MODEL.WEIGHTS"] == ""
 
 
+def test_the_start_can_be_compared_from_weights_that_detect_and_know_no_history(
+    run: Callable[..., list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment.variants, "_evaluate", lambda cfg, videos: {VIS: {"segm": {"AP": 1.0}}})
+    no_history = ["MODEL.AUSM.COMPRESSOR.LAYERS", 0, "MODEL.AUSM.DECODER.LAYERS", 0]
+    detector = tiny_model("MODEL.AUSM.START", "residual", *no_history)
+    torch.save({"model": detector.state_dict()}, tmp_path / "detector.pth")
+    opts = ["MODEL.WEIGHTS", tmp_path / "detector.pth", "SOLVER.MAX_ITER", 1, "SOLVER.BASE_LR", 0.0]
+    run(experiment.main, "start", "--detector", "--opts", *opts)
+    given = detector.state_dict()
+    for start in ("lookup", "residual"):
+        trained = torch.load(tmp_path / "out" / f"{start}_seed1" / "model_final.pth", weights_only=True)["model"]
+        kept = [name for name in given if name.startswith(("frame_encoder.", "pixel_decoder."))]
+        different = {name for name in kept if not torch.equal(given[name], trained[name])}
+        assert different == {"pixel_decoder.track_embed.weight"}  # the position of tracked rows is not a detector's
+        silent = not trained["decoder.layers.0.cross_attn.out_proj.weight"].any()
+        assert silent == ("mask_gate" in trained) == (start == "residual")
+    with pytest.raises(UserError, match=r"MODEL.WEIGHTS: empty, expected the weights of a detector"):
+        run(experiment.main, "start", "--detector", "--opts", "MODEL.WEIGHTS", "")
+
+
 @pytest.mark.parametrize(
     ("main", "arguments", "message"),
     [

@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.structures import Instances
 from PIL import Image
 
 from ausm_d2.data.catalog.vos import load_records
@@ -64,6 +66,23 @@ def test_points_lie_in_the_thickest_places_of_an_object() -> None:
     assert all(5 + 27 * i <= x <= 5 + 27 * (i + 1) + 1 and y == 15.5 for i, (x, y) in enumerate(points))
 
 
+def test_the_track_with_the_best_score_is_judged_beside_the_one_that_fits_best() -> None:
+    """Track 1 is the object, track 2 half of it and surer; track 2 is seen in the last frame only."""
+    object_, half = np.zeros(SIZE, bool), np.zeros(SIZE, bool)
+    object_[4:8], half[4:6] = True, True
+    clip = real_video.Clip("clip", 3, lambda t: (np.zeros((*SIZE, 3), np.uint8), {7: object_}))
+
+    def result(tracks: dict[int, tuple[np.ndarray, float]]) -> SimpleNamespace:
+        masks, scores = zip(*tracks.values(), strict=True)
+        instances = Instances(SIZE, pred_masks=torch.from_numpy(np.stack(masks)), scores=torch.tensor(scores))
+        instances.track_ids = torch.tensor(list(tracks))
+        return SimpleNamespace(instances=instances)
+
+    seen = [result({1: (object_, 0.9)}), result({1: (object_, 0.6)}), result({1: (object_, 0.6), 2: (half, 0.7)})]
+    found = real_video.found_by_itself(SimpleNamespace(stream=lambda frames: iter(seen)), clip)
+    assert found == (pytest.approx(100.0), pytest.approx(25.0), 2)
+
+
 def test_the_command_writes_what_it_prints(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,5 +106,6 @@ def test_the_command_writes_what_it_prints(
     # The object is at columns 2 to 8, then 6 to 12, then 10 to 16: of 6 columns 2 are shared, then none.
     copied = result["references"]["first mask copied"]
     assert copied["mean"] == pytest.approx(100 * (2 / 10 + 0) / 2) and list(copied["areas"]) == ["<= 8 %"]
-    assert result["drawn"]["box itself"]["mean"] == 100.0 and set(result["unprompted"]) == {"mean", "tracks", "videos"}
+    assert result["drawn"]["box itself"]["mean"] == 100.0
+    assert set(result["unprompted"]) == {"mean", "surest", "tracks", "videos"}
     assert f"own references first mask copied mean: {copied['mean']:.1f}" in capsys.readouterr().out

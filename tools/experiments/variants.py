@@ -15,10 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.file_io import PathManager
 
 from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
+from ausm_d2.checkpoint.convert import Origin
+from ausm_d2.checkpoint.reading import read_checkpoint, weights_to_use
 from ausm_d2.config import load_config
 from ausm_d2.data.views import first_videos
 from ausm_d2.engine import Trainer, check_datasets
@@ -86,6 +90,15 @@ def marker(args: argparse.Namespace) -> Report:
     return _compare(args, variants, Report("History Marker", "what is handed on", ordered=False))
 
 
+def add_start_arguments(parser: argparse.ArgumentParser) -> None:
+    add_arguments(parser)
+    parser.add_argument(
+        "--detector",
+        action="store_true",
+        help="load only what a Mask2Former has, frame encoder and Pixel Decoder, from MODEL.WEIGHTS",
+    )
+
+
 def noise(args: argparse.Namespace) -> Report:
     """Training with the true history, or with noise on it."""
     variants = {
@@ -97,8 +110,31 @@ def noise(args: argparse.Namespace) -> Report:
 
 def start(args: argparse.Namespace) -> Report:
     """Attentions initialised as lookups, or a History Decoder whose branches start at zero (deviations.md, 15)."""
-    variants = {name: {"MODEL.AUSM.START": name} for name in ("lookup", "residual")}
+    variants: dict[str, Keys] = {name: {"MODEL.AUSM.START": name} for name in ("lookup", "residual")}
+    if args.detector:
+        weights = str(_detector(load_config(args.config_file, args.opts).MODEL.WEIGHTS, Path(args.output)))
+        variants = {name: {**keys, "MODEL.WEIGHTS": weights} for name, keys in variants.items()}
     return _compare(args, variants, Report("Start of the history", "MODEL.AUSM.START", ordered=False))
+
+
+def _detector(weights: str, folder: Path) -> Path:
+    """Write those of some weights that a Mask2Former has, to ``folder/detector.pth``; the rest starts as START says.
+
+    Raises:
+        UserError: if there are no weights, or the file cannot be read.
+    """
+    if not weights:
+        raise UserError("MODEL.WEIGHTS: empty, expected the weights of a detector (--detector)")
+    state = weights_to_use(read_checkpoint(PathManager.get_local_path(weights)))
+    kept = {
+        name: value
+        for name, value in state.items()
+        if name.startswith(("frame_encoder.", "pixel_decoder."))
+        and not name.startswith("pixel_decoder.track_embed.")  # the position of tracked rows
+    }
+    with atomic_write(folder / "detector.pth") as path:
+        torch.save({"model": kept, "converted_from": str(Origin.MASK2FORMER)}, path)
+    return folder / "detector.pth"
 
 
 def _compare(args: argparse.Namespace, variants: Mapping[str, Keys], report: Report) -> Report:
