@@ -58,7 +58,11 @@ def check_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
     register_from_config(cfg)
     known, named = label_sets(cfg), class_names(cfg)
     chosen = chosen_label_sets(cfg)
-    for key, given in (("DATASETS.LABEL_SETS", chosen), ("TEST.AUSM.FG_THRESHOLDS", dict(cfg.TEST.AUSM.FG_THRESHOLDS))):
+    for key, given in (
+        ("DATASETS.LABEL_SETS", chosen),
+        ("DATASETS.LEAVE_OUT", cfg.DATASETS.LEAVE_OUT),
+        ("TEST.AUSM.FG_THRESHOLDS", dict(cfg.TEST.AUSM.FG_THRESHOLDS)),
+    ):
         unknown = [name for name in given if name not in DatasetCatalog]
         if unknown:
             raise UserError(f"{key}: {unknown}: no such data sets; registered: {', '.join(registered_names())}")

@@ -33,7 +33,6 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from detectron2.config import CfgNode
 
 from ausm_d2.config import load_config
 from ausm_d2.data.build import get_records

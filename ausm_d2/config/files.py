@@ -31,19 +31,21 @@ def load_config(config_file: str, opts: Sequence[Any] = (), overlays: Sequence[s
             ``edge/ausm_edge.yaml``. Its ``_BASE_`` is relative to its own folder or to that of the packaged configs.
             ``MODEL.WEIGHTS`` and paths of ``DATASETS`` that begin with ``./`` are files beside it, if they are there:
             such a folder can be moved.
-        opts: alternating keys and values, as on the command line.
+        opts: alternating keys and values, as on the command line. Data sets of ``DATASETS.LEAVE_OUT`` are then removed
+            from ``DATASETS.TRAIN``.
         overlays: further files, such as ``paper/letter.yaml``, merged in this order after ``config_file``; ``opts`` are
             merged last.
 
     Raises:
-        UserError: if a file is missing or not a YAML mapping, a key is unknown or its value has the wrong type, or
-            MODEL.DEVICE is unavailable.
+        UserError: if a file is missing or not a YAML mapping, a key is unknown or its value has the wrong type,
+            MODEL.DEVICE is unavailable, or a list of DATASETS.TRAIN's length has another one.
     """
     cfg = get_cfg()
     add_ausm_config(cfg)
     for file in (config_file, *overlays):
         _merge_file(cfg, _find(file, Path()), ())
     _merge(cfg, "command line", lambda: cfg.merge_from_list(list(opts)))
+    _leave_out(cfg)
     if not re.fullmatch(r"cpu|cuda(:\d+)?", cfg.MODEL.DEVICE):
         raise UserError(f"MODEL.DEVICE: '{cfg.MODEL.DEVICE}', expected cpu, cuda or the number of a GPU as in cuda:1")
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE.startswith("cuda"):
@@ -53,6 +55,23 @@ def load_config(config_file: str, opts: Sequence[Any] = (), overlays: Sequence[s
     if cfg.MODEL.DEVICE == "cpu":
         cfg.SOLVER.AMP.ENABLED = False  # Detectron2's AMP is for CUDA only
     return cfg
+
+
+def _leave_out(cfg: CfgNode) -> None:
+    """Remove the data sets of DATASETS.LEAVE_OUT from DATASETS.TRAIN, and their entries from the lists that go with it."""
+    names = list(cfg.DATASETS.TRAIN)
+    kept = [i for i, name in enumerate(names) if name not in cfg.DATASETS.LEAVE_OUT]
+    if len(kept) == len(names):
+        return
+    for key, section, name in (
+        ("DATASETS.DATASET_RATIO", cfg.DATASETS, "DATASET_RATIO"),
+        ("INPUT.SAMPLING_FRAME_RANGES", cfg.INPUT, "SAMPLING_FRAME_RANGES"),
+    ):
+        values = list(section[name])
+        if values and len(values) != len(names):
+            raise UserError(f"{key}: {len(values)} numbers for the {len(names)} data sets of DATASETS.TRAIN")
+        section[name] = [values[i] for i in kept] if values else []
+    cfg.DATASETS.TRAIN = tuple(names[i] for i in kept)
 
 
 def pretrained_config(name: str, opts: Sequence[Any] = ()) -> CfgNode:

@@ -46,6 +46,19 @@ def test_files_are_merged_as_detectron2_merges_them(path: Path) -> None:
     assert cfg == other
 
 
+def test_data_sets_that_are_left_out_go_with_their_ratio_and_range(tmp_path: Path) -> None:
+    keys = "DATASETS: {TRAIN: [a, b, c], DATASET_RATIO: [1.0, 2.0, 3.0]}\nINPUT: {SAMPLING_FRAME_RANGES: [4, 5, 6]}\n"
+    (tmp_path / "three.yaml").write_text(keys)
+    cfg = load_config(str(tmp_path / "three.yaml"), ["DATASETS.LEAVE_OUT", ["b", "z"]])
+    assert list(cfg.DATASETS.TRAIN) == ["a", "c"]
+    assert (cfg.DATASETS.DATASET_RATIO, cfg.INPUT.SAMPLING_FRAME_RANGES) == ([1.0, 3.0], [4, 6])
+    (tmp_path / "again.yaml").write_text(cfg.dump())  # as OUTPUT_DIR/config.yaml
+    assert load_config(str(tmp_path / "again.yaml")) == cfg
+    opts = ["DATASETS.LEAVE_OUT", ["a"], "DATASETS.DATASET_RATIO", [1.0, 2.0]]
+    with pytest.raises(UserError, match=r"DATASETS\.DATASET_RATIO: 2 numbers for the 3 data sets of DATASETS\.TRAIN"):
+        load_config(str(tmp_path / "three.yaml"), opts)
+
+
 def test_pretrained_models_by_name() -> None:
     cfg = pretrained_config("ausm_nano", ["SEED", 5])
     assert (cfg.MODEL.WEIGHTS, cfg.SEED) == ("ausm://ausm_nano.pth", 5)

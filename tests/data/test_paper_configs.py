@@ -24,10 +24,11 @@ from ausm_d2.data.mapper import ClipMapper
 from tests.data.stubs import moving_square, register
 
 STAGE_2 = ["coco_2017_train", "mose_train", "sav_train", "ytvis_2019_train", "ytvis_2021_train", "ovis_train"]
+COCO_AGAIN = ["coco2ytvis2019_train", "coco2ytvis2021_train", "coco2ovis_train", "coco2object_train"]
 STAGES = {
     "stage1_coco": (3, 147500, STAGE_2[:1]),
-    "stage2_mixed": (5, 32000, STAGE_2),
-    "stage3_long": (16, 40000, [*STAGE_2, "davis_2017_train"]),
+    "stage2_mixed": (5, 32000, [*STAGE_2, *COCO_AGAIN]),
+    "stage3_long": (16, 40000, [*STAGE_2, "davis_2017_train", *COCO_AGAIN]),
 }
 
 

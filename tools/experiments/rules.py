@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def _view(name: str, args: argparse.Namespace, cfg: CfgNode) -> tuple[str, dict[
 
 
 def count_tracks(records: Sequence[VideoRecord], results: ResultFolder) -> dict[str, float]:
-    """How many tracks an evaluation returned, and how many of them are ``false``: no object has an IoU of 0.5 with it."""
+    """How many tracks an evaluation returned; how many are false: no object has an IoU of 0.5 or more with them."""
     shown = false = frames = 0
     for record in records:
         tracks = [track["segmentations"] for track in results.read(record).best_classes()]
@@ -102,17 +103,16 @@ def count_tracks(records: Sequence[VideoRecord], results: ResultFolder) -> dict[
         shown += len(tracks)
         false += sum(not (of_one >= _FITS).any() for of_one in overlaps)
         frames += record.length
-    return {"shown": shown, "false": false, "false per 100 frames": 100 * false / frames}
+    return {"shown": shown, "false": false, "frames": frames}
 
 
 def _track_table(rows: Sequence[Row]) -> str:
     """Tracks shown and false ones by data set and rule, summed over seeds, as Markdown."""
-    sums: dict[tuple[str, str], list[Mapping[str, float]]] = {}
+    sums: dict[tuple[str, str], Counter[str]] = {}
     for row in rows:
-        sums.setdefault((row.dataset, row.setting), []).append(row.scores["tracks"])
+        sums.setdefault((row.dataset, row.setting), Counter()).update(row.scores["tracks"])
     lines = [
-        [dataset, rule, *(f"{sum(each[name] for each in of):.0f}" for name in ("shown", "false"))]
-        + [f"{sum(each['false per 100 frames'] for each in of) / len(of):.1f}"]
-        for (dataset, rule), of in sums.items()
+        [*key, f"{of['shown']:.0f}", f"{of['false']:.0f}", f"{100 * of['false'] / of['frames']:.1f}"]
+        for key, of in sums.items()
     ]
-    return markdown_table(["Data set", "Rule", "tracks shown", "false", "false per 100 frames"], lines)
+    return markdown_table(["Data set", "Rule", "Tracks shown", "false", "false per 100 frames"], lines)
