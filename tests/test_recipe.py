@@ -118,8 +118,8 @@ def test_the_classifiers_of_the_video_benchmarks_see_coco_and_that_of_objects_se
         assert sum(videos.values()) >= sum(images.values())
         plain = load_config(str(PAPER / f"{stage}_swin_{size}.yaml"), overlays=[str(PAPER / "letter.yaml")])
         assert list(plain.DATASETS.TRAIN) == ["coco_2017_train", *VIDEO_SETS, *davis]
-        assert plain.DATASETS.DATASET_RATIO == [1.0] * len(plain.DATASETS.TRAIN)
-        assert plain.INPUT.SAMPLING_FRAME_RANGES == ranges
+        assert [1.0] * len(plain.DATASETS.TRAIN) == plain.DATASETS.DATASET_RATIO
+        assert ranges == plain.INPUT.SAMPLING_FRAME_RANGES
 
 
 def test_the_evaluation_is_of_the_papers_data_sets_with_label_set_task_and_topk_of_each() -> None:
@@ -185,7 +185,7 @@ def test_the_stages_start_from_each_other_and_are_scored_on_existing_data_sets(
     small += ["INPUT.CROP.RESIZE", [64]]
 
     run("--config-file", ROOT / command[1], "MODEL.WEIGHTS", command[2], *small)
-    images = ["DATASETS.LEAVE_OUT", [*VIDEO_SETS, "davis_2017_train"]]  # COCO is there, with the classes of all label sets
+    images = ["DATASETS.LEAVE_OUT", [*VIDEO_SETS, "davis_2017_train"]]  # COCO is there, for all label sets
     for stage in ("stage2_mixed", "stage3_long"):
         run("--config-file", PAPER / f"{stage}_swin_t.yaml", *small, *images)
     for number, frames in ((1, 3), (2, 5), (3, 16)):
@@ -253,7 +253,7 @@ def test_the_letter_is_an_overlay_of_every_config_of_the_paper(name: str) -> Non
     plain = config(name)
     cfg = load_config(str(PAPER / f"{name}.yaml"), overlays=[str(PAPER / "letter.yaml")])
     check_datasets(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-    switched = {1, 2, 5, 7, 10, 12, 14, 21}  # the others are of light models and ablations, which these configs are none of
+    switched = {1, 2, 5, 7, 10, 12, 14, 21}  # the others are of light models and ablations: these configs are none
     for key, number in letter().items():
         before, after = plain, cfg
         for part in key.split("."):

@@ -58,7 +58,7 @@ def load_config(config_file: str, opts: Sequence[Any] = (), overlays: Sequence[s
 
 
 def _leave_out(cfg: CfgNode) -> None:
-    """Remove the data sets of DATASETS.LEAVE_OUT from DATASETS.TRAIN, and their entries from the lists that go with it."""
+    """Remove the data sets of DATASETS.LEAVE_OUT from DATASETS.TRAIN, with their ratios and ranges."""
     names = list(cfg.DATASETS.TRAIN)
     kept = [i for i, name in enumerate(names) if name not in cfg.DATASETS.LEAVE_OUT]
     if len(kept) == len(names):

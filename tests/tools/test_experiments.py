@@ -19,8 +19,11 @@ from ausm_d2.data.build import get_records
 from ausm_d2.data.synthvis import CLASSES, SynthVis
 from ausm_d2.engine import Trainer
 from ausm_d2.errors import UserError
+from ausm_d2.evaluation.results import ResultFolder
+from ausm_d2.evaluation.tracks import true_masks
 from ausm_d2.streaming.segmenter import segment_video
 from ausm_d2.streaming.settings import VideoSettings
+from tests.data.stubs import moving_square, register
 from tests.streaming.opened import open_stream
 from tests.tiny import tiny_cfg, tiny_model
 from tools import experiment, sweep_threshold
@@ -244,13 +247,53 @@ def test_rules_of_tracks_are_those_of_the_config(run: Callable[..., list[dict[st
     names = ["default", "maximum", "hidden below 0.7", "new to IoU 0.3"]
     rows = run(experiment.main, "rules", "--videos", 2, "--rules", *names, "--opts", *opts)
     assert [row["setting"] for row in rows] == names
+
+    def folder(rule: str) -> ResultFolder:
+        return ResultFolder(tmp_path / "out" / rule.replace(" ", "_") / "inference" / f"{VIS}_first2" / "videos")
+
     keys = {"default": [], "maximum": ["TRACK_SCORE", "max"], "hidden below 0.7": ["HIDE_BELOW", 0.7]}
     for row in rows[:3]:
         own = [f"TEST.AUSM.{keys[row['setting']][0]}", keys[row["setting"]][1]] if keys[row["setting"]] else []
         data = ["DATASETS.TEST", [f"{VIS}_first2"], "OUTPUT_DIR", str(tmp_path / "plain")]
         cfg = load_config(str(tmp_path / "tiny.yaml"), [*data, *opts, *own])
         model = tiny_model(*opts, *own).eval()
+        tracks = row["scores"].pop("tracks")
         assert row["scores"] == Trainer.test(cfg, model)
+        shown = [result.best_classes() for result in map(folder(row["setting"]).read, get_records(f"{VIS}_first2"))]
+        assert (tracks["shown"], tracks["frames"]) == (sum(map(len, shown)), 8) and tracks["false"] <= tracks["shown"]
+
+
+def test_a_track_is_false_if_no_object_has_half_of_it(tmp_path: Path) -> None:
+    [record] = get_records(VIS)[:1]
+    true = true_masks(record)
+    own, other = list(true.values())[:2]
+    nothing = [None] * record.length
+    entries = [
+        {"track_id": i, "category_id": 0, "score": 1.0, "segmentations": of} for i, of in enumerate((own, other))
+    ]
+    half = [*own[:1], *nothing[1:]]  # one of four frames
+    entries += [{**entries[0], "track_id": 2, "segmentations": half}, {**entries[0], "category_id": 1, "score": 0.5}]
+    text = json.dumps({"tracks": entries}, default=lambda each: each.decode())
+    results = ResultFolder(tmp_path)
+    results.write(record, text)
+    counts = experiment.rules.count_tracks([record], results)
+    assert counts == {"shown": 3, "false": 1, "frames": record.length}
+
+
+def test_rules_are_judged_on_clips_of_images_with_a_mean_over_seeds(
+    run: Callable[..., list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    register("pictures", [moving_square(i, length=1) for i in range(2)], task="image", label_set="synthvis")
+    MetadataCatalog.get("pictures").thing_classes = list(CLASSES)
+    opts = ["DATASETS.TEST", ["pictures"], "INPUT.PSEUDO.MIN_SIZE_TRAIN", [48]]
+    arguments = ["--clips", 1, "--seeds", 3, 4, "--rules", "default", "mask confidence", "--opts", *opts]
+    rows = run(experiment.main, "rules", *arguments)
+    assert [(row["dataset"], row["setting"], row["seed"]) for row in rows] == [
+        ("pictures_clips", rule, seed) for rule in ("default", "mask confidence") for seed in (3, 4)
+    ]
+    assert all(row["scores"]["tracks"]["frames"] == 15 for row in rows)
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| default, 2 seeds" in table and "| false per 100 frames |" in table
 
 
 def test_rules_of_tracks_can_be_judged_without_classes(run: Callable[..., list[dict[str, Any]]]) -> None:
