@@ -32,11 +32,11 @@ def test_a_still_is_the_middle_frame_with_what_is_visible_in_it() -> None:
 
 
 def test_clips_of_images_move_as_in_training_and_come_back() -> None:
-    register("pictures", [moving_square(i, length=1) for i in range(4)], task="image")
+    register("stills", [moving_square(i, length=1) for i in range(4)], task="image")
     cfg = small_cfg()
     cfg.INPUT.PSEUDO.MIN_SIZE_TRAIN, cfg.MODEL.AUSM.NUM_ID = (48,), 8
     there, back, other = (
-        as_clips("pictures", cfg, 2, back=back, seed=s) for back, s in ((False, 0), (True, 0), (True, 1))
+        as_clips("stills", cfg, 2, back=back, seed=s) for back, s in ((False, 0), (True, 0), (True, 1))
     )
     assert MetadataCatalog.get(back).task == "vis" and MetadataCatalog.get(back).evaluator_type == "ytvis"
     clips, of_seed = get_records(back), get_records(other)

@@ -23,7 +23,7 @@ from ausm_d2.evaluation.results import ResultFolder
 from ausm_d2.evaluation.tracks import true_masks
 from ausm_d2.streaming.segmenter import segment_video
 from ausm_d2.streaming.settings import VideoSettings
-from tests.data.stubs import moving_square, register
+from tests.data.stubs import moving_square
 from tests.streaming.opened import open_stream
 from tests.tiny import tiny_cfg, tiny_model
 from tools import experiment, sweep_threshold
@@ -283,8 +283,9 @@ def test_a_track_is_false_if_no_object_has_half_of_it(tmp_path: Path) -> None:
 def test_rules_are_judged_on_clips_of_images_with_a_mean_over_seeds(
     run: Callable[..., list[dict[str, Any]]], tmp_path: Path
 ) -> None:
-    register("pictures", [moving_square(i, length=1) for i in range(2)], task="image", label_set="synthvis")
-    MetadataCatalog.get("pictures").thing_classes = list(CLASSES)
+    DatasetCatalog.register("pictures", lambda: [moving_square(i, length=1) for i in range(2)])
+    metadata = MetadataCatalog.get("pictures")
+    metadata.set(thing_classes=list(CLASSES), evaluator_type="coco", task="image", label_set="synthvis")
     opts = ["DATASETS.TEST", ["pictures"], "INPUT.PSEUDO.MIN_SIZE_TRAIN", [48]]
     arguments = ["--clips", 1, "--seeds", 3, 4, "--rules", "default", "mask confidence", "--opts", *opts]
     rows = run(experiment.main, "rules", *arguments)
