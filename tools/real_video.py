@@ -214,7 +214,7 @@ def found_by_itself(predictor: VideoPredictor, clip: Clip, sheet: Path | None = 
     share = 100 / max(1, clip.length - 1)
     return Found(
         best=share * float(np.mean([max(of.values(), default=0.0) for of in sums])),
-        surest=share * max((of.get(surest, 0.0) for of in sums), default=0.0),
+        surest=share * float(max((of.get(surest, 0.0) for of in sums), default=0.0)),
         tracks=len(scores),
     )
 
