@@ -124,7 +124,7 @@ def test_residual_start_keeps_every_level_of_the_frame_encoder_and_learns() -> N
     g = model.decoder(features.x, torch.randn_like(features.x))
     memory, mask_features = model.decoder_features(features.x, g, features.mask_features, features.multi_scale)
     assert torch.equal(memory[0], features.multi_scale[2]) and torch.equal(memory[1], features.multi_scale[0])
-    assert torch.equal(mask_features, features.mask_features)
+    assert torch.equal(mask_features, features.mask_features) and not model.mask_gate.any()
     sum((level * torch.randn_like(level)).sum() for level in memory).backward()
     for layer in model.decoder.layers:  # silent, but not dead
         for silent in (layer.self_attn.out_proj, layer.cross_attn.out_proj, layer.ffn.linear2):
