@@ -285,7 +285,8 @@ def test_rules_are_judged_on_clips_of_images_with_a_mean_over_seeds(
 ) -> None:
     DatasetCatalog.register("pictures", lambda: [moving_square(i, length=1) for i in range(2)])
     metadata = MetadataCatalog.get("pictures")
-    metadata.set(thing_classes=list(CLASSES), evaluator_type="coco", task="image", label_set="synthvis", exhaustive=True)
+    metadata.set(thing_classes=list(CLASSES), evaluator_type="coco", task="image", label_set="synthvis")
+    metadata.exhaustive = True
     opts = ["DATASETS.TEST", ["pictures"], "INPUT.PSEUDO.MIN_SIZE_TRAIN", [48]]
     arguments = ["--clips", 1, "--seeds", 3, 4, "--rules", "default", "mask confidence", "--opts", *opts]
     rows = run(experiment.main, "rules", *arguments)
