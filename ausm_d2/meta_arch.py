@@ -118,11 +118,12 @@ class AUSM(AUSMNetwork):
         return losses
 
     def _by_size(self, items: Sequence[TrainingClip]) -> list[list[TrainingClip]]:
-        """Group clips by padded size. Padding a clip to the size of a larger one would change its features through
-        norms and attention."""
-        groups: dict[tuple[int, int], list[TrainingClip]] = {}
+        """Group clips by length and padded size. Padding a clip to the size of a larger one would change its features
+        through norms and attention."""
+        groups: dict[tuple[int, int, int], list[TrainingClip]] = {}
         for item in items:
-            groups.setdefault(self.padded_size(*item["image"].shape[-2:]), []).append(item)
+            frames, _, height, width = item["image"].shape
+            groups.setdefault((frames, *self.padded_size(height, width)), []).append(item)
         return list(groups.values())
 
     def collate(self, items: list[TrainingClip]) -> tuple[Tensor, ClipTargets]:
@@ -171,6 +172,8 @@ class AUSM(AUSMNetwork):
             )
         # Skip the draw without own passes, to keep the RNG in step with iterative mode.
         passes = int(torch.randint(self.own_passes + 1, ())) if self.own_passes else 0
+        if images.shape[1] == 1:
+            passes = 0  # a single frame has no history
         return forms.parallel(self, images, ids, forcing, label_sets, own_passes=passes)
 
     def _unused_classifiers(self, label_sets: Sequence[str]) -> Tensor:

@@ -128,6 +128,9 @@ def _add_training_keys(cfg: CfgNode) -> None:
     cfg.MODEL_EMA = CfgNode({"ENABLED": False, "DECAY": 0.999})
 
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone, times BASE_LR
+    # [[prefix, factor], ...]: the same for parameters whose names begin so, such as ["pixel_decoder.", 0.1]; the first
+    # prefix that fits counts. 0: they are not trained.
+    cfg.SOLVER.MULTIPLIERS = []
     # A step whose loss or gradients are not finite is not taken; it is reported, its batch saved. "stop": the training
     # ends with that; "skip": it goes on, unless ten steps in a row are so.
     cfg.SOLVER.NON_FINITE = "stop"
@@ -136,6 +139,7 @@ def _add_training_keys(cfg: CfgNode) -> None:
 def _add_input_keys(cfg: CfgNode) -> None:
     # Clips, with the key names of Mask2Former-video and VITA. Only labelled frames are counted.
     cfg.INPUT.SAMPLING_FRAME_NUM = 5  # T: frames of a training clip
+    cfg.INPUT.SAMPLING_FRAME_NUMS = []  # one per data set of DATASETS.TRAIN; empty: SAMPLING_FRAME_NUM for all
     cfg.INPUT.SAMPLING_FRAME_RANGE = 20  # frames to either side of a random frame
     cfg.INPUT.SAMPLING_FRAME_RANGES = []  # one per data set of DATASETS.TRAIN; empty: SAMPLING_FRAME_RANGE for all
     # 0: frames drawn at random from that range. k: evenly spaced frames, 1 to k apart, drawn per clip.

@@ -160,7 +160,7 @@ def contact_sheet(cfg: CfgNode, name: str, num_clips: int = 6, seed: int = 0) ->
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASETS.TRAIN = (name,)
-    cfg.INPUT.SAMPLING_FRAME_RANGES = []
+    cfg.INPUT.SAMPLING_FRAME_NUMS = cfg.INPUT.SAMPLING_FRAME_RANGES = []
     mapper, records = ClipMapper(cfg), get_training_records(cfg, name)
     rows = []
     for draw in MixtureSampler([len(records)], [1.0], seed):

@@ -53,9 +53,11 @@ class ClipSampler:
         self.reverse = reverse
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, frame_range: int | None = None) -> dict[str, object]:
+    def from_config(
+        cls, cfg: CfgNode, num_frames: int | None = None, frame_range: int | None = None
+    ) -> dict[str, object]:
         return {
-            "num_frames": cfg.INPUT.SAMPLING_FRAME_NUM,
+            "num_frames": cfg.INPUT.SAMPLING_FRAME_NUM if num_frames is None else num_frames,
             "frame_range": cfg.INPUT.SAMPLING_FRAME_RANGE if frame_range is None else frame_range,
             "stride": cfg.INPUT.SAMPLING_FRAME_STRIDE,
             "reverse": cfg.INPUT.SAMPLING_FRAME_REVERSE,

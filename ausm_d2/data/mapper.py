@@ -80,14 +80,11 @@ class ClipMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        names, ranges = cfg.DATASETS.TRAIN, cfg.INPUT.SAMPLING_FRAME_RANGES
-        if ranges and len(ranges) != len(names):
-            raise UserError(
-                f"INPUT.SAMPLING_FRAME_RANGES: {len(ranges)} numbers for the {len(names)} data sets of DATASETS.TRAIN"
-            )
+        names = cfg.DATASETS.TRAIN
+        lengths, ranges = (_by_data_set(cfg, f"SAMPLING_FRAME_{key}") for key in ("NUMS", "RANGES"))
         red, green, blue = (float(round(value)) for value in cfg.MODEL.PIXEL_MEAN)
         return {
-            "samplers": {name: ClipSampler(cfg, ranges[i] if ranges else None) for i, name in enumerate(names)},
+            "samplers": {name: ClipSampler(cfg, *of_one) for name, *of_one in zip(names, lengths, ranges, strict=True)},
             "augmentations": build_augmentations(cfg, pseudo=False),
             "pseudo_augmentations": build_augmentations(cfg, pseudo=True),
             "looks": Looks.from_config(cfg),
@@ -137,7 +134,8 @@ class ClipMapper:
         if look:
             look.degrade(clip.image)
         given = None
-        if self.drawn_prompts and rng.random() < self.drawn_prompts and record.is_labelled(indices[0]):
+        drawn = self.drawn_prompts if len(indices) > 1 else 0.0  # a clip of one frame would hold nothing to predict
+        if drawn and rng.random() < drawn and record.is_labelled(indices[0]):
             indices = [indices[0], *indices[:-1]]
             clip.repeat_first()
             given = torch.from_numpy(clip.coarse(rng))
@@ -204,6 +202,18 @@ class ClipMapper:
             result, ids = result[seen], [instance_id for row, instance_id in enumerate(ids) if seen[row]]
         categories = {instance.instance_id: instance.category_id for instance in record.instances}
         return _Clip(image, result, [categories.get(instance_id, 0) for instance_id in ids], complete)
+
+
+def _by_data_set(cfg: CfgNode, key: str) -> list[int] | list[None]:
+    """The numbers of a key of INPUT that has one per data set of DATASETS.TRAIN, or none.
+
+    Raises:
+        UserError: it has another number of them.
+    """
+    numbers, count = list(cfg.INPUT[key]), len(cfg.DATASETS.TRAIN)
+    if numbers and len(numbers) != count:
+        raise UserError(f"INPUT.{key}: {len(numbers)} numbers for the {count} data sets of DATASETS.TRAIN")
+    return numbers or [None] * count
 
 
 def _some(count: int, wanted: int, rng: np.random.Generator) -> list[int]:

@@ -18,7 +18,8 @@ from ausm_d2.io import atomic_write
 logger = logging.getLogger(__name__)
 
 LABEL_SET = "own"  # of the user's classes
-TRAIN, HELD, GIVEN = "own_train", "own_val", "own_given"  # names of the data sets; GIVEN: without classes, prompted
+# Data sets: TRAIN as single frames, CLIPS the same as clips, GIVEN without classes and prompted, HELD to score.
+TRAIN, CLIPS, GIVEN, HELD = "own_train", "own_clips", "own_given", "own_val"
 _SHOWN = 10  # problems that are listed
 
 

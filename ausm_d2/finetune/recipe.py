@@ -21,7 +21,7 @@ from ausm_d2.checkpoint.reading import read_checkpoint, weights_to_use
 from ausm_d2.config import PRETRAINED, class_names, load_config
 from ausm_d2.data.catalog.base import OBJECT_LABEL_SET
 from ausm_d2.errors import UserError
-from ausm_d2.finetune.labels import GIVEN, HELD, LABEL_SET, TRAIN, Labels
+from ausm_d2.finetune.labels import CLIPS, GIVEN, HELD, LABEL_SET, TRAIN, Labels
 from ausm_d2.io import atomic_write
 from ausm_d2.meta_arch import AUSM
 
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 START, MODEL, RECIPE, CONFIG = "start.pth", "model.pth", "train.yaml", "config.yaml"
 _HEADS = "pixel_decoder.class_embed."
+_FRAMES = [1, 3, 3]  # of the clips of TRAIN, CLIPS and GIVEN
 
 
 def base_config(name: str) -> CfgNode:
@@ -56,22 +57,28 @@ def recipe(base: str, labels: Labels, folder: Path, opts: Sequence[str], seed: i
     """
     sets = base_config(base).MODEL.AUSM.LABEL_SETS
     kept = [list(entry) for entry in sets if entry[0] != LABEL_SET]
+    data_sets = _data_sets(labels, [name for name, _ in kept])
     keys: dict[str, Any] = {
         "_BASE_": PRETRAINED.get(base) or (str(Path(base).expanduser().resolve()) if Path(base).is_file() else base),
         "MODEL": {
             "WEIGHTS": f"./{START}",
             "AUSM": {
                 "LABEL_SETS": [*kept, [LABEL_SET, labels.classes]],
-                "TRAIN": {"PROMPT_PROB": 0.2, "OWN_PASSES": 1},
+                "TRAIN": {"PROMPT_PROB": 0.0, "OWN_PASSES": 1},
             },
-            "MASK_FORMER": {"NO_OBJECT_WEIGHT": 0.25},
+            "MASK_FORMER": {"NO_OBJECT_WEIGHT": 0.2},
         },
-        "MODEL_EMA": {"ENABLED": True, "DECAY": 0.99},
-        "INPUT": {"SAMPLING_FRAME_NUM": 3, "DRAWN_PROMPTS": 0.1},
-        "DATASETS": _data_sets(labels, [name for name, _ in kept]),
+        "MODEL_EMA": {"ENABLED": True, "DECAY": 0.98},
+        "INPUT": {
+            "SAMPLING_FRAME_NUMS": _FRAMES[: len(data_sets["TRAIN"])],
+            "DRAWN_PROMPTS": 0.3,
+            "PSEUDO": {"COPY_PASTE": 0.3},
+        },
+        "DATASETS": data_sets,
         "SOLVER": {
-            "IMS_PER_BATCH": 2,
-            "BASE_LR": 0.0003,
+            "IMS_PER_BATCH": 8,
+            "BASE_LR": 0.00005,
+            "MULTIPLIERS": [[f"{_HEADS}{LABEL_SET}.", 60.0], ["pixel_decoder.", 1.0], ["", 0.0]],
             "LR_SCHEDULER_NAME": "WarmupCosineLR",
             "WARMUP_ITERS": 10,
             "MAX_ITER": 0,
@@ -82,7 +89,7 @@ def recipe(base: str, labels: Labels, folder: Path, opts: Sequence[str], seed: i
         "SEED": seed,
     }
     if labels.held is not None and labels.style == "COCO_STYLE":  # AP on images needs low-confidence detections
-        keys["TEST"]["AUSM"]["FG_THRESHOLDS"] = [[HELD, 0.05]]
+        keys["TEST"]["AUSM"]["FG_THRESHOLDS"] = [[HELD, 0.02]]
     if len(opts) % 2:
         raise UserError(f"--opts: {list(opts)}, expected KEY VALUE pairs")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
@@ -100,11 +107,12 @@ def _data_sets(labels: Labels, other_sets: Sequence[str]) -> dict[str, Any]:
     """The keys of ``DATASETS``."""
     exhaustive = [True] if labels.style == "COCO_STYLE" else []
     entries = [[TRAIN, "./labels/train.json", str(labels.train.root), LABEL_SET, *exhaustive]]
-    names, ratio = [TRAIN], [1.0]
+    entries.append([CLIPS, *entries[0][1:]])
+    names, ratio = [TRAIN, CLIPS], [6.0, 1.0]
     if labels.style == "COCO_STYLE" and OBJECT_LABEL_SET in other_sets:
         # The same objects as prompts, without classes, so that tracking from a box or a click stays confident.
         entries.append([GIVEN, "./labels/train.json", str(labels.train.root), OBJECT_LABEL_SET, False])
-        names, ratio = [TRAIN, GIVEN], [4.0, 1.0]
+        names, ratio = [*names, GIVEN], [*ratio, 1.0]
     if labels.held is not None:
         entries.append([HELD, "./labels/val.json", str(labels.held.root), LABEL_SET, *exhaustive])
     held = [HELD] if labels.held is not None else []

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -37,7 +38,10 @@ def score(cfg: CfgNode, weights: str, progress: Callable[[int, int], None] = lam
     AUSMCheckpointer(model, complete=True).load(weights)
     loader = build_test_loader(cfg, HELD)
     metadata = MetadataCatalog.get(HELD)
-    measure: type[TrackEval] = ImageEval if metadata.task == "image" else TrackEval
+    measure: type[TrackEval] = TrackEval
+    if metadata.task == "image":  # AP ranks all detections; the rules for tracks would leave some out
+        measure = ImageEval
+        model.video = replace(model.video, birth_iou=1.0, birth_cells=0, duplicate_overlap=1.0, exclusive=False)
     names = list(metadata.thing_classes)
     by_class, of_all = measure(range(len(names))), measure([0])
     with inference_context(model), no_grad():

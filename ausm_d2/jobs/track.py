@@ -116,7 +116,11 @@ def track(
 
 
 def _kept(folder: ResultFolder) -> str:
-    return f"; the {folder.frames} frames before are in '{folder.path}'; --resume continues" if folder.frames else ""
+    """What is said of the frames before an error."""
+    if not folder.frames:
+        return ""
+    resume = "; --resume continues" if folder.can_resume else ""
+    return f"; the {folder.frames} frames before are in '{folder.path}'{resume}"
 
 
 def _track(

@@ -116,6 +116,25 @@ class GroupedStream:
         self._agree_on_ids()
         return output
 
+    def encoded(
+        self, frame: np.ndarray | EncodedFrame, prompts: Mapping[int, np.ndarray] | None = None
+    ) -> EncodedFrame:
+        """A frame with its features, for :meth:`step`. Copies of the stream can be stepped with the same one, without
+        encoding the frame again.
+
+        Args:
+            frame: the next frame, or the latest one.
+            prompts: those of the step, if it is the first one.
+
+        Raises:
+            UserError: as :meth:`step`.
+        """
+        prompts, size = prompts or {}, (pixels(frame).shape[0], pixels(frame).shape[1])
+        first = self._groups[0]
+        first.check(size, prompts)
+        input_size = first.state.input_size if first.state else self.settings.input_size(size, prompts.values())
+        return self._encoded(frame, input_size)
+
     def ahead(self, frames: Iterable[np.ndarray], *, at_once: int | None = None) -> Generator[EncodedFrame, None, None]:
         """The frames after the latest one, encoded in a second thread; see :func:`encode_ahead`."""
         first = self._groups[0]

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from ausm_d2.streaming.ahead import EncodedFrame
 from ausm_d2.streaming.groups import GroupedStream
 from ausm_d2.streaming.prompts import Drawn
 
@@ -23,7 +24,7 @@ _BETTER = 0.05  # minimum gain in fit for a detection to replace the refined mas
 _FITS = 0.3  # minimum fit; below it the coarse mask is kept
 
 
-def refine(stream: GroupedStream, frame: np.ndarray, drawn: Mapping[int, Drawn]) -> dict[int, np.ndarray]:
+def refine(stream: GroupedStream, frame: EncodedFrame, drawn: Mapping[int, Drawn]) -> dict[int, np.ndarray]:
     """The masks of objects that are prompted at the latest frame of a stream. The stream is not changed.
 
     The coarse mask enters the history of a copy of the stream, which processes the frame again. A detection of that
@@ -31,7 +32,7 @@ def refine(stream: GroupedStream, frame: np.ndarray, drawn: Mapping[int, Drawn])
 
     Args:
         stream: after the frame.
-        frame: uint8 (H, W, 3), RGB.
+        frame: by :meth:`GroupedStream.encoded`.
         drawn: prompts by object id.
 
     Returns:
@@ -53,7 +54,7 @@ def refine(stream: GroupedStream, frame: np.ndarray, drawn: Mapping[int, Drawn])
     return masks
 
 
-def _masks(stream: GroupedStream, frame: np.ndarray) -> dict[int, np.ndarray]:
+def _masks(stream: GroupedStream, frame: EncodedFrame) -> dict[int, np.ndarray]:
     """Step the stream: the masks of all rows, bool (H, W), by track id."""
     output = stream.step(frame)
     masks = (stream.logits(output) > 0).cpu().numpy()

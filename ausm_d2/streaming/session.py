@@ -43,7 +43,7 @@ class Keyframe:
     stream: GroupedStream
     rows: FrameOutput
     given: dict[int, np.ndarray]
-    image: np.ndarray | None
+    image: np.ndarray  # the frame, uint8 (H, W, 3), RGB
     paused: frozenset[int]
 
     def num_bytes(self) -> int:
@@ -68,7 +68,7 @@ class Session:
         self._weights = weights
         self._rows: FrameOutput  # the rows of the latest frame that make up the result
         self._given: dict[int, np.ndarray] = {}  # bool (H, W) by id: masks prompted at the latest frame
-        self._image: np.ndarray | None = None  # the latest frame, uint8 (H, W, 3), RGB: prompts are refined on it
+        self._frame: np.ndarray | EncodedFrame  # the latest one; its features are kept, to refine prompts on it
         self._paused: set[int] = set()
 
     @classmethod
@@ -90,7 +90,7 @@ class Session:
         rows = {**saved["rows"], "given": set(saved["rows"]["given"])}
         session._rows = FrameOutput(**{**rows, "mask_logits": rows["mask_logits"].to(network.device)})
         session._given = {object_id: mask.numpy() for object_id, mask in saved["given"].items()}
-        session._image = saved["image"].numpy()
+        session._frame = saved["image"].numpy()
         session._paused = set(saved["paused"])
         session.result = session._render()
         return session
@@ -169,8 +169,8 @@ class Session:
         """Prompt objects at the latest frame, after its step."""
         if not drawn:
             return
-        assert self._image is not None
-        given = refine(self._stream, self._image, drawn)
+        self._frame = self._stream.encoded(self._frame)
+        given = refine(self._stream, self._frame, drawn)
         self._stream.add(given)
         self._given |= given
         for object_id in given:
@@ -245,12 +245,13 @@ class Session:
 
     def keyframe(self) -> Keyframe:
         """A copy of the current state, for :meth:`back_to`. It takes as much memory as the stream's state."""
-        return Keyframe(self._stream.fork(), self._rows, dict(self._given), self._image, frozenset(self._paused))
+        image = pixels(self._frame)
+        return Keyframe(self._stream.fork(), self._rows, dict(self._given), image, frozenset(self._paused))
 
     def back_to(self, keyframe: Keyframe) -> FrameResult:
         """Restore the state of a keyframe; returns the result of its frame."""
         self._stream = keyframe.stream.fork()
-        self._rows, self._given, self._image = keyframe.rows, dict(keyframe.given), keyframe.image
+        self._rows, self._given, self._frame = keyframe.rows, dict(keyframe.given), keyframe.image
         self._paused = set(keyframe.paused)
         self.result = self._render()
         return self.result
@@ -290,7 +291,7 @@ class Session:
             "stream": self._stream.state_dict(),
             "rows": {**vars(self._rows), "given": sorted(self._rows.given)},
             "given": {object_id: torch.from_numpy(mask) for object_id, mask in self._given.items()},
-            "image": torch.from_numpy(self._image),
+            "image": torch.from_numpy(pixels(self._frame)),
             "paused": sorted(self._paused),
         }
         try:
@@ -301,8 +302,10 @@ class Session:
 
     def _advance(self, image: np.ndarray | EncodedFrame, given: dict[int, np.ndarray]) -> FrameResult:
         """Run the stream's step and update :attr:`result`."""
+        if not self._stream.settings.cuda_graph:  # a captured step encodes the frame itself
+            image = self._stream.encoded(image, given)
         output = self._stream.step(image, given)
-        self._image = pixels(image)
+        self._frame = image
         self._paused &= {*output.track_ids}
         self._rows = shown_rows(output, self._topk)
         self._given = {object_id: mask for object_id, mask in given.items() if object_id in output.given}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,20 +13,26 @@ from torch import nn
 
 from ausm_d2.errors import UserError
 
+_BACKBONE = "frame_encoder.backbone."
+
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters. Clips the gradient norm of the full model before every step.
 
     Args:
-        cfg: SOLVER.{BASE_LR, WEIGHT_DECAY, WEIGHT_DECAY_NORM, BACKBONE_MULTIPLIER, CLIP_GRADIENTS}.
-        model: its backbone is at ``frame_encoder.backbone``.
+        cfg: SOLVER.{BASE_LR, WEIGHT_DECAY, WEIGHT_DECAY_NORM, BACKBONE_MULTIPLIER, MULTIPLIERS, CLIP_GRADIENTS}.
+        model: its backbone is at ``frame_encoder.backbone``. Parameters with a factor of 0 are frozen: they need no
+            gradients from then on.
 
     Raises:
-        UserError: if SOLVER.CLIP_GRADIENTS.CLIP_TYPE is unknown.
+        UserError: if SOLVER.CLIP_GRADIENTS.CLIP_TYPE is unknown, or SOLVER.MULTIPLIERS is invalid.
     """
     solver = cfg.SOLVER
-    prefix = "frame_encoder.backbone."
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    factors = _factors(cfg, list(names.values()))
+    for parameter in model.parameters():
+        if factors[names[id(parameter)]] == 0:
+            parameter.requires_grad_(False)
     groups = get_default_optimizer_params(
         model, base_lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, weight_decay_norm=solver.WEIGHT_DECAY_NORM
     )
@@ -34,8 +41,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     for group in groups:
         for parameter in group["params"]:
             settings = {**group, "params": [parameter]}
-            if names[id(parameter)].startswith(prefix):
-                settings["lr"] = solver.BASE_LR * solver.BACKBONE_MULTIPLIER
+            settings["lr"] = solver.BASE_LR * factors[names[id(parameter)]]
             if names[id(parameter)] in no_decay:
                 settings["weight_decay"] = 0.0
             single.append(settings)
@@ -52,6 +58,23 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
         optimizer.register_step_pre_hook(clip_full_model)
     return optimizer
+
+
+def _factors(cfg: CfgNode, names: Sequence[str]) -> dict[str, float]:
+    """What BASE_LR is multiplied by, by parameter.
+
+    Raises:
+        UserError: SOLVER.MULTIPLIERS is no list of pairs, or a prefix of it fits no parameter.
+    """
+    given = cfg.SOLVER.MULTIPLIERS
+    for entry in given:
+        pair = isinstance(entry, list | tuple) and len(entry) == 2
+        if not pair or not isinstance(entry[0], str) or not isinstance(entry[1], int | float) or not entry[1] >= 0:
+            raise UserError(f"SOLVER.MULTIPLIERS: {entry!r}, expected [beginning of names, factor from 0 on]")
+        if not any(name.startswith(entry[0]) for name in names):
+            raise UserError(f"SOLVER.MULTIPLIERS: no parameter's name begins with '{entry[0]}'")
+    rules = [*given, [_BACKBONE, cfg.SOLVER.BACKBONE_MULTIPLIER]]
+    return {name: next((factor for prefix, factor in rules if name.startswith(prefix)), 1.0) for name in names}
 
 
 def _without_decay(model: nn.Module) -> set[str]:

@@ -23,6 +23,8 @@ from ausm_d2.video.frame import Frame, Source, known_rate
 
 logger = logging.getLogger(__name__)
 
+_SILENCE = 10.0  # seconds without data from an address after which the connection counts as lost
+
 
 def open_video(path: Path, first: int = 0) -> Source:
     """Open a video file, after a check of all its packets.
@@ -86,7 +88,10 @@ def _decode(
             if index >= first:
                 yield Frame(f"{index:05d}", upright(frame), time)
     except av.FFmpegError as error:
-        raise UserError(f"{name}: cannot be decoded after frame {report.decoded - 1}: {error.strerror}") from None
+        after = f"after frame {report.decoded - 1}"
+        if isinstance(error, av.error.ExitError):  # PyAV's timeout
+            raise UserError(f"{name}: nothing came for {_SILENCE:g} seconds {after}") from None
+        raise UserError(f"{name}: cannot be decoded {after}: {error.strerror}") from None
     return report
 
 
@@ -148,18 +153,23 @@ def open_address(url: str) -> Source:
     """A video at a URL. All protocols but http, https and file count as live, such as rtsp.
 
     Raises:
-        UserError: if there is no answer within ten seconds, or it is not a video.
+        UserError: if there is no answer within ten seconds, or it is not a video. From ``frames``: nothing came for ten
+            seconds, or it cannot be decoded.
     """
     options = {"rtsp_transport": "tcp"} if url.startswith("rtsp") else {}
+    live = url.partition("://")[0].lower() not in ("http", "https", "file")
     try:
-        container = open_container(url, url=True, timeout=10.0, options=options)
+        container = open_container(url, url=True, timeout=_SILENCE, options=options)
         rate = known_rate(video_stream(container, url).average_rate)
+    except av.error.ExitError:
+        raise UserError(f"{url}: cannot be opened: no video came for {_SILENCE:g} seconds") from None
     except (av.FFmpegError, OSError) as error:
         raise UserError(f"{url}: cannot be opened: {error.strerror or error}") from None
 
     def frames() -> Iterator[Frame]:
         with container:
-            yield from _decode(container, url, rate, 0)
+            report = yield from _decode(container, url, rate, 0)
+        if live:  # FFmpeg does not tell the end of a stream from a connection that was broken off
+            logger.warning("%s: the stream ended, or the connection was lost, after %d frames", url, report.decoded)
 
-    live = url.partition("://")[0].lower() not in ("http", "https", "file")
     return Source(os.path.basename(url.partition("?")[0]) or url, frames(), None, rate, live=live)

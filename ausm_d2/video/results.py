@@ -75,6 +75,7 @@ class ResultFolder:
         self.path = Path(os.path.abspath(path))
         self.scratch = self.path / _PROGRESS
         self._made = [each for each in (self.path, *self.path.parents) if not os.path.lexists(each)]
+        self.can_resume = False  # the video that is being written can be read again from its beginning
         self._outputs: list[Output] = []
         self._journal: Journal | None = None
         self._pending: int | None = None  # frames of a saved state that is not in use yet
@@ -129,7 +130,7 @@ class ResultFolder:
                     _remove(entry)
             with atomic_write(self.scratch / "run.json") as path:
                 path.write_text(json.dumps({"key": key, "settings": settings}), encoding="utf-8")
-        self._fresh = False
+        self._fresh, self.can_resume = False, settings["input"] is not None
         self._journal = Journal(self.scratch / "frames.jsonl", done.frames if done else 0)
         makers = [STREAMED[name] for name in names if name in STREAMED]
         self._outputs = [make(self.path, self.scratch, info, done) for make in makers]

@@ -24,9 +24,12 @@ from ausm_d2.stopping import StopRequest
 from ausm_d2.streaming.ahead import EncodedFrame
 from ausm_d2.streaming.predictor import VideoPredictor
 from ausm_d2.streaming.session import Session
+from ausm_d2.video import files
+from ausm_d2.video.inputs import open_source
 from ausm_d2.video.results import ResultFolder
 from tests.tiny import write_tiny_config
 from tests.video.clips import SIZE, damaged, half, pictures, write_clip, write_folder
+from tests.video.rtsp_server import RtspServer
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +111,23 @@ def test_after_a_bad_frame_the_results_of_earlier_frames_are_complete(
     assert data["complete"] is False and 0 < len(data["video"]["times"]) < 20
     earlier = ResultFolder(tmp_path / "out").earlier()
     assert earlier is not None and earlier.frames == len(data["video"]["times"])
+
+
+def test_when_a_network_camera_is_lost_the_results_of_the_frames_before_are_complete(
+    predictor: VideoPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_SILENCE", 0.7)
+    shown = [picture[:48, :64] for picture in pictures(12)]
+    with RtspServer(shown, 25, at_end="reset") as server:
+        summary = run(predictor, server.address, tmp_path / "gone", save=["overlay"])
+    lost = pytest.raises(UserError, match=r"nothing came for .*; the \d+ frames before are in '.*silent'$")
+    with RtspServer(shown, 25, at_end="silence") as server, lost:
+        run(predictor, server.address, tmp_path / "silent", save=["overlay"])
+    assert summary.complete and tracks(tmp_path / "gone")["complete"] and not tracks(tmp_path / "silent")["complete"]
+    for name in ("gone", "silent"):
+        times = tracks(tmp_path / name)["video"]["times"]
+        assert times and times == sorted(times), "of the frames that the model had time for"
+        assert len(list(open_source(tmp_path / name / "overlay.mp4"))) >= len(times)
 
 
 def test_after_a_full_disk_the_results_of_earlier_frames_are_complete(

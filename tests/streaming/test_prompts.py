@@ -142,6 +142,21 @@ def test_a_coarse_prompt_is_refined_by_showing_the_frame_again(predictor: VideoP
     assert_same(session.step(frames[1]), given.step(frames[1]))
 
 
+def test_clicks_on_a_frame_do_not_encode_it_again(predictor: VideoPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded, encode = [], predictor.model.encode
+    monkeypatch.setattr(predictor.model, "encode", lambda images: encoded.append(1) or encode(images))
+    frames = noise(2)
+    session = predictor.start(frames[0], {7: Box(10, 10, 30, 30)})
+    session.add(7, Points([(20, 20)]))
+    assert len(encoded) == 1
+    session.step(frames[1])
+    session.add(7, Points([(12, 12)], [0]))
+    assert len(encoded) == 2
+    session.back_to(session.keyframe())  # which holds the frame, not its features
+    session.add(7, Points([(20, 20)]))
+    assert len(encoded) == 3
+
+
 # ------------------------------------------------------------------------------------------------------------ sessions
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from ausm_d2.errors import UserError
 from ausm_d2.training.solver import build_optimizer
 from tests.tiny import tiny_cfg, tiny_model
 
@@ -41,6 +42,26 @@ def test_frozen_parameters_are_in_no_group() -> None:
     groups = build_optimizer(tiny_cfg(*opts), model).param_groups
     trained = {id(parameter) for group in groups for parameter in group["params"]}
     assert trained == {id(p) for name, p in model.named_parameters() if ".backbone." not in name}
+
+
+def test_parts_of_the_model_have_rates_of_their_own_and_zero_freezes() -> None:
+    cfg, model = tiny_cfg(), tiny_model()
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.BACKBONE_MULTIPLIER = 1e-4, 0.1
+    cfg.SOLVER.MULTIPLIERS = [["pixel_decoder.class_embed.", 20], ["pixel_decoder.", 0.5], ["compressor.", 0]]
+    rates = {id(p): group["lr"] for group in build_optimizer(cfg, model).param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (not name.startswith("compressor.")) == (id(parameter) in rates), name
+        expected = 2e-3 if ".class_embed." in name else 5e-5 if name.startswith("pixel_decoder.") else 1e-4
+        expected = 1e-5 if ".backbone." in name else expected
+        assert rates.get(id(parameter), expected) == pytest.approx(expected), name
+
+
+@pytest.mark.parametrize("entry", ["compressor.", ["compressor.", -1], ["compressor."], ["compresor.", 1]])
+def test_rates_of_parts_that_do_not_exist_are_refused(entry: object) -> None:
+    cfg, model = tiny_cfg(), tiny_model()
+    cfg.SOLVER.MULTIPLIERS = [entry]
+    with pytest.raises(UserError, match=r"SOLVER\.MULTIPLIERS: .*compres"):
+        build_optimizer(cfg, model)
 
 
 def test_the_gradient_of_the_whole_model_is_clipped_before_a_step() -> None:

@@ -19,11 +19,13 @@ import pytest
 from PIL import Image
 
 from ausm_d2.errors import UserError
+from ausm_d2.video import files
 from ausm_d2.video.container import Contents
 from ausm_d2.video.files import RawFormat, open_pipe, read_video
 from ausm_d2.video.frame import Source, known_rate
 from ausm_d2.video.inputs import open_source
 from tests.video.clips import SIZE, damaged, half, pictures, turn, write_clip, write_folder
+from tests.video.rtsp_server import RtspServer
 
 
 def close(found: np.ndarray, expected: np.ndarray) -> bool:
@@ -196,6 +198,37 @@ def test_y4m_raw_frames_and_files_come_through_a_pipe(tmp_path: Path) -> None:
 def test_a_pipe_without_a_video_is_refused() -> None:
     with pytest.raises(UserError, match=r"standard input: no video that can be read .*; expected Y4M"):
         open_pipe(io.BytesIO(b"hello" * 100))
+
+
+# ------------------------------------------------------------------------------------------------------ network cameras
+
+
+def even(count: int) -> list[np.ndarray]:
+    """Pictures whose sides are even, as H.264 wants them."""
+    return [picture[:48, :64] for picture in pictures(count)]
+
+
+@pytest.mark.parametrize("at_end", ["close", "reset"])
+def test_a_network_camera_is_read_until_it_goes(at_end: str, caplog: pytest.LogCaptureFixture) -> None:
+    with RtspServer(even(9), 25, at_end=at_end) as server:
+        source = open_source(server.address)
+        assert source.live and source.fps == 25 and source.count is None and source.key is None
+        _, images, times = read(source)
+    assert len(images) == 9 and times == [round(t / 25, 3) for t in range(9)]
+    assert all(close(found, expected) for found, expected in zip(images, even(9), strict=True))
+    assert "the stream ended, or the connection was lost, after 9 frames" in caplog.text
+
+
+def test_a_network_camera_that_falls_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_SILENCE", 0.7)
+    found = []
+    lost = pytest.raises(UserError, match=r"/clip: nothing came for 0\.7 seconds after frame \d+$")
+    with RtspServer(even(12), 25, at_end="silence") as server, lost:
+        found.extend(open_source(server.address))
+    assert len(found) >= 9
+    never = pytest.raises(UserError, match=r"/clip: cannot be opened: no video came for 0\.7 seconds$")
+    with RtspServer([], 25, at_end="silence") as server, never:
+        open_source(server.address)
 
 
 # ------------------------------------------------------------------------------------------------------------- mistakes
