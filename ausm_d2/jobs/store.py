@@ -47,6 +47,8 @@ class ResultStore:
             return Row(**json.loads(self._fs.cat_file(f"{self._root}/{name}/{MARKER}")))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except (ValueError, TypeError):  # its writer was killed in the middle of it
+            return None
 
     def commit(self, row: Row, folder: Path) -> Row:
         """Commit a result.

@@ -32,10 +32,13 @@ def test_a_result_is_there_once_and_complete(kind: str, tmp_path: Path) -> None:
     assert fs.cat_file(f"{root}/sub/a.mp4/tracks.json") == b"x"
 
 
-def test_a_result_without_its_marker_is_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("marker", [None, "", '{"video": "a", "sta', "3"])
+def test_a_result_without_its_whole_marker_is_replaced(tmp_path: Path, marker: str | None) -> None:
     store = ResultStore(str(tmp_path / "out"))
     store.commit(Row("a", "done"), result(tmp_path / "one"))
     (tmp_path / "out" / "a" / MARKER).unlink()
+    if marker is not None:
+        (tmp_path / "out" / "a" / MARKER).write_text(marker)
     (tmp_path / "out" / "a" / "of an attempt").touch()
     (tmp_path / "out" / ".attempts" / "1f").mkdir(parents=True, exist_ok=True)
     assert store.committed("a") is None

@@ -6,6 +6,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +21,8 @@ from tools.batch_ray import start_ray, track_on_ray, videos_below
 
 
 class StandIn:
-    """``b`` kills its actor the first time, ``c`` is a bad file; every call leaves a trace."""
+    """``b`` kills its actor the first time, ``c`` is a bad file, ``z`` takes long the first time; every call leaves a
+    trace."""
 
     def __init__(self, traces: Path) -> None:
         self._traces = traces
@@ -31,6 +35,8 @@ class StandIn:
             (folder / "tracks.json").write_text(path)
             if name == "b" and number == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if name == "z" and number == 0:
+                time.sleep(60)
             return Row(name, "failed", error="bad") if name == "c" else Row(name, "done", 3, 1)
 
         return work
@@ -60,6 +66,34 @@ def test_every_video_has_one_result_whatever_is_killed(local_ray: None, tmp_path
     done = {name: videos[name] for name in "ab"}
     track_on_ray(done, str(out), StandIn(traces), workers=1, cpus=1, gpus=0, retries=1)
     assert len(list(traces.iterdir())) == 4  # nothing is done twice
+
+
+def test_after_a_killed_driver_the_same_command_does_what_is_left(local_ray: None, tmp_path: Path) -> None:
+    import ray
+
+    traces, out = tmp_path / "traces", tmp_path / "out"
+    traces.mkdir()
+    videos = {name: f"/videos/{name}" for name in "ayz"}
+    code = "import sys\nfrom pathlib import Path\nfrom tests.tools.test_batch_ray import StandIn\n"
+    code += "from tools.batch_ray import start_ray, track_on_ray\nstart_ray(sys.argv[1])\n"
+    code += f"track_on_ray({videos}, sys.argv[2], StandIn(Path(sys.argv[3])), workers=1, cpus=1, gpus=0, retries=1)"
+    address = ray.get_runtime_context().gcs_address
+    driver = subprocess.Popen([sys.executable, "-c", code, address, str(out), str(traces)])
+    try:
+        end = time.monotonic() + 120
+        while not (traces / "z0").exists() and driver.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert sorted(path.parent.name for path in out.rglob(MARKER)) == ["a", "y"], "z was at work"
+    before = {name: (out / name / MARKER).stat().st_mtime_ns for name in "ay"}
+    report = track_on_ray(videos, str(out), StandIn(traces), workers=1, cpus=1, gpus=0, retries=1)
+    assert {name: row.status for name, row in report.rows.items()} == dict.fromkeys("ayz", "done")
+    assert sorted(path.parent.name for path in out.rglob(MARKER)) == ["a", "y", "z"]
+    assert before == {name: (out / name / MARKER).stat().st_mtime_ns for name in "ay"}, "not done again"
+    assert sorted(path.name for path in traces.iterdir()) == ["a0", "y0", "z0", "z1"]
+    assert not (out / ".attempts").exists() or not any((out / ".attempts").iterdir())
 
 
 def test_videos_are_those_of_ausm_track(tmp_path: Path) -> None:
