@@ -4,10 +4,12 @@
 # make gpu: the tests that need a GPU, and the figures that docs/benchmarks.md misses, into output/gpu/.
 # make demo VIDEO=path [PROMPT=mask.png] runs on a video of your own.
 # make docs: the API page, from the docstrings, into output/docs/.
+# EXTRAS=dev: which of setup.py's extras are installed. Ray, half a gigabyte, is not, so that its tests say that it is missing.
 # JOBS=4: processes that make test runs the tests in; ARGS: further arguments of pytest.
 
 PYTHON ?= python3
 JOBS ?= 2
+EXTRAS ?= app,completion,demo,dev,export,supervision
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -62,7 +64,7 @@ $(READY): setup.py constraints.txt tools/install_detectron2.py
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; expected Python 3.11 or newer (make PYTHON=/path/to/python3.11 ...)" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "error: $(PYTHON) is Python %d.%d, expected 3.11 or newer (make PYTHON=/path/to/python3.11 ...)" % sys.version_info[:2])'
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --progress-bar off -e '.[app,completion,demo,dev,supervision]'
+	$(BIN)/python -m pip install --progress-bar off -e '.[$(EXTRAS)]'
 	$(BIN)/python tools/install_detectron2.py
 	$(BIN)/python -m pip check
 	@$(BIN)/python -c 'import cv2' || { echo "error: OpenCV misses a system library (above); on Debian or Ubuntu: apt-get install libgl1 libglib2.0-0" >&2; exit 1; }
