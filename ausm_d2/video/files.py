@@ -78,11 +78,10 @@ def _decode(
     try:
         for frame in container.decode(stream):
             report.marked += frame.is_corrupt
+            time = before + 1 / float(fps)  # of a frame without one, such as the first of a network camera
             if frame.time is not None:
-                start = frame.time if start is None else start
+                start = frame.time - time if start is None else start
                 time = max(frame.time - start, 0.0)
-            else:
-                time = before + 1 / float(fps)
             before = time
             index, report.decoded = report.decoded, report.decoded + 1
             if index >= first:
