@@ -87,7 +87,7 @@ def _decode(
             if index >= first:
                 yield Frame(f"{index:05d}", upright(frame), time)
     except av.FFmpegError as error:
-        after = f"after frame {report.decoded - 1}"
+        after = f"after frame {report.decoded - 1}" if report.decoded else "before the first frame"
         if isinstance(error, av.error.ExitError):  # PyAV's timeout
             raise UserError(f"{name}: nothing came for {_SILENCE:g} seconds {after}") from None
         raise UserError(f"{name}: cannot be decoded {after}: {error.strerror}") from None

@@ -226,9 +226,9 @@ def test_a_network_camera_that_falls_silent(monkeypatch: pytest.MonkeyPatch) -> 
     with RtspServer(even(12), 25, at_end="silence") as server, lost:
         found.extend(open_source(server.address))
     assert len(found) >= 9
-    never = pytest.raises(UserError, match=r"/clip: cannot be opened: no video came for 0\.7 seconds$")
+    never = pytest.raises(UserError, match=r"/clip: nothing came for 0\.7 seconds before the first frame$")
     with RtspServer([], 25, at_end="silence") as server, never:
-        open_source(server.address)
+        list(open_source(server.address))
 
 
 # ------------------------------------------------------------------------------------------------------------- mistakes
