@@ -18,8 +18,7 @@ from ausm_d2.io import atomic_write
 logger = logging.getLogger(__name__)
 
 LABEL_SET = "own"  # of the user's classes
-# Data sets: TRAIN as single frames, CLIPS the same as clips, GIVEN without classes and prompted, HELD to score.
-TRAIN, CLIPS, GIVEN, HELD = "own_train", "own_clips", "own_given", "own_val"
+TRAIN, CLIPS, HELD = "own_train", "own_clips", "own_val"  # data sets: single frames, the same as clips, to score on
 _SHOWN = 10  # problems that are listed
 
 

@@ -19,9 +19,8 @@ from yacs.config import CfgNode as Values
 from ausm_d2.checkpoint.convert import convert
 from ausm_d2.checkpoint.reading import read_checkpoint, weights_to_use
 from ausm_d2.config import PRETRAINED, class_names, load_config
-from ausm_d2.data.catalog.base import OBJECT_LABEL_SET
 from ausm_d2.errors import UserError
-from ausm_d2.finetune.labels import CLIPS, GIVEN, HELD, LABEL_SET, TRAIN, Labels
+from ausm_d2.finetune.labels import CLIPS, HELD, LABEL_SET, TRAIN, Labels
 from ausm_d2.io import atomic_write
 from ausm_d2.meta_arch import AUSM
 
@@ -29,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 START, MODEL, RECIPE, CONFIG = "start.pth", "model.pth", "train.yaml", "config.yaml"
 _HEADS = "pixel_decoder.class_embed."
-_FRAMES = [1, 3, 3]  # of the clips of TRAIN, CLIPS and GIVEN
+_FRAMES = [1, 3]  # of the clips of TRAIN and CLIPS
 
 
 def base_config(name: str) -> CfgNode:
@@ -57,7 +56,6 @@ def recipe(base: str, labels: Labels, folder: Path, opts: Sequence[str], seed: i
     """
     sets = base_config(base).MODEL.AUSM.LABEL_SETS
     kept = [list(entry) for entry in sets if entry[0] != LABEL_SET]
-    data_sets = _data_sets(labels, [name for name, _ in kept])
     keys: dict[str, Any] = {
         "_BASE_": PRETRAINED.get(base) or (str(Path(base).expanduser().resolve()) if Path(base).is_file() else base),
         "MODEL": {
@@ -70,15 +68,15 @@ def recipe(base: str, labels: Labels, folder: Path, opts: Sequence[str], seed: i
         },
         "MODEL_EMA": {"ENABLED": True, "DECAY": 0.98},
         "INPUT": {
-            "SAMPLING_FRAME_NUMS": _FRAMES[: len(data_sets["TRAIN"])],
-            "DRAWN_PROMPTS": 0.3,
+            "SAMPLING_FRAME_NUMS": _FRAMES,
+            "DRAWN_PROMPTS": 0.0,
             "PSEUDO": {"COPY_PASTE": 0.3},
         },
-        "DATASETS": data_sets,
+        "DATASETS": _data_sets(labels),
         "SOLVER": {
             "IMS_PER_BATCH": 8,
-            "BASE_LR": 0.00005,
-            "MULTIPLIERS": [[f"{_HEADS}{LABEL_SET}.", 60.0], ["pixel_decoder.", 1.0], ["", 0.0]],
+            "BASE_LR": 0.003,
+            "MULTIPLIERS": [[f"{_HEADS}{LABEL_SET}.", 1.0], ["", 0.0]],  # a few images spoil more than the classifier
             "LR_SCHEDULER_NAME": "WarmupCosineLR",
             "WARMUP_ITERS": 10,
             "MAX_ITER": 0,
@@ -103,20 +101,15 @@ def recipe(base: str, labels: Labels, folder: Path, opts: Sequence[str], seed: i
     return keys
 
 
-def _data_sets(labels: Labels, other_sets: Sequence[str]) -> dict[str, Any]:
+def _data_sets(labels: Labels) -> dict[str, Any]:
     """The keys of ``DATASETS``."""
     exhaustive = [True] if labels.style == "COCO_STYLE" else []
     entries = [[TRAIN, "./labels/train.json", str(labels.train.root), LABEL_SET, *exhaustive]]
     entries.append([CLIPS, *entries[0][1:]])
-    names, ratio = [TRAIN, CLIPS], [6.0, 1.0]
-    if labels.style == "COCO_STYLE" and OBJECT_LABEL_SET in other_sets:
-        # The same objects as prompts, without classes, so that tracking from a box or a click stays confident.
-        entries.append([GIVEN, "./labels/train.json", str(labels.train.root), OBJECT_LABEL_SET, False])
-        names, ratio = [*names, GIVEN], [*ratio, 1.0]
     if labels.held is not None:
         entries.append([HELD, "./labels/val.json", str(labels.held.root), LABEL_SET, *exhaustive])
     held = [HELD] if labels.held is not None else []
-    return {labels.style: entries, "TRAIN": names, "DATASET_RATIO": ratio, "TEST": held}
+    return {labels.style: entries, "TRAIN": [TRAIN, CLIPS], "DATASET_RATIO": [6.0, 1.0], "TEST": held}
 
 
 def write_config(path: Path, keys: Mapping[str, Any], *lines: str) -> None:
