@@ -69,6 +69,7 @@ def test_upload_click_run_correct_rename_and_download(page: Page, address: str, 
     expect(page.locator("#place")).to_contain_text(f"0 / {FRAMES - 1}")
     expect(page.locator("#run")).to_be_disabled()
     picture = page.locator("#picture")
+    expect(picture).to_be_visible()
     box = picture.bounding_box()
     assert box is not None and box["width"] > 350  # on a phone too
     before = looks(page)
