@@ -177,7 +177,7 @@ def _add_input_keys(cfg: CfgNode) -> None:
 
     # Relative sampling weight of each data set of DATASETS.TRAIN; empty: its number of videos.
     cfg.DATASETS.DATASET_RATIO = []
-    # Data sets of DATASETS.TRAIN that are not used, with their DATASET_RATIO and SAMPLING_FRAME_RANGES.
+    # Data sets of DATASETS.TRAIN that are not used, with their DATASET_RATIO, SAMPLING_FRAME_RANGES and _NUMS.
     cfg.DATASETS.LEAVE_OUT = []
     # [[data set, label set], ...]: overrides the data set's own label set (docs/deviations.md, 5).
     cfg.DATASETS.LABEL_SETS = []

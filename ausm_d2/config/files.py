@@ -57,21 +57,35 @@ def load_config(config_file: str, opts: Sequence[Any] = (), overlays: Sequence[s
     return cfg
 
 
+_PER_DATA_SET = (  # keys with one number per data set of DATASETS.TRAIN, or none
+    ("DATASETS", "DATASET_RATIO"),
+    ("INPUT", "SAMPLING_FRAME_RANGES"),
+    ("INPUT", "SAMPLING_FRAME_NUMS"),
+)
+
+
 def _leave_out(cfg: CfgNode) -> None:
     """Remove the data sets of DATASETS.LEAVE_OUT from DATASETS.TRAIN, with their ratios and ranges."""
     names = list(cfg.DATASETS.TRAIN)
     kept = [i for i, name in enumerate(names) if name not in cfg.DATASETS.LEAVE_OUT]
     if len(kept) == len(names):
         return
-    for key, section, name in (
-        ("DATASETS.DATASET_RATIO", cfg.DATASETS, "DATASET_RATIO"),
-        ("INPUT.SAMPLING_FRAME_RANGES", cfg.INPUT, "SAMPLING_FRAME_RANGES"),
-    ):
-        values = list(section[name])
+    for section, key in _PER_DATA_SET:
+        values = list(cfg[section][key])
         if values and len(values) != len(names):
-            raise UserError(f"{key}: {len(values)} numbers for the {len(names)} data sets of DATASETS.TRAIN")
-        section[name] = [values[i] for i in kept] if values else []
+            raise UserError(f"{section}.{key}: {len(values)} numbers for the {len(names)} data sets of DATASETS.TRAIN")
+        cfg[section][key] = [values[i] for i in kept] if values else []
     cfg.DATASETS.TRAIN = tuple(names[i] for i in kept)
+
+
+def with_data_set(cfg: CfgNode, name: str) -> CfgNode:
+    """A copy of a config whose training data are one data set, with the settings that hold for all."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TRAIN = (name,)
+    for section, key in _PER_DATA_SET:
+        cfg[section][key] = []
+    return cfg
 
 
 def pretrained_config(name: str, opts: Sequence[Any] = ()) -> CfgNode:

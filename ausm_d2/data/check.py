@@ -23,7 +23,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
-from ausm_d2.config import add_ausm_config, load_config
+from ausm_d2.config import add_ausm_config, load_config, with_data_set
 from ausm_d2.data.build import get_records, get_training_records
 from ausm_d2.data.catalog import register_from_config
 from ausm_d2.data.mapper import ClipMapper
@@ -157,10 +157,7 @@ def report(name: str, found: Findings) -> str:
 
 def contact_sheet(cfg: CfgNode, name: str, num_clips: int = 6, seed: int = 0) -> np.ndarray:
     """Training clips of a data set with masks overlaid, one clip per row: uint8 (height, width, 3), RGB."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.DATASETS.TRAIN = (name,)
-    cfg.INPUT.SAMPLING_FRAME_NUMS = cfg.INPUT.SAMPLING_FRAME_RANGES = []
+    cfg = with_data_set(cfg, name)
     mapper, records = ClipMapper(cfg), get_training_records(cfg, name)
     rows = []
     for draw in MixtureSampler([len(records)], [1.0], seed):

@@ -17,6 +17,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ausm_d2.config import with_data_set
 from ausm_d2.data.build import get_records
 from ausm_d2.data.catalog.base import IMAGE_TOPK, OBJECT_CLASSES, OBJECT_LABEL_SET, class_metadata
 from ausm_d2.data.items import TrainingClip
@@ -85,9 +86,8 @@ def as_clips(name: str, cfg: CfgNode, count: int, *, back: bool = False, seed: i
 
 
 def _clips(name: str, cfg: CfgNode, count: int, back: bool, seed: int) -> list[VideoRecord]:
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.DATASETS.TRAIN, cfg.INPUT.SAMPLING_FRAME_RANGES, cfg.INPUT.SAMPLING_FRAME_NUM = (name,), [], _CLIP_FRAMES
+    cfg = with_data_set(cfg, name)
+    cfg.INPUT.SAMPLING_FRAME_NUM = _CLIP_FRAMES
     cfg.INPUT.PSEUDO.COPY_PASTE, cfg.INPUT.DRAWN_PROMPTS = 0.0, 0.0
     cfg.INPUT.MAX_INSTANCES = cfg.MODEL.AUSM.NUM_ID
     mapper, records = ClipMapper(cfg), get_records(name)

@@ -47,11 +47,13 @@ def test_files_are_merged_as_detectron2_merges_them(path: Path) -> None:
 
 
 def test_data_sets_that_are_left_out_go_with_their_ratio_and_range(tmp_path: Path) -> None:
-    keys = "DATASETS: {TRAIN: [a, b, c], DATASET_RATIO: [1.0, 2.0, 3.0]}\nINPUT: {SAMPLING_FRAME_RANGES: [4, 5, 6]}\n"
+    keys = "DATASETS: {TRAIN: [a, b, c], DATASET_RATIO: [1.0, 2.0, 3.0]}\n"
+    keys += "INPUT: {SAMPLING_FRAME_RANGES: [4, 5, 6], SAMPLING_FRAME_NUMS: [1, 2, 3]}\n"
     (tmp_path / "three.yaml").write_text(keys)
     cfg = load_config(str(tmp_path / "three.yaml"), ["DATASETS.LEAVE_OUT", ["b", "z"]])
     assert list(cfg.DATASETS.TRAIN) == ["a", "c"]
     assert (cfg.DATASETS.DATASET_RATIO, cfg.INPUT.SAMPLING_FRAME_RANGES) == ([1.0, 3.0], [4, 6])
+    assert cfg.INPUT.SAMPLING_FRAME_NUMS == [1, 3]
     (tmp_path / "again.yaml").write_text(cfg.dump())  # as OUTPUT_DIR/config.yaml
     again = load_config(str(tmp_path / "again.yaml"))
     assert list(again.DATASETS.TRAIN) == ["a", "c"] and again.DATASETS.DATASET_RATIO == [1.0, 3.0]
