@@ -60,7 +60,7 @@ class Library:
             Refused: the file does not exist, is outside the folder, is too large, or does not have a video's suffix.
         """
         root = self._limits.folder
-        if root is None or not name or "\0" in name:
+        if root is None or "\0" in name:
             raise Refused(404, f"'{name}' is not in the folder")
         path = root / name
         if any(part.startswith(".") for part in Path(name).parts) or not _inside(path, root):

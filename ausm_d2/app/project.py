@@ -145,12 +145,10 @@ class Project:
         Raises:
             UserError: the click cannot be used; nothing has changed.
         """
-        self.check_frame(frame)
         return self._give(frame, object_id, point(x, y, label, (self.clip.height, self.clip.width)))
 
     def drag(self, frame: int, object_id: int | None, corners: Any) -> dict[str, Any]:
         """A box around an object; see :meth:`click`."""
-        self.check_frame(frame)
         return self._give(frame, object_id, box(corners, (self.clip.height, self.clip.width)))
 
     def _give(self, frame: int, object_id: int | None, given: Given) -> dict[str, Any]:

@@ -109,7 +109,6 @@ def _routes(sessions: Sessions, library: Library, limits: Limits, key: str | Non
 
     async def upload(project: Project, request: Request) -> Response:
         name = request.query_params.get("name", "")
-        library.check_name(name)
         with project.incoming() as folder:
             try:
                 path = await library.upload(name, request.headers.get("content-length"), request.stream(), folder)

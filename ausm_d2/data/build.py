@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
@@ -164,8 +165,10 @@ def check_train_config(cfg: CfgNode, processes: int) -> None:
     if clips < 1 or clips % processes:
         raise UserError(f"SOLVER.IMS_PER_BATCH: {clips} found; a multiple of {processes}, the processes, expected")
     for key in ("BASE_LR", "MAX_ITER"):
-        if cfg.SOLVER[key] < 0:
+        if not 0 <= cfg.SOLVER[key] < math.inf:
             raise UserError(f"SOLVER.{key}: {cfg.SOLVER[key]} found; 0 or more expected")
+    if cfg.DATALOADER.NUM_WORKERS < 0:
+        raise UserError(f"DATALOADER.NUM_WORKERS: {cfg.DATALOADER.NUM_WORKERS} found; 0 or more expected")
     if cfg.SOLVER.NON_FINITE not in ("stop", "skip"):
         raise UserError(f"SOLVER.NON_FINITE: '{cfg.SOLVER.NON_FINITE}' found; stop or skip expected")
     names, ratios = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.DATASET_RATIO)

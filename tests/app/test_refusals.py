@@ -47,7 +47,8 @@ def project(tmp_path: Path) -> Project:
     [
         (lambda: point(5, 60, 1, SIZE), "a click at 5, 60 is outside of the frame of 70x50 pixels"),
         (lambda: point(5, -1, 1, SIZE), "a click at 5, -1 is outside"),
-        (lambda: point(5, 6, True, SIZE), "label True, expected 1"),
+        (lambda: point(5, 6, True, SIZE), r"label True, expected 1 \(on the object\) or 0 \(where it is not\)"),
+        (lambda: point(5, 6, 7, SIZE), r"label 7, expected 1 \(on the object\) or 0 \(where it is not\)"),
         (lambda: box("1234", SIZE), "a box is left, top, right, bottom"),
         (lambda: box([5, 5, 6, 40], SIZE), "the box holds nothing of the frame"),
         (lambda: box([5, 5, 40, 6], SIZE), "the box holds nothing of the frame"),
@@ -56,6 +57,11 @@ def project(tmp_path: Path) -> Project:
 def test_clicks_and_boxes_that_cannot_be_used(call: Callable[[], object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_a_video_that_is_refused_goes_by_the_name_that_the_user_gave_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^'my\.mp4': 3 frames, at most 2 are taken \(--max-frames\)$"):
+        Clip(write_clip(tmp_path / "a.mp4", 3), "my.mp4", max_frames=2)
 
 
 def test_clicks_and_objects_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -227,7 +227,12 @@ def test_a_video_of_one_frame_and_one_of_too_many(page: Page, serve: Callable[..
         ("box", {"frame": 0, "box": [80, 60, 90, 70]}, "holds nothing of the frame"),
         ("box", {"frame": 0, "box": [1, 2]}, "left, top, right, bottom"),
         ("box", {"frame": 0, "box": [1, 2, 3, None]}, "expected numbers"),
+        ("box", {"frame": 99, "box": [1, 2, 30, 40]}, "frames 0 to 5"),
         ("undo", {"frame": 0, "object": 1}, "no click on object 1"),
+        ("undo", {"frame": 99, "object": 1}, "frame 99: the video has frames 0 to 5"),
+        ("find", {"frame": 99, "on": True}, "frames 0 to 5"),
+        ("object", {"object": 3, "hidden": True}, "no object 3"),
+        ("object", {"object": 3, "removed": True}, "no object 3"),
         ("find", {"frame": 0, "on": "yes"}, "expected true or false"),
         ("object", {"object": 3, "name": "a"}, "no object 3"),
         ("download", {"output": "gif"}, "no output 'gif'"),
@@ -250,7 +255,8 @@ def test_requests_that_are_no_json_or_come_before_a_video(page: Page) -> None:
     assert error(page.get("frames/0"), 409) == "no video is open"
     assert error(page.post("click", frame=0, x=1, y=1), 409) == "no video is open"
     page.open()
-    assert page.get("frames/6").status_code == 400 and page.get("frames/x").status_code == 404
+    assert error(page.get("frames/6"), 400) == "frame 6: the video has frames 0 to 5"
+    assert page.get("frames/x").status_code == 404
 
 
 def test_sessions_do_not_see_each_other_and_their_tokens_cannot_be_guessed(page: Page) -> None:

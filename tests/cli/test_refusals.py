@@ -92,6 +92,8 @@ def test_packages_of_the_export_that_are_missing(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=r"onnx is not installed; pip install 'ausm_d2\[export\]'"):
         graph.require_packages()
+    with pytest.raises(UserError, match="onnx is not installed"):  # before anything is loaded
+        main(["export", "-o", "a.onnx", "--config", "nothing"])
     with pytest.raises(UserError, match="onnxruntime is not installed; pip install onnxruntime"):
         runner.OnnxStream(Path("a.onnx"))
 

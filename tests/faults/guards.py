@@ -38,7 +38,7 @@ ROOMS = ("ausm_d2", "tools", "demo", "datasets", "train_net.py")
 CHECKS = re.compile(r"_?(check|require|refuse|reject|validate|ensure|forbid|verify|problem|mismatch|unmatched)(_|$)")
 WARNINGS = re.compile(r"_?(warn|warning|warn_once)$")
 FOLDER, REMOVED = "AUSM_GUARDS", "AUSM_GUARDS_REMOVED"  # environment variables: they reach child processes
-TRIES, SECONDS = 60, 120.0  # tests of one guard, and their time, before it counts as not found out
+TRIES, SECONDS = 25, 40.0  # tests of one guard, and their time, before it counts as not found out
 
 
 # --------------------------------------------------------------------------------------------- changing the code
@@ -297,18 +297,20 @@ class Remove:
             self.neighbours[item.nodeid.split("::")[0]].append(item)
         for guard, names in self.plan.items():
             began, red, tried = time.monotonic(), "", 0
-            for name in [name for name in names if name in items][:TRIES]:
+            for name in [name for name in names if name in items and self.passes.get(name, True)][:TRIES]:
                 if time.monotonic() - began > SECONDS:
                     break
-                if not self.passes.setdefault(name, self._run(items[name], False)):
-                    continue  # it fails when it runs again, without any change
                 tried += 1
                 os.environ[REMOVED] = guard
                 try:
                     passes = self._run(items[name], guard in self.in_fixture)
                 finally:
                     del os.environ[REMOVED]
-                if not passes:
+                if passes:
+                    continue
+                if name not in self.passes:  # a test that fails when it runs again says nothing
+                    self.passes[name] = self._run(items[name], guard in self.in_fixture)
+                if self.passes[name]:
                     red = name
                     break
             with open(self.folder / "removed.jsonl", "a", encoding="utf-8") as file:
