@@ -129,6 +129,10 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> None:
 
 
 def _run(args: argparse.Namespace, cfg: CfgNode) -> None:
+    try:
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"OUTPUT_DIR: '{cfg.OUTPUT_DIR}' cannot be written: {error.strerror}") from None
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="ausm_d2", abbrev_name="ausm")
     if args.eval_only:

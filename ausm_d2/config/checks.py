@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 from detectron2.config import CfgNode
 
 from ausm_d2.config.label_sets import label_sets
@@ -57,5 +59,19 @@ def check_model_config(cfg: CfgNode) -> None:
     strides = list(ausm.PIXEL_DECODER.MEMORY_STRIDES)
     if not strides or not set(strides) <= {8, 16, 32}:
         raise UserError(f"MODEL.AUSM.PIXEL_DECODER.MEMORY_STRIDES: {strides}, expected some of 8, 16, 32")
+    check_pixels(cfg)
     if cfg.INPUT.FORMAT != "RGB":
         raise UserError(f"INPUT.FORMAT: '{cfg.INPUT.FORMAT}', expected RGB")
+
+
+def check_pixels(cfg: CfgNode) -> None:
+    """Check by what pixels are divided, and what is subtracted from them.
+
+    Raises:
+        UserError: if they are not three finite numbers, or the divisors are not above 0.
+    """
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        values = list(cfg.MODEL[key])
+        if len(values) != 3 or not all(map(math.isfinite, values)) or (key == "PIXEL_STD" and min(values) <= 0):
+            above = " above 0" if key == "PIXEL_STD" else ""
+            raise UserError(f"MODEL.{key}: {values}, expected three finite numbers{above}: red, green, blue")

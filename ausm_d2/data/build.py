@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 from ausm_d2.allocator import keep_freed_memory
+from ausm_d2.config.checks import check_pixels
 from ausm_d2.data.catalog import register_from_config
 from ausm_d2.data.catalog.base import DEFAULT_TOPK, chosen_label_sets
 from ausm_d2.data.items import TestVideo, TrainingClip
@@ -155,6 +156,9 @@ def get_training_records(cfg: CfgNode, name: str) -> list[VideoRecord]:
     return records
 
 
+_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")  # Detectron2's
+
+
 def check_train_config(cfg: CfgNode, processes: int) -> None:
     """Check the training keys of a config for a number of processes, without reading data.
 
@@ -164,11 +168,18 @@ def check_train_config(cfg: CfgNode, processes: int) -> None:
     clips = cfg.SOLVER.IMS_PER_BATCH
     if clips < 1 or clips % processes:
         raise UserError(f"SOLVER.IMS_PER_BATCH: {clips} found; a multiple of {processes}, the processes, expected")
-    for key in ("BASE_LR", "MAX_ITER"):
+    for key in ("BASE_LR", "MAX_ITER", "WARMUP_ITERS"):
         if not 0 <= cfg.SOLVER[key] < math.inf:
             raise UserError(f"SOLVER.{key}: {cfg.SOLVER[key]} found; 0 or more expected")
     if cfg.DATALOADER.NUM_WORKERS < 0:
         raise UserError(f"DATALOADER.NUM_WORKERS: {cfg.DATALOADER.NUM_WORKERS} found; 0 or more expected")
+    if cfg.SOLVER.CHECKPOINT_PERIOD < 1:
+        raise UserError(f"SOLVER.CHECKPOINT_PERIOD: {cfg.SOLVER.CHECKPOINT_PERIOD} found; 1 or more expected")
+    if list(cfg.SOLVER.STEPS) != sorted(cfg.SOLVER.STEPS):
+        raise UserError(f"SOLVER.STEPS: {list(cfg.SOLVER.STEPS)} found; ascending iterations expected")
+    scheduler = cfg.SOLVER.LR_SCHEDULER_NAME
+    if scheduler not in _SCHEDULERS:
+        raise UserError(f"SOLVER.LR_SCHEDULER_NAME: '{scheduler}' found; one of {', '.join(_SCHEDULERS)} expected")
     if cfg.SOLVER.NON_FINITE not in ("stop", "skip"):
         raise UserError(f"SOLVER.NON_FINITE: '{cfg.SOLVER.NON_FINITE}' found; stop or skip expected")
     names, ratios = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.DATASET_RATIO)
@@ -178,6 +189,7 @@ def check_train_config(cfg: CfgNode, processes: int) -> None:
         raise UserError(
             f"DATASETS.DATASET_RATIO: {ratios} found; expected one number from 0 on for each of {names}, not all 0"
         )
+    check_pixels(cfg)
     ClipMapper(cfg)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from ausm_d2 import launch
 from ausm_d2.checkpoint import reading
 from ausm_d2.config.checks import check_model_config
 from ausm_d2.config.label_sets import label_sets
@@ -31,7 +33,7 @@ def _cfg(*opts: Any, of: Callable[[Any], object] = check_model_config) -> Callab
     return lambda: of(tiny_cfg(*opts))
 
 
-def _training(key: str, value: float) -> Callable[[], object]:
+def _training(key: str, value: Any) -> Callable[[], object]:
     def call() -> object:
         cfg = tiny_cfg(key, value)
         cfg.DATASETS.TRAIN = ("synthvis_train",)
@@ -58,6 +60,13 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "an infinite learning rate": (_training("SOLVER.BASE_LR", float("inf")), r"SOLVER\.BASE_LR: inf found"),
     "batches of no clip": (_training("SOLVER.IMS_PER_BATCH", 0), r"SOLVER\.IMS_PER_BATCH: 0 found; a multiple of 1"),
     "workers below 0": (_training("DATALOADER.NUM_WORKERS", -1), r"DATALOADER\.NUM_WORKERS: -1 found; 0 or more"),
+    "a warm-up below 0": (_training("SOLVER.WARMUP_ITERS", -1), r"SOLVER\.WARMUP_ITERS: -1 found; 0 or more"),
+    "checkpoints never": (_training("SOLVER.CHECKPOINT_PERIOD", 0), r"SOLVER\.CHECKPOINT_PERIOD: 0 found; 1 or more"),
+    "steps that do not ascend": (_training("SOLVER.STEPS", (5, 3)), r"SOLVER\.STEPS: \[5, 3\] found; ascending"),
+    "another scheduler": (_training("SOLVER.LR_SCHEDULER_NAME", "Nope"), r"LR_SCHEDULER_NAME: 'Nope' found; one of W"),
+    "one mean": (_training("MODEL.PIXEL_MEAN", [1.0]), r"MODEL\.PIXEL_MEAN: \[1\.0\], expected three finite numbers"),
+    "a mean that is none": (_cfg("MODEL.PIXEL_MEAN", [1.0, float("inf"), 1.0]), r"PIXEL_MEAN: \[1\.0, inf, 1\.0\]"),
+    "divided by 0": (_cfg("MODEL.PIXEL_STD", [1.0, 0.0, 1.0]), r"PIXEL_STD: .*, expected three finite numbers above 0"),
     "sizes by another rule": (lambda: ResizeShortestEdge([1, 2], 9, "any"), r"cannot draw a size by 'any' from \[1, 2"),
     "a range of three sizes": (lambda: ResizeShortestEdge([1, 2, 3], 9, "range"), r"by 'range' from \[1, 2, 3\]"),
     "no size": (lambda: ResizeShortestEdge([], 9), r"by 'choice' from \[\]"),
@@ -85,6 +94,12 @@ def test_each_condition_alone_is_refused(name: str) -> None:
     call, message = CASES[name]
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_an_output_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="OUTPUT_DIR: '.*file/out' cannot be written: Not a directory"):
+        launch._run(Namespace(eval_only=False), tiny_cfg("OUTPUT_DIR", str(tmp_path / "file" / "out")))
 
 
 @pytest.mark.parametrize("entry", ["ab", ["a"], ["a", 1], ["a", "b", "c"]])
