@@ -352,7 +352,7 @@ def main() -> int:
         return int(pytest.main(["-q", "-p", "no:cacheprovider", *(args.tests or ["tests"])], [Reach(args.folder)]))
     plugin = Remove(args.folder, args.only)
     files = sorted({test.split("::")[0] for test in plugin.wanted})
-    return int(pytest.main(["-q", "-p", "no:cacheprovider", *files], [plugin])) if files else 0
+    return int(pytest.main(["-q", "-s", "-p", "no:cacheprovider", *files], [plugin])) if files else 0
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def test_each_condition_alone_is_refused(name: str) -> None:
 
 def test_an_output_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="OUTPUT_DIR: '.*file/out' cannot be written: Not a directory"):
+    with pytest.raises(UserError, match=r"OUTPUT_DIR: '.*file/out' cannot be written: Not a directory"):
         launch._run(Namespace(eval_only=False), tiny_cfg("OUTPUT_DIR", str(tmp_path / "file" / "out")))
 
 
