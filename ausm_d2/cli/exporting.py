@@ -14,6 +14,7 @@ from ausm_d2.cli.progress import show_warnings
 from ausm_d2.errors import UserError
 from ausm_d2.export.check import LEAST, compare
 from ausm_d2.export.graph import export_step, require_packages
+from ausm_d2.io import require_room
 from ausm_d2.jobs.prompt_file import read_prompts
 from ausm_d2.streaming.predictor import VideoPredictor
 from ausm_d2.video.inputs import open_source, with_first
@@ -35,6 +36,7 @@ def run(options: argparse.Namespace) -> int:
     predictor = VideoPredictor(config(options.config, changes))
     label_set = options.label_set or predictor.label_set
     height, width = options.size
+    require_room(Path(options.output).absolute().parent)
     export_step(predictor, options.size, label_set, Path(options.output))
     size = Path(options.output).stat().st_size / 1e6
     print(f"{options.output}: {size:.1f} MB, for frames of {width}x{height} pixels, label set '{label_set}'")

@@ -87,6 +87,22 @@ def test_a_comparison_with_pytorch_that_does_not_fit_or_differs(
         exporting._check(_Predictor(), label_set, _options(**options))  # type: ignore[arg-type]
 
 
+def test_an_export_to_where_nothing_can_be_written_is_refused_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def work(*_: Any) -> None:
+        raise AssertionError
+
+    (tmp_path / "file").touch()
+    for name, value in (("require_packages", lambda: None), ("config", lambda *_: None), ("export_step", work)):
+        monkeypatch.setattr(exporting, name, value)
+    monkeypatch.setattr(exporting, "VideoPredictor", lambda _: _Predictor)
+    options = _options(check=None, output=str(tmp_path / "file" / "a.onnx"), opts=[], weights=None, config="x")
+    options.label_set = None
+    with pytest.raises(UserError, match="file: cannot be written to: "):
+        exporting.run(options)
+
+
 def test_packages_of_the_export_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("onnx", "onnxruntime", "onnxscript"):
         monkeypatch.setitem(sys.modules, name, None)

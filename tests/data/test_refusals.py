@@ -86,10 +86,12 @@ def _record(**fields: Any) -> VideoRecord:
     return VideoRecord(1, "v", *SIZE, frames, masks=ListedMasks({1: [square(0), None]}), **fields)
 
 
+def _found(**fields: Any) -> list[str]:
+    return check_video(_record(**fields)).problems
+
+
 def test_the_check_names_frames_too_many_and_objects_given_where_they_are_not() -> None:
-    with collect_problems() as problems:
-        check_video(_record(labelled=[True] * 3))
-        check_video(_record(prompt_frames={1: 1}))
+    problems = [text for each in ({"labelled": [True] * 3}, {"prompt_frames": {1: 1}}) for text in _found(**each)]
     assert "video v: 3 frames are described, but the video has 2" in problems
     assert "video v: object 1 has no mask in frame 1, where it is given" in problems
 
@@ -152,7 +154,7 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         read_yaml(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written: Not a directory"), atomic_folder(tmp_path / "file" / "a"):
+    with pytest.raises(UserError, match="cannot be written: File exists"), atomic_folder(tmp_path / "file" / "a"):
         pass
     (tmp_path / "a.pth").write_text("no checkpoint")
     with pytest.raises(UserError, match=r"a\.pth: not a file of torch\.save, or damaged \(BadZipFile\)"):
