@@ -130,7 +130,7 @@ class ResultFolder:
                     _remove(entry)
             with atomic_write(self.scratch / "run.json") as path:
                 path.write_text(json.dumps({"key": key, "settings": settings}), encoding="utf-8")
-        self._fresh, self.can_resume = False, settings["input"] is not None
+        self._fresh, self.can_resume = False, settings.get("input") is not None
         self._journal = Journal(self.scratch / "frames.jsonl", done.frames if done else 0)
         makers = [STREAMED[name] for name in names if name in STREAMED]
         self._outputs = [make(self.path, self.scratch, info, done) for make in makers]
