@@ -143,8 +143,14 @@ def test_a_coarse_prompt_is_refined_by_showing_the_frame_again(predictor: VideoP
 
 
 def test_clicks_on_a_frame_do_not_encode_it_again(predictor: VideoPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded, encode = [], predictor.model.encode
-    monkeypatch.setattr(predictor.model, "encode", lambda images: encoded.append(1) or encode(images))
+    encoded: list[torch.Tensor] = []
+    encode = predictor.model.encode
+
+    def counted(images: torch.Tensor) -> Any:
+        encoded.append(images)
+        return encode(images)
+
+    monkeypatch.setattr(predictor.model, "encode", counted)
     frames = noise(2)
     session = predictor.start(frames[0], {7: Box(10, 10, 30, 30)})
     session.add(7, Points([(20, 20)]))

@@ -126,7 +126,7 @@ def main() -> None:
 
     def frames() -> Iterator[np.ndarray]:
         with av.open(args.video) as container:
-            for frame in container.decode(video=0):
+            for frame in container.decode(container.streams.video[0]):
                 yield frame.to_ndarray(format="bgr24")
 
     with av.open(args.video) as container:

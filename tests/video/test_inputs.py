@@ -221,7 +221,7 @@ def test_a_network_camera_is_read_until_it_goes(at_end: str, caplog: pytest.LogC
 
 def test_a_network_camera_that_falls_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_SILENCE", 0.7)
-    found = []
+    found: list[Any] = []
     lost = pytest.raises(UserError, match=r"/clip: nothing came for 0\.7 seconds after frame \d+$")
     with RtspServer(even(12), 25, at_end="silence") as server, lost:
         found.extend(open_source(server.address))
