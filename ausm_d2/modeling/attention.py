@@ -11,11 +11,11 @@ Shape shorthand:
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ausm_d2.kernels.attention import attend
 from ausm_d2.kernels.choice import KernelLayer
+from ausm_d2.kernels.linear import linear
 
 
 class Attention(KernelLayer):
@@ -75,18 +75,19 @@ class Attention(KernelLayer):
             (BT, Q, D).
         """
         dim = self.in_proj_weight.shape[1]
-        weight, bias = self.in_proj_weight, self.in_proj_bias
+        weight, bias, kernels = self.in_proj_weight, self.in_proj_bias, self.kernels
         if query is key:
-            q, k = F.linear(query, weight[: 2 * dim], bias[: 2 * dim]).chunk(2, dim=-1)
+            q, k = linear(query, weight[: 2 * dim], bias[: 2 * dim], kernels=kernels).chunk(2, dim=-1)
         else:
-            q = F.linear(query, weight[:dim], bias[:dim])
-            k = F.linear(key, weight[dim : 2 * dim], bias[dim : 2 * dim])
-        v = F.linear(value, weight[2 * dim :], bias[2 * dim :])
-        out = attend(self._heads(q), self._heads(k), self._heads(v), mask=mask, kernels=self.kernels)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+            q = linear(query, weight[:dim], bias[:dim], kernels=kernels)
+            k = linear(key, weight[dim : 2 * dim], bias[dim : 2 * dim], kernels=kernels)
+        v = linear(value, weight[2 * dim :], bias[2 * dim :], kernels=kernels)
+        out = attend(self._heads(q), self._heads(k), self._heads(v), mask=mask, kernels=kernels)
+        out = out.transpose(1, 2).flatten(2)
+        return linear(out, self.out_proj.weight, self.out_proj.bias, kernels=kernels)
 
 
-class FeedForward(nn.Module):
+class FeedForward(KernelLayer):
     """Two linear layers with a ReLU between them, as in the Transformer layers of Mask2Former."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
@@ -98,4 +99,5 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.linear2(F.relu(self.linear1(x), inplace=True))
+        x = linear(x, self.linear1.weight, self.linear1.bias, low=0.0, kernels=self.kernels)
+        return linear(x, self.linear2.weight, self.linear2.bias, kernels=self.kernels)

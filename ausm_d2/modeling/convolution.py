@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ausm_d2.kernels.group_norm import group_norm
+from ausm_d2.kernels.linear import linear
 from ausm_d2.kernels.winograd import conv3x3
 
 
@@ -29,20 +30,20 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: Any, *, relu: bool = False, kern
     """
     if not _in_rows(x):
         x = x.contiguous()  # PyTorch's group norm computes the variance less accurately on channels-last input
-    y = conv3x3(x, conv.weight, kernels=kernels) if conv.kernel_size == (3, 3) else convolve(x, conv)
+    y = conv3x3(x, conv.weight, kernels=kernels) if conv.kernel_size == (3, 3) else convolve(x, conv, kernels=kernels)
     if _in_rows(y):
         return group_norm(y, norm.num_groups, norm.weight, norm.bias, norm.eps, relu=relu, kernels=kernels)
     y = norm(y.contiguous())
     return F.relu(y) if relu else y
 
 
-def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
+def convolve(x: Tensor, conv: nn.Conv2d, *, kernels: str = "auto") -> Tensor:
     """A 1 x 1 convolution: (BT, C, h, w) -> (BT, C', h, w)."""
     if not _in_rows(x):
         return F.conv2d(x, conv.weight, conv.bias)
     # One matrix product, without a copy before or after it.
     x = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
-    return F.linear(x, conv.weight[:, :, 0, 0], conv.bias).permute(0, 3, 1, 2)
+    return linear(x, conv.weight[:, :, 0, 0], conv.bias, kernels=kernels).permute(0, 3, 1, 2)
 
 
 def _in_rows(x: Tensor) -> bool:

@@ -26,6 +26,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from ausm_d2.kernels.choice import KernelLayer
 from ausm_d2.kernels.depthwise import depthwise_conv
+from ausm_d2.kernels.linear import LINEAR, LinearCall
 
 _FROZEN = (FrozenBatchNormAct2d, FrozenBatchNorm2d)
 # Activations that are a clamp, which convolutions can do: its limits, and oneDNN's name and arguments for it.
@@ -173,6 +174,12 @@ class FoldedConv2d(KernelLayer, nn.Conv2d):
                 return depthwise_conv(
                     x, folding.planes, bias, stride=stride, padding=padding, low=low, high=high, kernels=self.kernels
                 )
+            if self._is_pointwise():
+                rows = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+                call = LinearCall(rows, weight[:, :, 0, 0], bias, low, high)
+                product = LINEAR.choose(call, self.kernels)
+                if product is not LINEAR.reference:  # oneDNN's convolution is faster than that
+                    return product(call)[0].permute(0, 3, 1, 2)
             x, around = self._padded(x)
             geometry = around, self.stride, self.dilation, self.groups
             packed = self._packed_for(x, folding)
@@ -226,6 +233,10 @@ class FoldedConv2d(KernelLayer, nn.Conv2d):
         weight = (self.weight * scale[:, None, None, None]).to(self.weight.dtype)
         weight, bias = weight.contiguous(memory_format=torch.channels_last), bias.to(self.weight.dtype)
         return _Folding(key, weight, bias, weight[:, 0].permute(1, 2, 0).contiguous() if self._is_depthwise() else None)
+
+    def _is_pointwise(self) -> bool:
+        one = self.kernel_size == self.stride == (1, 1) and self.groups == 1
+        return one and (isinstance(self, FoldedConv2dSame) or self.padding in ((0, 0), "valid", "same"))
 
     def _is_depthwise(self) -> bool:
         one = self.kernel_size[0] == self.kernel_size[1] and self.stride[0] == self.stride[1]

@@ -17,11 +17,11 @@ import math
 from typing import Literal, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ausm_d2.kernels.choice import KernelLayer
 from ausm_d2.kernels.conv import causal_conv
+from ausm_d2.kernels.linear import linear
 from ausm_d2.kernels.scan import selective_scan
 
 
@@ -113,15 +113,15 @@ class Mamba(KernelLayer):
         Returns:
             (BP, T, D), and the state after the last frame.
         """
-        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u, z = linear(x, self.in_proj.weight, kernels=self.kernels).chunk(2, dim=-1)
         # Copies where the state is stored in another dtype.
         conv_state, ssm_state = (None, None) if state is None else (state.conv.to(u.dtype), state.ssm.float())
         weight, bias = self.conv1d.weight[:, 0], cast(Tensor, self.conv1d.bias)
         u, conv_state = causal_conv(u, weight, bias, conv_state, inplace=inplace, kernels=self.kernels)
-        dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dt, B, C = linear(u, self.x_proj.weight, kernels=self.kernels).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         y, ssm_state = selective_scan(
             u,
-            F.linear(dt, self.dt_proj.weight),
+            linear(dt, self.dt_proj.weight, kernels=self.kernels),
             -torch.exp(self.A_log.float()),
             B,
             C,
@@ -138,7 +138,7 @@ class Mamba(KernelLayer):
             after = SSMState(*(old if old is new else old.copy_(new) for old, new in zip(state, after, strict=True)))
         elif state is not None:
             after = SSMState(*(new.to(old.dtype) for old, new in zip(state, after, strict=True)))
-        return self.out_proj(y), after
+        return linear(y, self.out_proj.weight, kernels=self.kernels), after
 
     def step(self, x: Tensor, state: SSMState, *, inplace: bool) -> tuple[Tensor, SSMState]:
         """:meth:`forward` for one frame: (BP, D) -> (BP, D) and the state after it."""

@@ -1,5 +1,6 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The 3 x 3 convolution by Winograd's F(4 x 4, 3 x 3): transforms in C++ (winograd.cpp), products by PyTorch.
+"""The 3 x 3 convolution by Winograd's F(4 x 4, 3 x 3): transforms in C++ (winograd.cpp), products by PyTorch, or without
+gradients by linear.cpp where that is faster.
 
 Shape shorthand:
     BT: frames; C, C': channels before and after
@@ -19,6 +20,8 @@ from torch import Tensor
 from ausm_d2.kernels import cpp
 from ausm_d2.kernels.cached_tensors import cache_tensors
 from ausm_d2.kernels.choice import Kernel
+from ausm_d2.kernels.linear import cpu as linear
+from ausm_d2.kernels.packed import PackedWeights
 from ausm_d2.kernels.structs import address, fields
 from ausm_d2.kernels.winograd.call import Conv3x3Call
 
@@ -62,7 +65,10 @@ class CpuWinograd(Kernel[Conv3x3Call]):
         )
 
     def run(self, call: Conv3x3Call) -> tuple[Tensor]:
-        return (_Winograd.apply(call.x, call.weight),)
+        if call.learns() or not linear.is_faster():
+            return (_Winograd.apply(call.x, call.weight),)
+        products = linear.multiply(_to_tiles("gather", call.x), _packed_factors(call.weight), len(call.weight))
+        return (_finish(products, call.x),)
 
 
 def _tiles(side: int) -> int:
@@ -114,6 +120,9 @@ def _factors(weight: Tensor) -> Tensor:
     outputs, inputs = weight.shape[:2]
     factors = _kernel_transform(weight.dtype) @ weight.reshape(-1, 9).T
     return factors.view(36, outputs, inputs).transpose(1, 2)
+
+
+_packed_factors = PackedWeights(lambda weight: linear.pack(_factors(weight).transpose(1, 2)))
 
 
 class _Winograd(torch.autograd.Function):
