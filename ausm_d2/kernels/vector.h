@@ -49,6 +49,11 @@ inline void store(BFloat16* p, Vec v) {
   std::memcpy(p, &h, sizeof h);
 }
 
+inline Vec clamp(Vec v, Vec low, Vec high) {
+  v = v < low ? low : v;
+  return v > high ? high : v;
+}
+
 inline float sum(Vec v) {
   float total = 0;
   for (int i = 0; i < L; ++i) total += v[i];

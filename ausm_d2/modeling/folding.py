@@ -137,7 +137,7 @@ class _Folded(nn.Module):
         return x
 
 
-class _Folding(NamedTuple):
+class Folding(NamedTuple):
     """Folded weights, and what they were made of."""
 
     key: tuple[Any, ...]
@@ -154,7 +154,7 @@ class FoldedConv2d(KernelLayer, nn.Conv2d):
     """
 
     _norm: tuple[nn.Module]
-    _cached: _Folding | None
+    _cached: Folding | None
     _packed: tuple[tuple[Any, ...], Tensor] | None  # the weights in oneDNN's own layout, for inputs of one shape
 
     def __getstate__(self) -> dict[str, Any]:
@@ -163,18 +163,18 @@ class FoldedConv2d(KernelLayer, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(BT, C, h, w) -> (BT, C', h', w')."""
-        folding = self._folding()
+        folding = self.folding()
         weight, bias = folding.weight, folding.bias
         activation = getattr(self._norm[0], "act", None) or nn.Identity()
         recorded = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
         if not recorded and type(activation) in _FUSED and _fuses(x, weight):
             (low, high), name, numbers = _FUSED[type(activation)]
             if folding.planes is not None:
-                padding, stride = self._sides(x), self.stride[0]
+                padding, stride = self.sides(x), self.stride[0]
                 return depthwise_conv(
                     x, folding.planes, bias, stride=stride, padding=padding, low=low, high=high, kernels=self.kernels
                 )
-            if self._is_pointwise():
+            if self.is_pointwise():
                 rows = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
                 call = LinearCall(rows, weight[:, :, 0, 0], bias, low, high)
                 product = LINEAR.choose(call, self.kernels)
@@ -190,12 +190,12 @@ class FoldedConv2d(KernelLayer, nn.Conv2d):
     def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         return x, cast(tuple[int, int], self.padding)
 
-    def _sides(self, x: Tensor) -> tuple[int, int, int, int]:
+    def sides(self, x: Tensor) -> tuple[int, int, int, int]:
         """Padding at the left, right, top and bottom."""
         vertical, horizontal = cast(tuple[int, int], self.padding)
         return horizontal, horizontal, vertical, vertical
 
-    def _packed_for(self, x: Tensor, folding: _Folding) -> Tensor:
+    def _packed_for(self, x: Tensor, folding: Folding) -> Tensor:
         """The weights as oneDNN wants them for inputs of this shape; otherwise it converts them in every call."""
         if not folding.key:
             return folding.weight
@@ -209,7 +209,8 @@ class FoldedConv2d(KernelLayer, nn.Conv2d):
             self._packed = kept = key, packed  # another thread may replace it at any time
         return kept[1]
 
-    def _folding(self) -> _Folding:
+    def folding(self) -> Folding:
+        """The folded weights, cached where their gradients are not recorded."""
         if torch.is_grad_enabled() and self.weight.requires_grad:
             return self._fold(())
         norm = self._norm[0]
@@ -224,7 +225,7 @@ class FoldedConv2d(KernelLayer, nn.Conv2d):
                 self._cached = cached = self._fold(key)
         return cached
 
-    def _fold(self, key: tuple[Any, ...]) -> _Folding:
+    def _fold(self, key: tuple[Any, ...]) -> Folding:
         norm: Any = self._norm[0]
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         bias = norm.bias - norm.running_mean * scale
@@ -232,9 +233,15 @@ class FoldedConv2d(KernelLayer, nn.Conv2d):
             bias = bias + self.bias * scale
         weight = (self.weight * scale[:, None, None, None]).to(self.weight.dtype)
         weight, bias = weight.contiguous(memory_format=torch.channels_last), bias.to(self.weight.dtype)
-        return _Folding(key, weight, bias, weight[:, 0].permute(1, 2, 0).contiguous() if self._is_depthwise() else None)
+        return Folding(key, weight, bias, weight[:, 0].permute(1, 2, 0).contiguous() if self._is_depthwise() else None)
 
-    def _is_pointwise(self) -> bool:
+    def limits(self) -> tuple[float, float] | None:
+        """Limits of the activation, if it is a clamp."""
+        activation = type(getattr(self._norm[0], "act", None) or nn.Identity())
+        return _FUSED[activation][0] if activation in _FUSED else None
+
+    def is_pointwise(self) -> bool:
+        """Whether this is a linear layer at every pixel."""
         one = self.kernel_size == self.stride == (1, 1) and self.groups == 1
         return one and (isinstance(self, FoldedConv2dSame) or self.padding in ((0, 0), "valid", "same"))
 
@@ -251,7 +258,7 @@ class FoldedConv2dSame(FoldedConv2d):
     def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         return pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation)), (0, 0)
 
-    def _sides(self, x: Tensor) -> tuple[int, int, int, int]:
+    def sides(self, x: Tensor) -> tuple[int, int, int, int]:
         sums = [get_same_padding(x.shape[-i], self.kernel_size[-i], self.stride[-i], 1) for i in (1, 2)]
         (left, right), (top, bottom) = ((each // 2, each - each // 2) for each in sums)
         return left, right, top, bottom

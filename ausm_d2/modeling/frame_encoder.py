@@ -184,7 +184,8 @@ class DeformablePixelDecoder(KernelLayer):
             # Channels last, like G_t, which is added to them, and because resizing is fastest then. Not in training:
             # gradients would arrive in a layout that the group norm does not have.
             fused = fused.contiguous(memory_format=torch.channels_last)
-        return FrameFeatures(x=levels[-1], mask_features=convolve(fused, self.mask_features, kernels=self.kernels), multi_scale=levels)
+        mask_features = convolve(fused, self.mask_features, kernels=self.kernels)
+        return FrameFeatures(x=levels[-1], mask_features=mask_features, multi_scale=levels)
 
 
 class FrameEncoder(nn.Module):

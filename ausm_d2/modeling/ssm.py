@@ -118,7 +118,8 @@ class Mamba(KernelLayer):
         conv_state, ssm_state = (None, None) if state is None else (state.conv.to(u.dtype), state.ssm.float())
         weight, bias = self.conv1d.weight[:, 0], cast(Tensor, self.conv1d.bias)
         u, conv_state = causal_conv(u, weight, bias, conv_state, inplace=inplace, kernels=self.kernels)
-        dt, B, C = linear(u, self.x_proj.weight, kernels=self.kernels).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        projected = linear(u, self.x_proj.weight, kernels=self.kernels)
+        dt, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         y, ssm_state = selective_scan(
             u,
             linear(dt, self.dt_proj.weight, kernels=self.kernels),

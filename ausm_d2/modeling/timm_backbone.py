@@ -53,6 +53,7 @@ class TimmBackbone(Backbone):
         from timm.layers import freeze_batch_norm_2d
 
         from ausm_d2.modeling.folding import find_pairs, fold_frozen_norms
+        from ausm_d2.modeling.inverted_residual import join_blocks
 
         super().__init__()
         unknown = sorted(set(out_features) - set(_STRIDES))
@@ -75,6 +76,7 @@ class TimmBackbone(Backbone):
             with torch.device("meta"):
                 probe = timm.create_model(name, features_only=True, out_indices=indices, in_chans=in_channels)
                 fold_frozen_norms(net, find_pairs(probe, torch.zeros(1, in_channels, 64, 64)))
+            join_blocks(net)
         if freeze_at:
             if f"res{freeze_at}" not in out_features:
                 raise UserError(

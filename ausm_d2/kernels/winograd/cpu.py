@@ -1,6 +1,6 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The 3 x 3 convolution by Winograd's F(4 x 4, 3 x 3): transforms in C++ (winograd.cpp), products by PyTorch, or without
-gradients by linear.cpp where that is faster.
+"""The 3 x 3 convolution by Winograd's F(4 x 4, 3 x 3): transforms in C++ (winograd.cpp), products by PyTorch. Without
+gradients the products are those of linear.cpp, where that is faster.
 
 Shape shorthand:
     BT: frames; C, C': channels before and after
