@@ -37,7 +37,10 @@ def _compiled() -> None:
 def test_linear(shape: tuple[int, int, int], limits: tuple[float, float], bias: bool) -> None:
     rows, inputs, outputs = shape
     call = LinearCall(
-        torch.randn(2, rows, inputs), torch.randn(outputs, inputs), torch.randn(outputs) if bias else None, *limits
+        torch.randn(2, rows, inputs),
+        torch.randn(outputs, inputs) / inputs**0.5,
+        torch.randn(outputs) if bias else None,
+        *limits,
     )
     wide = call._replace(x=call.x.double(), weight=call.weight.double(), bias=call.bias.double() if bias else None)
     close(LINEAR.kernels[0].run(call)[0], LINEAR.reference(wide)[0])
