@@ -1,11 +1,12 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 # make demo | test | lint | types: each sets up .venv first where that has not been done (6 GB; minutes, once).
 # PYTHON=/path/to/python3.11 chooses the Python that .venv is made with.
-# make gpu: the tests that need a GPU, and the figures that docs/benchmarks.md misses, into output/gpu/.
+# make gpu: the tests that need a GPU, the figures that docs/benchmarks.md misses, and a training, into output/gpu/ (tools/gpu.py).
+#   In an environment of your own, without .venv: python -m tools.gpu.
 # make demo VIDEO=path [PROMPT=mask.png] runs on a video of your own.
 # make docs: the API page, from the docstrings, into output/docs/.
 # EXTRAS=dev: which of setup.py's extras are installed. Ray, half a gigabyte, is not, so that its tests say that it is missing.
-# JOBS=4: processes that make test runs the tests in; ARGS: further arguments of pytest.
+# JOBS=4: processes that make test runs the tests in; ARGS: further arguments of pytest or of tools.gpu.
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -39,23 +40,8 @@ API := ausm_d2 ausm_d2.config ausm_d2.errors ausm_d2.evaluation.vos ausm_d2.eval
 docs: $(READY)
 	$(BIN)/pdoc --docformat google --output-directory output/docs $(API)
 
-BENCHMARK := $(BIN)/python -m tools.benchmark
-STREAM := stream --device cuda --amp --cuda-graph --frames 0 --config-file configs/paper/stage3_long_swin_t.yaml
-REDUCED := --variants "" "MODEL.AUSM.SPATIAL_REDUCTION 2" "TEST.AUSM.STATE_DTYPE bfloat16"
-TRAIN := train --device cuda --amp --size 480 864 --frames 16 --config-file configs/paper/stage3_long_swin_b.yaml \
-	--variants iterative parallel "parallel, checkpointed" --memory
-
-# All of it is tried, whatever fails.
 gpu: $(READY)
-	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "error: torch finds no GPU")'
-	mkdir -p output/gpu
-	failed=; \
-	$(BIN)/python -m pytest tests/kernels tests/modeling tests/streaming tests/test_on_gpu.py || failed="$$failed tests"; \
-	$(BENCHMARK) ssm --device cuda --dtype bfloat16 --sequences 29184 --json output/gpu/ssm.json || failed="$$failed ssm"; \
-	$(BENCHMARK) $(STREAM) --size 1024 1820 $(REDUCED) --json output/gpu/stream_1024.json || failed="$$failed stream_1024"; \
-	$(BENCHMARK) $(STREAM) --size 360 640 --json output/gpu/stream_360.json || failed="$$failed stream_360"; \
-	$(BENCHMARK) $(TRAIN) --json output/gpu/train.json || failed="$$failed train"; \
-	test -z "$$failed" || { echo "error: failed:$$failed" >&2; exit 1; }
+	$(BIN)/python -m tools.gpu $(ARGS)
 
 # PIP_CONSTRAINT, not -c: it holds in the isolated builds of the source packages too.
 $(READY): export PIP_CONSTRAINT := constraints.txt

@@ -17,7 +17,7 @@ import torch
 
 from ausm_d2.errors import UserError, cli
 from ausm_d2.io import atomic_write
-from tools.benchmarks import app, attention, data, eval, measure, peers, quality, ssm, stream, train
+from tools.benchmarks import app, attention, data, eval, masks, measure, peers, quality, ssm, stream, train
 
 SUBJECTS = {
     "ssm": ssm,
@@ -26,6 +26,7 @@ SUBJECTS = {
     "stream": stream,
     "peers": peers,
     "quality": quality,
+    "masks": masks,
     "data": data,
     "eval": eval,
     "app": app,

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name, cfg in configs.items():
         register_from_config(cfg)
         predictor = VideoPredictor(cfg)
-        makers[name] = lambda predictor=predictor: _Ours(predictor)  # type: ignore[misc]
+        makers[name] = lambda predictor=predictor: Ours(predictor)  # type: ignore[misc]
     box = _box_tracker()[0]
     own: dict[str, tuple[str, Callable[[], Method]]] = {
         COPIED: (COPIED, _Copied),
@@ -124,7 +124,9 @@ def _measured(
     return times, scores
 
 
-class _Ours:
+class Ours:
+    """A model of this project."""
+
     def __init__(self, predictor: VideoPredictor) -> None:
         self._predictor = predictor
         self._session: Session | None = None
