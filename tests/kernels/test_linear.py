@@ -50,7 +50,7 @@ def test_linear(shape: tuple[int, int, int], limits: tuple[float, float], bias: 
 @torch.no_grad()
 def test_rows_of_a_larger_tensor_by_several_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    x, weight = torch.randn(300, 64)[:, :48], torch.randn(96, 48)
+    x, weight = torch.randn(300, 64)[:, :48], torch.randn(96, 48) / 7
     close(
         LINEAR.kernels[0].run(LinearCall(x, weight, None, -1.0, 1.0))[0], (x.double() @ weight.double().T).clamp(-1, 1)
     )
@@ -135,5 +135,5 @@ def test_inverted_residual_block(sizes: tuple[Any, ...], threads: int, monkeypat
     call = block(*sizes)._replace(sums=False) if sizes[-1] == (4, 4, 4, 4) else block(*sizes)
     wide = call._replace(**{n: each.double() for n, each in call._asdict().items() if isinstance(each, Tensor)})
     found = BLOCK.kernels[0].run(call)[0]
-    close(found, BLOCK.reference(wide)[0])
+    close(found, BLOCK.reference(wide)[0], 5e-6)
     assert found.is_contiguous(memory_format=torch.channels_last)
