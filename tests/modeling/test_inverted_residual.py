@@ -45,7 +45,7 @@ def test_joined_blocks_compute_what_their_layers_compute(monkeypatch: pytest.Mon
     x = torch.randn(3, 16, 13, 18).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         found, wanted = joined(x), net(x)
-    assert calls[-2:] == [3, 3] and all(type(each) is JoinedBlock for each in joined)
+    assert calls.count(3) == 2 and all(type(each) is JoinedBlock for each in joined)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         joined[1].conv_pwl.weight.mul_(2)
