@@ -50,10 +50,6 @@ class TimmBackbone(Backbone):
             UserError: if timm has no such model, or the model no such outputs.
         """
         import timm
-        from timm.layers import freeze_batch_norm_2d
-
-        from ausm_d2.modeling.folding import find_pairs, fold_frozen_norms
-        from ausm_d2.modeling.inverted_residual import join_blocks
 
         super().__init__()
         unknown = sorted(set(out_features) - set(_STRIDES))
@@ -72,11 +68,9 @@ class TimmBackbone(Backbone):
         indices = [last[_STRIDES[key]] for key in out_features]
         net: Any = timm.create_model(name, features_only=True, out_indices=indices, in_chans=in_channels)
         if freeze_norm:
-            net = freeze_batch_norm_2d(net)
             with torch.device("meta"):
                 probe = timm.create_model(name, features_only=True, out_indices=indices, in_chans=in_channels)
-                fold_frozen_norms(net, find_pairs(probe, torch.zeros(1, in_channels, 64, 64)))
-            join_blocks(net)
+            net = _freeze_norms(net, probe, torch.zeros(1, in_channels, 64, 64, device="meta"))
         if freeze_at:
             if f"res{freeze_at}" not in out_features:
                 raise UserError(
@@ -104,6 +98,19 @@ class TimmBackbone(Backbone):
         if self._channels_last:
             outputs = [output.permute(0, 3, 1, 2).contiguous() for output in outputs]
         return dict(zip(self._out_features, outputs, strict=True))
+
+
+def _freeze_norms(net: Any, probe: Any, example: Tensor) -> Any:
+    """The network with frozen batch norms, folded where that is possible. ``probe`` is the same on the meta device."""
+    from timm.layers import freeze_batch_norm_2d
+
+    from ausm_d2.modeling.folding import find_pairs, fold_frozen_norms
+    from ausm_d2.modeling.inverted_residual import join_blocks
+
+    net = freeze_batch_norm_2d(net)
+    fold_frozen_norms(net, find_pairs(probe, example))
+    join_blocks(net)
+    return net
 
 
 def _freeze(net: Any, index: int) -> None:

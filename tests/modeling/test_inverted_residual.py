@@ -22,7 +22,7 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, nn.Module, list[
     if BLOCK.kernels[0].unavailable() is not None or not is_faster():
         pytest.skip("the kernel is not used on this processor")
     torch.manual_seed(0)
-    common = {"act_layer": nn.ReLU6, "exp_ratio": 3.0}
+    common = {"act_layer": nn.ReLU6, "exp_ratio": 2.0}
     net = nn.Sequential(
         InvertedResidual(16, 24, 5, stride=2, pad_type="same", **common), InvertedResidual(24, 24, 3, **common)
     ).eval()
