@@ -101,6 +101,11 @@ def test_an_export_to_where_nothing_can_be_written_is_refused_before_the_work(
     options.label_set = None
     with pytest.raises(UserError, match="file: cannot be written to: "):
         exporting.run(options)
+    options.output, options.check = str(tmp_path / "a.onnx"), "a.mp4"
+    monkeypatch.setattr(exporting, "export_step", lambda *_: (tmp_path / "a.onnx").touch())
+    monkeypatch.setattr(exporting, "open_source", work)
+    with pytest.raises(UserError, match="--check: expected --label-set coco"):  # it is compared
+        exporting.run(argparse.Namespace(**{**vars(options), "label_set": "object"}))
 
 
 def test_packages_of_the_export_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +113,8 @@ def test_packages_of_the_export_that_are_missing(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=r"onnx is not installed; pip install 'ausm_d2\[export\]'"):
         graph.require_packages()
+    with pytest.raises(UserError, match="onnx is not installed"):
+        graph.export_step(None, (4, 6), "object", Path("a.onnx"))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="onnx is not installed"):  # before anything is loaded
         main(["export", "-o", "a.onnx", "--config", "nothing"])
     with pytest.raises(UserError, match="onnxruntime is not installed; pip install onnxruntime"):

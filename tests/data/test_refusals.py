@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,15 @@ def test_masklets_that_cannot_be_read(tmp_path: Path, field: str, value: Any, me
     path = write_json(tmp_path / "a_manual.json", {**masklets(), field: value})
     with pytest.raises(UserError, match=message):
         sav._read_masklets([path])
+
+
+def test_polygons_of_masklets_without_three_points_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = masklets()
+    data["masklet"][0][0] = [[1, 2, 3, 4]]
+    sav._read_masklets([write_json(tmp_path / "a_manual.json", data)])
+    assert "a_manual.json: left out 1 polygons without three points" in caplog.text
 
 
 def test_files_of_sav_that_match_nothing_or_twice_are_counted(tmp_path: Path) -> None:
@@ -171,6 +181,13 @@ def test_a_checkpoint_whose_parts_lie_in_one_another(tmp_path: Path) -> None:
     for read in (read_checkpoint, require_whole):
         with pytest.raises(UserError, match=r"a\.pth: refused, its contents are packed"):
             read(tmp_path / "a.pth")
+
+
+def test_random_weights_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpointer = AUSMCheckpointer(torch.nn.Linear(1, 1), str(tmp_path), complete=True)
+    checkpointer.logger = logging.getLogger("tests")
+    checkpointer.load("")
+    assert "MODEL.WEIGHTS is empty: the weights are random" in caplog.text
 
 
 def test_weights_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

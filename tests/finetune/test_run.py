@@ -166,6 +166,7 @@ def test_nothing_is_written_where_something_is_wrong(teach: Callable[..., int], 
     for out, options, message in (
         (tmp_path / "out", ["--classes", "fork"], "--classes"),
         (tmp_path / "out", ["--opts", "SOLVER.MAX_ITR", "3"], "MAX_ITR"),
+        (tmp_path / "out", ["--opts", "SOLVER.NON_FINITE", "maybe"], "NON_FINITE: 'maybe' found; stop or skip"),
         (tmp_path / "out", ["--opts", "MODEL.AUSM.HIDDEN_DIM", "64"], "do not fit the config"),
         (taught, [], "holds a training already; --resume goes on with it"),
         (taught.parent, [], "a new or empty folder expected"),
