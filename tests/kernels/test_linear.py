@@ -64,7 +64,7 @@ def test_products_of_several_groups_with_their_own_weights() -> None:
 
 def test_linear_is_left_to_pytorch_with_gradients_few_rows_or_another_dtype() -> None:
     kernel = LINEAR.kernels[0]
-    x, weight = torch.randn(100, 32), nn.Parameter(torch.randn(16, 32))
+    x, weight = torch.randn(600, 32), nn.Parameter(torch.randn(16, 32))
     with torch.no_grad():
         assert kernel.fits(LinearCall(x, weight, None, 0.0, 1.0)) == linear_cpu.is_faster()
         assert not kernel.fits(LinearCall(x[:10], weight, None, 0.0, 1.0))

@@ -21,7 +21,7 @@ from ausm_d2.kernels.structs import address, fields
 
 SOURCE = Path(__file__).with_name("linear.cpp")
 
-MIN_ROWS = 64  # with fewer, calling costs more than it saves
+MIN_ROWS = 512  # with fewer, as in ausm_nano, calling costs more than it saves
 MAX_CHANNELS = 2048  # with more, a panel of weights does not stay in the cache
 
 
