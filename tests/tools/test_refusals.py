@@ -108,7 +108,9 @@ def test_rules_of_tracks_need_an_unprompted_data_set(monkeypatch: pytest.MonkeyP
     cfg = SimpleNamespace(DATASETS=SimpleNamespace(TEST=("synthvis_val_vos",)))
     monkeypatch.setattr(rules, "common_config", lambda *_: cfg)
     with pytest.raises(UserError, match=r"DATASETS\.TEST: \['synthvis_val_vos'\]; only unprompted data sets"):
-        rules.run(Namespace(as_objects=False, videos=1))
+        rules.run(Namespace(as_objects=False, videos=1, clips=1))
+    with pytest.raises(UserError, match="--clips: 0, expected 1 or more"):
+        rules.run(Namespace(as_objects=False, videos=1, clips=0))
 
 
 def test_weights_of_two_kinds_name_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
