@@ -9,6 +9,8 @@ implementations. Nothing here imports the layers that use it.
 | attention (attention/) | PyTorch's fused attention | inference | with gradients, by name only | |
 | deformable attention (deformable/) | ``grid_sample`` | inference | with gradients | |
 | depthwise convolution (depthwise/) | padding, ``conv2d``, clamp | inference, float32 | | |
+| linear layer, 1 x 1 convolution, clamp (linear/) | ``linear``, ``clamp`` | inference, float32, AVX2 | | |
+| inverted residual block (inverted_residual/) | its three convolutions | inference, float32, AVX2 | | |
 | 3 x 3 convolution (winograd/) | ``conv2d`` | with gradients, float32 | | |
 | group norm, ReLU (group_norm/) | ``group_norm``, ``relu`` | inference, float32, channels last | | |
 
