@@ -49,9 +49,10 @@ class JoinedBlock(InvertedResidual):
             return None
         if torch.is_grad_enabled() and (x.requires_grad or any(conv.weight.requires_grad for conv in convs)):
             return None
-        limits = [conv.limits() for conv in convs]
-        if limits[0] is None or limits[0] != limits[1] or limits[2] != (-float("inf"), float("inf")):
+        first, second, last = (conv.limits() for conv in convs)
+        if first is None or first != second or last != (-float("inf"), float("inf")):
             return None
+        low, high = first
         if not convs[0].is_pointwise() or not convs[2].is_pointwise():
             return None
         expand, depthwise, project = (conv.folding() for conv in convs)
@@ -67,6 +68,7 @@ class JoinedBlock(InvertedResidual):
             project.bias,
             convs[1].stride[0],
             convs[1].sides(x),
-            *limits[0],
+            low,
+            high,
             bool(self.has_skip),
         )
