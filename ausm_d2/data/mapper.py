@@ -81,7 +81,8 @@ class ClipMapper:
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         names = cfg.DATASETS.TRAIN
-        lengths, ranges = (_by_data_set(cfg, f"SAMPLING_FRAME_{key}") for key in ("NUMS", "RANGES"))
+        lengths = _by_data_set(cfg, "SAMPLING_FRAME_NUMS")
+        ranges = _by_data_set(cfg, "SAMPLING_FRAME_RANGES")
         red, green, blue = (float(round(value)) for value in cfg.MODEL.PIXEL_MEAN)
         return {
             "samplers": {name: ClipSampler(cfg, *of_one) for name, *of_one in zip(names, lengths, ranges, strict=True)},
