@@ -17,11 +17,15 @@ from ausm_d2.kernels.linear.call import LinearCall
 from ausm_d2.kernels.linear.cpu import MIN_ROWS, CpuLinear
 
 
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, low: float, high: float) -> Tensor:
+    y = F.linear(x, weight, bias)
+    if high == math.inf:
+        return y if low == -math.inf else F.relu(y, inplace=True) if low == 0.0 else y.clamp(min=low)
+    return y.clamp(low, high)
+
+
 def _reference(call: LinearCall) -> tuple[Tensor]:
-    y = F.linear(call.x, call.weight, call.bias)
-    if (call.low, call.high) == (0.0, math.inf):
-        return (F.relu(y, inplace=True),)
-    return (y if (call.low, call.high) == (-math.inf, math.inf) else y.clamp(call.low, call.high),)
+    return (_plain(call.x, call.weight, call.bias, call.low, call.high),)
 
 
 LINEAR: Operation[LinearCall] = Operation("linear layer", _reference, [CpuLinear()])
@@ -47,7 +51,6 @@ def linear(
     Returns:
         (..., N).
     """
-    call = LinearCall(x, weight, bias, low, high)
-    few = x.numel() < MIN_ROWS * x.shape[-1]  # for which no kernel fits: choosing one takes time too
-    (y,) = _reference(call) if few else LINEAR(call, kernels)
-    return y
+    if x.numel() < MIN_ROWS * x.shape[-1]:  # no kernel fits so few rows, and choosing one takes time
+        return _plain(x, weight, bias, low, high)
+    return LINEAR(LinearCall(x, weight, bias, low, high), kernels)[0]
