@@ -20,6 +20,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from ausm_d2.allocator import keep_freed_memory
 from ausm_d2.config.checks import check_pixels
 from ausm_d2.data.catalog import register_from_config
+from ausm_d2.data.catalog.annotations import shared_tables
 from ausm_d2.data.catalog.base import DEFAULT_TOPK, chosen_label_sets
 from ausm_d2.data.items import TestVideo, TrainingClip
 from ausm_d2.data.mapper import ClipMapper
@@ -237,7 +238,8 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
     register_from_config(cfg)
     check_train_config(cfg, comm.get_world_size())
     names = list(cfg.DATASETS.TRAIN)
-    records = [get_training_records(cfg, name) for name in names]
+    with shared_tables():
+        records = [get_training_records(cfg, name) for name in names]
     sizes = [len(of_one) for of_one in records]
     ratios = list(cfg.DATASETS.DATASET_RATIO) or sizes
     sampler = MixtureSampler(sizes, ratios, comm.shared_random_seed() if cfg.SEED < 0 else cfg.SEED)

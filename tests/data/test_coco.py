@@ -16,7 +16,8 @@ from pycocotools.coco import COCO
 
 from ausm_d2.data.augmentation.plan import ClipPlan
 from ausm_d2.data.augmentation.render import render_mask
-from ausm_d2.data.build import build_train_loader
+from ausm_d2.data.build import build_train_loader, get_records
+from ausm_d2.data.catalog import annotations as reading
 from ausm_d2.data.catalog import register_from_config
 from ausm_d2.data.catalog.coco import (
     COCO_CLASSES,
@@ -27,8 +28,10 @@ from ausm_d2.data.catalog.coco import (
 )
 from ausm_d2.data.catalog.ytvis import OVIS_CLASSES, YTVIS_2019_CLASSES, YTVIS_2021_CLASSES
 from ausm_d2.data.check import check_dataset
+from ausm_d2.data.mask_sources import ListedMasks
 from ausm_d2.data.video import VideoRecord
 from ausm_d2.errors import UserError
+from ausm_d2.io import read_json
 from tests.data.disk import SIZE, write_frame, write_json
 from tests.data.stubs import small_cfg
 
@@ -210,6 +213,25 @@ def test_the_error_lists_all_candidate_paths(root: Path) -> None:
         UserError, match=r"coco2ovis_train: no annotation file found; looked for .*instances_train2017\.json, "
     ):
         DatasetCatalog.get("coco2ovis_train")
+
+
+def test_data_sets_of_one_file_read_it_once_and_share_its_polygons(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages 2 and 3 train on five of COCO's, whose polygons take gigabytes."""
+    write(root, data())
+    read: list[Path] = []
+
+    def count(path: Path) -> Any:
+        read.append(path)
+        return read_json(path)
+
+    monkeypatch.setattr(reading, "read_json", count)
+    names = ("coco_2017_train", "coco2object_train", "coco2ovis_train")
+    with reading.shared_tables():
+        masks = [next(record.masks for record in get_records(name) if record.video_id == 7) for name in names]
+    polygons = [each.by_instance[1][0][0] for each in masks if isinstance(each, ListedMasks)]  # type: ignore[index]
+    assert len(polygons) == 3 and polygons[0] is polygons[1] is polygons[2]
+    build_train_loader(small_cfg(*names))
+    assert len(read) == 2, "the loader reads it once, too, and nothing was kept for it"
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -7,7 +7,8 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,32 @@ def read_table(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"{path}: a {type(data).__name__} found; an object with 'categories' and others expected")
     return data
+
+
+_shared: dict[Path, dict[str, Any]] | None = None  # what read_shared_table has read in a context of shared_tables
+
+
+@contextmanager
+def shared_tables() -> Iterator[None]:
+    """A context in which :func:`read_shared_table` reads each file once, so that its data sets share the polygons.
+
+    COCO's take 2 GB of memory, and five data sets of stages 2 and 3 are made of its file.
+    """
+    global _shared
+    before, _shared = _shared, {}
+    try:
+        yield
+    finally:
+        _shared = before
+
+
+def read_shared_table(path: Path) -> dict[str, Any]:
+    """As :func:`read_table`, for files of which several data sets are made. Do not change the result: it is shared."""
+    if _shared is None:
+        return read_table(path)
+    if path not in _shared:
+        _shared[path] = read_table(path)
+    return _shared[path]
 
 
 def entries(path: Path, data: dict[str, Any], name: str) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from ausm_d2.data.catalog.annotations import (
     read_mask,
     read_new_number,
     read_pixels,
-    read_table,
+    read_shared_table,
     report_twins,
     require_categories,
 )
@@ -149,13 +149,13 @@ def register_coco_style(
 
 
 def _load_benchmark(name: str, json_file: Path, image_root: Path, contiguous: Mapping[int, int]) -> list[VideoRecord]:
-    data = read_table(json_file)
+    data = read_shared_table(json_file)
     require_categories(json_file, read_categories(json_file, data), COCO_CLASSES, name)
     return _records(json_file, data, image_root, contiguous, COCO_CLASSES)
 
 
 def _load_own(name: str, json_file: Path, image_root: Path, label_set: str) -> list[VideoRecord]:
-    data = read_table(json_file)
+    data = read_shared_table(json_file)
     categories = read_categories(json_file, data)
     if label_set == OBJECT_LABEL_SET:
         contiguous = dict.fromkeys(categories, 0)
