@@ -181,6 +181,8 @@ def check_train_config(cfg: CfgNode, processes: int) -> None:
     scheduler = cfg.SOLVER.LR_SCHEDULER_NAME
     if scheduler not in _SCHEDULERS:
         raise UserError(f"SOLVER.LR_SCHEDULER_NAME: '{scheduler}' found; one of {', '.join(_SCHEDULERS)} expected")
+    if scheduler == "WarmupCosineLR" and not cfg.SOLVER.BASE_LR:  # it divides by the rate
+        raise UserError(f"SOLVER.BASE_LR: {cfg.SOLVER.BASE_LR} found; above 0 expected with {scheduler}")
     if cfg.SOLVER.NON_FINITE not in ("stop", "skip"):
         raise UserError(f"SOLVER.NON_FINITE: '{cfg.SOLVER.NON_FINITE}' found; stop or skip expected")
     names, ratios = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.DATASET_RATIO)

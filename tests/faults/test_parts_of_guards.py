@@ -33,9 +33,9 @@ def _cfg(*opts: Any, of: Callable[[Any], object] = check_model_config) -> Callab
     return lambda: of(tiny_cfg(*opts))
 
 
-def _training(key: str, value: Any) -> Callable[[], object]:
+def _training(*options: Any) -> Callable[[], object]:
     def call() -> object:
-        cfg = tiny_cfg(key, value)
+        cfg = tiny_cfg(*options)
         cfg.DATASETS.TRAIN = ("synthvis_train",)
         return check_train_config(cfg, 1)
 
@@ -60,6 +60,10 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "an infinite learning rate": (_training("SOLVER.BASE_LR", float("inf")), r"SOLVER\.BASE_LR: inf found"),
     "batches of no clip": (_training("SOLVER.IMS_PER_BATCH", 0), r"SOLVER\.IMS_PER_BATCH: 0 found; a multiple of 1"),
     "workers below 0": (_training("DATALOADER.NUM_WORKERS", -1), r"DATALOADER\.NUM_WORKERS: -1 found; 0 or more"),
+    "a rate of 0, by which the cosine divides": (
+        _training("SOLVER.BASE_LR", 0.0, "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"),
+        r"SOLVER\.BASE_LR: 0\.0 found; above 0 expected with WarmupCosineLR",
+    ),
     "a warm-up below 0": (_training("SOLVER.WARMUP_ITERS", -1), r"SOLVER\.WARMUP_ITERS: -1 found; 0 or more"),
     "checkpoints never": (_training("SOLVER.CHECKPOINT_PERIOD", 0), r"SOLVER\.CHECKPOINT_PERIOD: 0 found; 1 or more"),
     "steps that do not ascend": (_training("SOLVER.STEPS", (5, 3)), r"SOLVER\.STEPS: \[5, 3\] found; ascending"),
