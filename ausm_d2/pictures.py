@@ -146,8 +146,6 @@ def _header_says(data: np.ndarray, path: str) -> bool:
             require_size(*picture.size, path)
     except UserError:
         raise
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: the picture cannot be decoded: {one_line(error)}") from None
     except BROKEN_PICTURE:
         return False
     return True

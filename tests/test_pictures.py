@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ausm_d2 import pictures
 from ausm_d2.errors import UserError
 from ausm_d2.pictures import check_picture, image_size, read_image
 
@@ -122,3 +123,15 @@ def test_reduced_copies_in_a_tiff_are_not_frames(tmp_path: Path) -> None:
 def test_names_that_no_file_can_have(name: str) -> None:
     with pytest.raises(UserError, match="no file can have this name"):
         read_image(name)
+
+
+def test_a_header_that_claims_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "a.png")
+    Image.fromarray(picture()).save(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "MAX_PIXELS", 100)
+        with pytest.raises(UserError, match=r"a\.png: 60 x 40 pixels, expected 0 million at most"):
+            read_image(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match=r"a\.png: the picture cannot be decoded: .*decompression bomb"):
+        read_image(path)

@@ -50,6 +50,8 @@ def test_a_config_without_a_base_reads_what_the_model_reads() -> None:
         ("TEST.AUSM.FG_THRESHOLD", -0.1, "-0.1, expected a probability"),
         ("TEST.AUSM.TOPK", -1, "-1, expected 0 or more"),
         ("TEST.AUSM.FG_THRESHOLDS", [["coco_2017_val", 9]], "['coco_2017_val', 9], expected [data set, a probability"),
+        ("TEST.AUSM.FG_THRESHOLDS", [["a"]], "['a'], expected [data set, a probability"),
+        ("TEST.AUSM.FG_THRESHOLDS", [["a", "b"]], "['a', 'b'], expected [data set, a probability"),
         ("TEST.AUSM.REPEAT", 0, "0, expected 1 or more"),
         ("INPUT.MIN_SIZE_TEST", -5, "-5, expected 0 or more"),
     ],

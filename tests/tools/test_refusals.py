@@ -16,9 +16,11 @@ import pytest
 import torch
 
 from ausm_d2.errors import UserError
-from tools import batch_ray, convert_weights, gallery, install_detectron2, real_video
+from tests.tiny import tiny_cfg
+from tools import batch_ray, convert_weights, gallery, gpu, install_detectron2, real_video
+from tools.benchmarks import masks as masks_benchmark
 from tools.benchmarks import quality
-from tools.experiments import rules
+from tools.experiments import rules, variants
 
 
 def _run(module: Any, *arguments: object) -> Callable[[pytest.MonkeyPatch], object]:
@@ -94,6 +96,29 @@ def test_videos_that_methods_cannot_be_compared_on(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(quality, "video_clips", lambda *_, masks=masks: [(0, Clip(*masks))])
         with pytest.raises(UserError, match=message):
             quality._measured({"a": lambda: method}, Namespace(data="set", every=1, cpu_time=False))
+
+
+def test_masks_of_kernels_need_a_device_and_two_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = Namespace(ways=["reference"], data="set", every=1, videos=1, frames=1)
+    with pytest.raises(UserError, match="--ways reference: expected DEVICE:KERNELS"):
+        masks_benchmark.run(args)
+    monkeypatch.setattr(masks_benchmark, "_predictor", lambda *_: None)
+    monkeypatch.setattr(masks_benchmark, "video_clips", lambda *_: [])
+    with pytest.raises(UserError, match="--data set: no video of two frames or more with an object in its first"):
+        masks_benchmark.run(args)
+
+
+def test_data_sets_to_train_on_that_are_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = tiny_cfg()
+    cfg.DATASETS.TRAIN = ("nope",)
+    monkeypatch.setattr(variants, "common_config", lambda *_: cfg)
+    with pytest.raises(UserError, match="data set 'nope' is not registered"):
+        variants._run_config(Namespace(opts=[]), {}, tmp_path)
+    monkeypatch.setattr(gpu, "load_config", lambda *_: cfg)
+    assert "('synthvis_train',)" in gpu.edge_options(tmp_path)
+    assert "take the place of ['nope']: data set 'nope' is not registered" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"arguments": {"size": 3}}', '{"arguments": 3}'])

@@ -56,12 +56,21 @@ def test_parts_of_the_model_have_rates_of_their_own_and_zero_freezes() -> None:
         assert rates.get(id(parameter), expected) == pytest.approx(expected), name
 
 
-@pytest.mark.parametrize("entry", ["compressor.", ["compressor.", -1], ["compressor."], ["compresor.", 1]])
+@pytest.mark.parametrize(
+    "entry", ["compressor.", ["compressor.", -1], ["compressor."], ["compresor.", 1], ["compressor.", "1"]]
+)
 def test_rates_of_parts_that_do_not_exist_are_refused(entry: object) -> None:
     cfg, model = tiny_cfg(), tiny_model()
     cfg.SOLVER.MULTIPLIERS = [entry]
     with pytest.raises(UserError, match=r"SOLVER\.MULTIPLIERS: .*compres"):
         build_optimizer(cfg, model)
+
+
+def test_a_beginning_of_names_is_text() -> None:
+    cfg = tiny_cfg()
+    cfg.SOLVER.MULTIPLIERS = [[5, 1]]
+    with pytest.raises(UserError, match=r"SOLVER\.MULTIPLIERS: \[5, 1\], expected \[beginning of names, factor"):
+        build_optimizer(cfg, tiny_model())
 
 
 def test_the_gradient_of_the_whole_model_is_clipped_before_a_step() -> None:
