@@ -42,6 +42,20 @@ def test_a_cover_image_is_no_video(tmp_path: Path) -> None:
         examine(path)
 
 
+def test_a_file_of_an_index_without_frames(tmp_path: Path) -> None:
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 16, 16, "yuvj420p"
+        picture = np.zeros((16, 16, 3), np.uint8)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+        container.mux(stream.encode(None))
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"movi") + 4])
+    with pytest.raises(UserError, match=r"a\.avi: a video of 0 frames"):
+        examine(path)
+
+
 def test_a_file_that_vanished_after_it_was_examined(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.mp4: cannot be decoded: No such file"):
         list(files.read_video(tmp_path / "a.mp4", Contents(2, Fraction(25), [])))
