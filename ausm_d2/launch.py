@@ -16,7 +16,6 @@ from detectron2.engine import DEFAULT_TIMEOUT, default_argument_parser, default_
 from detectron2.evaluation import verify_results
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
@@ -59,10 +58,8 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
     if args.eval_only and not weights:
         raise UserError(f"{key}: empty, expected the weights to evaluate")
     here = ":" not in weights or weights.startswith(ShippedWeights.PREFIX)  # other URLs are fetched later
-    if weights and here and not Path(PathManager.get_local_path(weights)).is_file():
-        raise UserError(f"{key}: weights file '{weights}' does not exist")
     if here:
-        AUSMCheckpointer(model, complete=args.eval_only).load(weights)  # checks that they fit
+        AUSMCheckpointer(model, complete=args.eval_only).load(weights)  # checks that they are there and fit
     if args.eval_only:
         cfg.MODEL.WEIGHTS = weights
     else:

@@ -202,6 +202,10 @@ def test_data_sets_that_do_not_fit_the_config() -> None:
     named = ["synthvis", list(reversed(CLASSES))]
     with pytest.raises(UserError, match=r"'tiny_val' has the classes .*label set 'synthvis' \['.*in this order"):
         check_datasets(tiny_cfg("MODEL.AUSM.LABEL_SETS", [named]), ["tiny_val"])
+    cfg = tiny_cfg("MODEL.AUSM.LABEL_SETS", [["synthvis", 4]])
+    cfg.DATASETS.TRAIN = ("tiny_val",)
+    with pytest.raises(UserError, match=r"'tiny_val' has 6 classes, MODEL\.AUSM"):
+        Trainer.build_train_loader(cfg)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,15 @@ def test_files_that_are_missing_or_not_images_are_refused(tmp_path: Path) -> Non
         read_image(str(tmp_path / "b.jpg"))
 
 
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    monkeypatch.setattr("ausm_d2.pictures.MAX_PIXELS", 40 * 60 - 1)
+    with pytest.raises(UserError, match=r"a\.png: 60 x 40 pixels, expected 0 million at most"):
+        image_size(str(tmp_path / "a.png"))
+
+
 def test_exif_orientation_is_followed(tmp_path: Path) -> None:
     image = picture()
     exif = Image.Exif()

@@ -14,7 +14,6 @@ from torch import no_grad
 
 from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
 from ausm_d2.data.build import build_test_loader
-from ausm_d2.engine import check_datasets
 from ausm_d2.evaluation.evaluators import as_tracks
 from ausm_d2.evaluation.paper import markdown_table
 from ausm_d2.evaluation.results import Output
@@ -33,7 +32,6 @@ def score(cfg: CfgNode, weights: str, progress: Callable[[int, int], None] = lam
     Raises:
         UserError: the weights or data cannot be used.
     """
-    check_datasets(cfg, [HELD])
     model = AUSM(cfg).to(cfg.MODEL.DEVICE)
     AUSMCheckpointer(model, complete=True).load(weights)
     loader = build_test_loader(cfg, HELD)

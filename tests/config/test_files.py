@@ -126,6 +126,7 @@ FILES = {
     ),
     "base_is_folder.yaml": (b"_BASE_: .\n", "base_is_folder.yaml: _BASE_: config file '.' is a folder"),
     "base_is_number.yaml": (b"_BASE_: 3\n", "base_is_number.yaml: _BASE_: 3, expected the path of a YAML file"),
+    "base_of_numbers.yaml": (b"_BASE_: [3]\n", "base_of_numbers.yaml: _BASE_: [3], expected the path of a YAML file"),
     "base_is_itself.yaml": (
         b"_BASE_: base_is_itself.yaml\n",
         "base_is_itself.yaml: _BASE_: the file is based on itself",

@@ -42,6 +42,7 @@ from tests.video.clips import write_clip
         ("video_height", "24", "field 'video_height': '24' found"),
         ("video_height", float("nan"), "field 'video_height': nan found"),
         ("masklet", {"0": []}, "field 'masklet': a list with one list"),
+        ("masklet", 5, "field 'masklet': a list with one list"),
         ("masklet", [], "field 'masklet': a list with one list"),
         ("masklet", [[], None, []], "field 'masklet': a list with one list"),
     ],
@@ -158,6 +159,9 @@ def test_masks_that_are_folders_or_of_colours(tmp_path: Path) -> None:
     Image.new("LAB", (4, 4), (50, 0, 0)).save(tmp_path / "a.tif")
     with pytest.raises(UserError, match=r"a\.tif: a picture in colours \(mode LAB\)"):
         read_labels(tmp_path / "a.tif")
+    Image.new("CMYK", (4, 4)).save(tmp_path / "b.tif")  # its channels are equal
+    with pytest.raises(UserError, match=r"b\.tif: a picture in colours \(mode CMYK\)"):
+        read_labels(tmp_path / "b.tif")
 
 
 def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:

@@ -313,6 +313,9 @@ def test_masks_that_match_no_frame_or_two_are_named(tmp_path: Path, caplog: pyte
     save(tmp_path / "good/another", [square(2)])
     vos.score_folders(tmp_path / "truth", tmp_path / "good")
     assert "good: 1 videos are not in the ground truth (such as 'another')" in caplog.text
+    write_mask_png(tmp_path / "objects/video/first/00000.png", square(2))
+    with pytest.raises(UserError, match=r"objects/video: expected <frame>\.png, or folders of one object each named"):
+        vos.score_folders(tmp_path / "objects", tmp_path / "good")
     write_mask_png(tmp_path / "truth/video/2.png", square(2))
     with pytest.raises(UserError, match=r"truth/video: two masks for one frame, '00002\.png' and '2\.png'"):
         vos.score_folders(tmp_path / "truth", tmp_path / "good")

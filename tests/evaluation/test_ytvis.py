@@ -266,9 +266,12 @@ def test_categories_and_labels_that_are_missing(tmp_path: Path, caplog: pytest.L
     truth["annotations"].append({**truth["annotations"][0], "id": 3, "category_id": 99})
     assert score(tmp_path, truth, results) == expected
     assert "categories that the ground truth does not list: [99]" in caplog.text
+    assert "truth.json: left out 1 annotations of videos or categories that it does not list" in caplog.text
     for labels in (None, []):
         scores = score(tmp_path, {**truth, "annotations": labels}, results)
         assert scores == {**dict.fromkeys(ytvis.METRICS), "per_category": {"cat": None, "dog": None}}
+    assert ytvis.score_files(*write(tmp_path, {**truth, "annotations": None}, results))["AP"] is None
+    assert "truth.json has no annotations, so there is nothing to score" in caplog.text
     assert score(tmp_path, truth, [])["AP"] == 0
 
 
@@ -358,6 +361,9 @@ def test_malformed_files(tmp_path: Path) -> None:
         ytvis.read_truth(tmp_path / "deep.json")
     with pytest.raises(UserError, match=r"none\.json: cannot be read"):
         ytvis.read_truth(tmp_path / "none.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(UserError, match=r"list\.json: expected an object with videos, .* found a list"):
+        ytvis.read_truth(tmp_path / "list.json")
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from detectron2.modeling import build_model
 from ausm_d2.cli.main import main
 from ausm_d2.config import load_config
 from ausm_d2.errors import UserError
+from ausm_d2.export import graph
 from ausm_d2.export.check import compare
 from ausm_d2.export.graph import rules_left_out
 from ausm_d2.export.runner import OnnxStream, _interpolation
@@ -144,3 +145,17 @@ def test_commands_that_cannot_be_done(folder: Path, tmp_path: Path, arguments: l
 def test_rules_that_the_driver_does_not_apply_are_named(predictor: VideoPredictor) -> None:
     assert rules_left_out(predictor.settings) == []
     assert rules_left_out(replace(predictor.settings, exclusive=True, min_age=3)) == ["EXCLUSIVE", "MIN_AGE"]
+
+
+def test_an_export_says_which_rules_it_leaves_out_and_why_it_fails(
+    predictor: VideoPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise torch.onnx.errors.OnnxExporterError("\nno operator\nmore")
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    monkeypatch.setattr(graph, "rules_left_out", lambda _: ["EXCLUSIVE", "MIN_AGE"])
+    with pytest.raises(UserError, match=r"^the step cannot be exported: OnnxExporterError: no operator$"):
+        graph.export_step(predictor, SIZE, "object", tmp_path / "a.onnx")
+    assert "the exported step does not apply TEST.AUSM keys EXCLUSIVE, MIN_AGE" in caplog.text
+    assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ import json
 import os
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +19,11 @@ from ausm_d2.errors import UserError
 from ausm_d2.jobs.folder import find_videos, track_all
 from ausm_d2.jobs.prompt_file import read_prompt_file
 from ausm_d2.jobs.track import Request
+from ausm_d2.kernels.attention.cpu import attend_on_cpu
 from ausm_d2.kernels.choice import set_kernels
 from ausm_d2.kernels.conv import causal_conv
+from ausm_d2.kernels.group_norm import cpu as group_norm
+from ausm_d2.kernels.group_norm.call import GroupNormCall
 from ausm_d2.processes import errors_of_processes, lost_processes
 from ausm_d2.streaming.groups import GroupedStream
 from ausm_d2.streaming.prompts import checked_mask
@@ -43,6 +47,7 @@ MASK = {"size": [4, 4], "counts": [0, 16]}
         ({}, {"mask": {**MASK, "size": 16}}, "expected the name of a picture, or run lengths"),
         ({}, {"mask": {**MASK, "counts": ""}}, "run lengths that do not fill a frame of 4x4 pixels"),
         ({}, {"points": {}}, "a list expected, with one entry or more"),
+        ({}, {"points": 5}, "a list expected, with one entry or more"),
         ({}, {"points": []}, "a list expected, with one entry or more"),
     ],
 )
@@ -78,6 +83,16 @@ def test_masks_kernels_and_gradients_of_no_known_kind() -> None:
         build_optimizer(cfg, torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="groups: none, expected one or more"):
         GroupedStream.from_state_dict(None, None, {"groups": []})  # type: ignore[arg-type]
+
+
+def test_a_kernel_without_memory_says_how_much_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = SimpleNamespace(ausm_attention=lambda *_: 0, ausm_group_norm=lambda *_: 0)
+    with pytest.raises(MemoryError, match="attention of 3 queries to 5 keys, 1 x 2 heads"):
+        attend_on_cpu(library, *(torch.zeros(1, 2, length, 8) for length in (3, 5, 5)))  # type: ignore[arg-type]
+    monkeypatch.setattr(group_norm.cpp, "library", lambda _: library)
+    call = GroupNormCall(torch.zeros(2, 8, 3, 3), 4, torch.ones(8), torch.zeros(8), 1e-5, False)
+    with pytest.raises(MemoryError, match="group norm of 2 x 8 channels"):
+        group_norm.CpuGroupNorm().run(call)
 
 
 def _raised(text: str) -> ProcessRaisedException:
@@ -120,6 +135,9 @@ def test_machines_and_folders_that_cannot_be_used(tmp_path: Path, monkeypatch: p
             launch._check_machines(_flags(machine_rank=rank))
     with pytest.raises(UserError, match="--num-gpus 1 --num-machines 0: expected 0 or more GPUs on each of 1 or more"):
         launch._check_gpus(_flags(num_machines=0))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"OUTPUT_DIR: .*file' is not a writable folder"):
+        launch._check_output(tmp_path / "file" / "out")
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(UserError, match=r"OUTPUT_DIR: .* is not a writable folder"):
         launch._check_output(tmp_path / "out")

@@ -11,6 +11,7 @@ import torch
 
 from ausm_d2.errors import UserError
 from ausm_d2.finetune import recipe as module
+from ausm_d2.finetune import run, trainer
 from ausm_d2.finetune.coco import read_coco
 from ausm_d2.finetune.labels import Labels, Part
 from tests.finetune.own import coco, write_coco, write_picture
@@ -44,6 +45,25 @@ def test_a_base_without_the_classifier_of_given_objects(tmp_path: Path, monkeypa
     with pytest.raises(UserError, match=r"a\.pth: no classifier pixel_decoder\.class_embed\.object\.\* to begin with"):
         module.write_start(base, cfg, tmp_path / "start.pth")
     assert not (tmp_path / "start.pth").exists()
+
+
+def test_a_training_whose_data_are_unknown_does_not_go_on(tmp_path: Path) -> None:
+    (tmp_path / "train.yaml").write_text("DATASETS: {TRAIN: [nowhere]}\n")
+    with pytest.raises(UserError, match="data set 'nowhere' is not registered"):
+        run._load(tmp_path)
+
+
+def test_a_training_that_is_stopped_keeps_what_it_has_learned() -> None:
+    saved: list[str] = []
+    checkpointer = SimpleNamespace(save=lambda name, iteration: saved.append(f"{name} {iteration}"))
+    watch = trainer._Watch(lambda done, total: None, lambda: True)
+    watch.trainer = SimpleNamespace(iter=3, max_iter=5, checkpointer=checkpointer)  # type: ignore[assignment]
+    with pytest.raises(trainer._Stopped):
+        watch.after_step()
+    assert saved == ["model_0000003 3"]
+    watch.trainer.iter = 4  # the last one ends by itself
+    watch.after_step()
+    assert len(saved) == 1
 
 
 def test_other_labels_to_score_on_without_a_class_that_is_known(tmp_path: Path) -> None:

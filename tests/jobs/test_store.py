@@ -52,3 +52,9 @@ def test_a_result_without_its_whole_marker_is_replaced(tmp_path: Path, marker: s
 def test_an_address_that_is_none() -> None:
     with pytest.raises(UserError, match=r"'nowhere://x': Protocol not known: nowhere"):
         ResultStore("nowhere://x")
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/out' cannot be written: "):
+        ResultStore(str(tmp_path / "file" / "out"))

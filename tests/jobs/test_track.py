@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from ausm_d2.streaming.ahead import EncodedFrame
 from ausm_d2.streaming.predictor import VideoPredictor
 from ausm_d2.streaming.session import Session
 from ausm_d2.video import files
+from ausm_d2.video.frame import Source
 from ausm_d2.video.inputs import open_source
-from ausm_d2.video.results import ResultFolder
+from ausm_d2.video.results import Earlier, ResultFolder
 from tests.tiny import write_tiny_config
 from tests.video.clips import SIZE, damaged, half, pictures, write_clip, write_folder
 from tests.video.rtsp_server import RtspServer
@@ -173,6 +175,27 @@ def test_a_refused_request_leaves_the_output_folder_unchanged(predictor: VideoPr
         run(predictor, clip, tmp_path / "out", prompts={0: {1: np.zeros(SIZE, bool)}})
     assert (tmp_path / "out" / "tracks.json").read_bytes() == before
     assert not (tmp_path / "out" / ".progress").exists()
+
+
+def test_frames_that_do_not_come_or_cannot_be_given_an_object(
+    predictor: VideoPredictor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UserError, match="no frame can be decoded"):
+        run(predictor, iter(()), tmp_path / "empty")
+    assert not (tmp_path / "empty").exists()
+    mask = np.zeros(SIZE, bool)
+    mask[4:20, 4:20] = True
+    run(predictor, iter(pictures(2)), tmp_path / "a", prompts={0: {1: mask}, 9: {2: mask}})
+    assert "the prompts: given at frame 9, which did not come" in caplog.text
+    with pytest.raises(UserError, match=r": frame '0*1': .*object 2"):
+        run(predictor, iter(pictures(2)), tmp_path / "b", prompts={0: {1: mask}, 1: {2: np.zeros(SIZE, bool)}})
+
+
+def test_what_cannot_be_read_again_is_not_resumed(tmp_path: Path) -> None:
+    camera = Source("camera 0", iter(()), None, Fraction(25))
+    request = Request(None, tmp_path / "out", resume=True)
+    with pytest.raises(UserError, match="camera 0: cannot be read again from the beginning, so --resume cannot"):
+        module._require_same(Earlier("x", complete=False, frames=3), "x", {}, request, camera)
 
 
 class FakeCamera:

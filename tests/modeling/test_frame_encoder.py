@@ -160,6 +160,13 @@ def test_wrong_backbones_are_named() -> None:
         FrameEncoder(config("MODEL.AUSM.FRAME_ENCODER.IN_FEATURES", ["res2", "res6"]))
     with pytest.raises(UserError, match=r"IN_FEATURES: .*strides \[8, 16\], expected 4, 8, 16, 32"):
         FrameEncoder(config("MODEL.AUSM.FRAME_ENCODER.IN_FEATURES", ["res3", "res4"]))
+    with pytest.raises(UserError, match=r"IN_FEATURES: \['res2'\] have strides \[4\], expected 4, 8, 16, 32"):
+        FrameEncoder(config("MODEL.AUSM.FRAME_ENCODER.IN_FEATURES", ["res2"]))
+
+
+def test_heads_share_the_channels_equally() -> None:
+    with pytest.raises(ValueError, match="3 heads do not divide the 8 channels"):
+        MSDeformAttn(8, num_levels=1, num_heads=3, num_points=1)
 
 
 @pytest.mark.parametrize("backbone", ["build_swin_backbone", "build_convnet_backbone", "build_resnet_backbone"])

@@ -63,6 +63,7 @@ def test_frozen_stages_are_those_before_the_output(name: str) -> None:
     [
         ({"name": "resnet_nonsense"}, r"MODEL\.TIMM\.NAME: timm has no 'resnet_nonsense'"),
         ({"name": "vit_tiny_patch16_224"}, r"outputs of strides \[16, 16, 16\], missing are \['res2 \(stride 4\)'"),
+        ({"name": TINY, "freeze_at": 7}, r"MODEL\.BACKBONE\.FREEZE_AT: 7, expected 0 or the number in one of \('res2'"),
         ({"name": TINY, "out_features": ("p2",)}, r"out_features: unknown \['p2'\]"),
     ],
 )
