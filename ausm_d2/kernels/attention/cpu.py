@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ausm_d2.kernels import cpp
 from ausm_d2.kernels.attention.call import AttentionCall
-from ausm_d2.kernels.choice import Kernel
+from ausm_d2.kernels.cpp_kernel import CppKernel
 
 SOURCE = Path(__file__).with_name("attention.cpp")
 
@@ -32,12 +32,8 @@ class _Attention(ctypes.Structure):
     ]
 
 
-class CpuAttention(Kernel[AttentionCall]):
-    name = "cpu"
-    devices = ("cpu",)
-
-    def unavailable(self) -> str | None:
-        return cpp.why_not(SOURCE)
+class CpuAttention(CppKernel[AttentionCall]):
+    source = SOURCE
 
     def fits(self, call: AttentionCall) -> bool:
         """Where it is faster than PyTorch.

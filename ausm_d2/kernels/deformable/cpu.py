@@ -10,18 +10,14 @@ import torch
 from torch import Tensor
 
 from ausm_d2.kernels import cpp
-from ausm_d2.kernels.choice import Kernel
+from ausm_d2.kernels.cpp_kernel import CppKernel
 from ausm_d2.kernels.deformable.call import DeformableCall
 
 SOURCE = Path(__file__).with_name("deformable.cpp")
 
 
-class CpuDeformable(Kernel[DeformableCall]):
-    name = "cpu"
-    devices = ("cpu",)
-
-    def unavailable(self) -> str | None:
-        return cpp.why_not(SOURCE)
+class CpuDeformable(CppKernel[DeformableCall]):
+    source = SOURCE
 
     def fits(self, call: DeformableCall) -> bool:
         return call.logits.dtype != torch.float64 and not torch.is_grad_enabled()

@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from ausm_d2.kernels.cpp_kernel import convolved_size
 from ausm_d2.kernels.first_use import Probe
 
 
@@ -32,10 +33,7 @@ class DepthwiseCall(NamedTuple):
 
     def output_size(self) -> tuple[int, int]:
         """(h', w')."""
-        left, right, top, bottom = self.padding
-        side = len(self.weight)
-        height, width = self.x.shape[2] + top + bottom, self.x.shape[3] + left + right
-        return (height - side) // self.stride + 1, (width - side) // self.stride + 1
+        return convolved_size(self.x, len(self.weight), self.stride, self.padding)
 
     def form(self) -> Hashable:
         return self.x.dtype, *self.weight.shape, *self[3:]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ausm_d2.kernels import cpp
-from ausm_d2.kernels.choice import Kernel
+from ausm_d2.kernels.cpp_kernel import CppKernel
 from ausm_d2.kernels.depthwise.call import DepthwiseCall
 from ausm_d2.kernels.structs import address, fields
 
@@ -27,12 +27,8 @@ class _Depthwise(ctypes.Structure):
     ]
 
 
-class CpuDepthwise(Kernel[DepthwiseCall]):
-    name = "cpu"
-    devices = ("cpu",)
-
-    def unavailable(self) -> str | None:
-        return cpp.why_not(SOURCE)
+class CpuDepthwise(CppKernel[DepthwiseCall]):
+    source = SOURCE
 
     def fits(self, call: DepthwiseCall) -> bool:
         return (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ausm_d2.kernels import cpp
-from ausm_d2.kernels.choice import Kernel
+from ausm_d2.kernels.cpp_kernel import CppKernel
 from ausm_d2.kernels.group_norm.call import GroupNormCall
 from ausm_d2.kernels.structs import address, fields, floats
 
@@ -26,12 +26,8 @@ class _GroupNorm(ctypes.Structure):
     ]
 
 
-class CpuGroupNorm(Kernel[GroupNormCall]):
-    name = "cpu"
-    devices = ("cpu",)
-
-    def unavailable(self) -> str | None:
-        return cpp.why_not(SOURCE)
+class CpuGroupNorm(CppKernel[GroupNormCall]):
+    source = SOURCE
 
     def fits(self, call: GroupNormCall) -> bool:
         return (

@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from ausm_d2.kernels.cpp_kernel import convolved_size
 from ausm_d2.kernels.first_use import Probe
 
 
@@ -47,10 +48,7 @@ class BlockCall(NamedTuple):
 
     def output_size(self) -> tuple[int, int]:
         """(P, Q)."""
-        left, right, top, bottom = self.padding
-        side = len(self.depthwise)
-        height, width = self.x.shape[2] + top + bottom, self.x.shape[3] + left + right
-        return (height - side) // self.stride + 1, (width - side) // self.stride + 1
+        return convolved_size(self.x, len(self.depthwise), self.stride, self.padding)
 
     def form(self) -> Hashable:
         return self.x.dtype, len(self.depthwise), *self[7:]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ausm_d2.kernels import cpp
-from ausm_d2.kernels.choice import Kernel
+from ausm_d2.kernels.cpp_kernel import CppKernel
 from ausm_d2.kernels.inverted_residual.call import BlockCall
 from ausm_d2.kernels.linear.cpu import is_faster, packed_weights
 from ausm_d2.kernels.structs import address, fields
@@ -28,12 +28,8 @@ class _Block(ctypes.Structure):
     ]
 
 
-class CpuBlock(Kernel[BlockCall]):
-    name = "cpu"
-    devices = ("cpu",)
-
-    def unavailable(self) -> str | None:
-        return cpp.why_not(SOURCE)
+class CpuBlock(CppKernel[BlockCall]):
+    source = SOURCE
 
     def fits(self, call: BlockCall) -> bool:
         return (

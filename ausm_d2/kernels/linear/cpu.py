@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ausm_d2.kernels import cpp
-from ausm_d2.kernels.choice import Kernel
+from ausm_d2.kernels.cpp_kernel import CppKernel
 from ausm_d2.kernels.linear.call import LinearCall
 from ausm_d2.kernels.packed import PackedWeights
 from ausm_d2.kernels.structs import address, fields
@@ -35,12 +35,8 @@ class _Linear(ctypes.Structure):
     ]
 
 
-class CpuLinear(Kernel[LinearCall]):
-    name = "cpu"
-    devices = ("cpu",)
-
-    def unavailable(self) -> str | None:
-        return cpp.why_not(SOURCE)
+class CpuLinear(CppKernel[LinearCall]):
+    source = SOURCE
 
     def fits(self, call: LinearCall) -> bool:
         """Where it is faster than PyTorch."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ausm_d2.kernels import cpp
 from ausm_d2.kernels.cached_tensors import cache_tensors
-from ausm_d2.kernels.choice import Kernel
+from ausm_d2.kernels.cpp_kernel import CppKernel
 from ausm_d2.kernels.linear import cpu as linear
 from ausm_d2.kernels.packed import PackedWeights
 from ausm_d2.kernels.structs import address, fields
@@ -45,12 +45,8 @@ class _Image(ctypes.Structure):
     _fields_ = fields("B H W C", "threads reserved", (ctypes.c_void_p, "pixels tiles"))
 
 
-class CpuWinograd(Kernel[Conv3x3Call]):
-    name = "cpu"
-    devices = ("cpu",)
-
-    def unavailable(self) -> str | None:
-        return cpp.why_not(SOURCE)
+class CpuWinograd(CppKernel[Conv3x3Call]):
+    source = SOURCE
 
     def fits(self, call: Conv3x3Call) -> bool:
         lanes = cpp.library(SOURCE).ausm_winograd_lanes()
