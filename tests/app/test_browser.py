@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ausm_d2.app.server import build_app
 from ausm_d2.streaming.predictor import VideoPredictor
 from tests.app.conftest import FRAMES
 
+expect.set_options(timeout=30_000)  # milliseconds; a busy machine needs more than the 5 seconds of the default
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)")
@@ -31,13 +33,17 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not instal
 
 @pytest.fixture
 def address(tiny_predictor: VideoPredictor, limits: Limits, tmp_path: Path) -> Iterator[str]:
-    """Of a server."""
+    """Of a server that answers."""
     end = threading.Event()
     with listen("127.0.0.1", 0) as sock:
         app = build_app(tiny_predictor, limits, tmp_path)
         thread = threading.Thread(target=serve, args=(app, sock, end.is_set, app.state.sessions.close))
         thread.start()
-        yield f"http://127.0.0.1:{sock.getsockname()[1]}/"
+        home = f"http://127.0.0.1:{sock.getsockname()[1]}/"
+        # What uvicorn imports in its thread creates loggers. Between a fixture and its test, pytest iterates over all
+        # loggers, without a lock: one created meanwhile is a RuntimeError. All exist once the server answers.
+        urllib.request.urlopen(home, timeout=60).close()
+        yield home
         end.set()
         thread.join(timeout=20)
         assert not thread.is_alive()
@@ -48,7 +54,7 @@ def page() -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         made = browser.new_page(viewport={"width": 390, "height": 844})
-        made.set_default_timeout(10_000)
+        made.set_default_timeout(30_000)
         errors: list[Any] = []
         made.on("pageerror", lambda error: errors.append(error))
         made.on("dialog", lambda dialog: errors.append(dialog.message))
