@@ -19,6 +19,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from ausm_d2.data.items import TestVideo, TrainingClip, VideoResult
+from ausm_d2.modeling.masks import masks_at_stride4
 from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.modeling.pixel_decoder import Predictions
 from ausm_d2.modeling.transfer import upload
@@ -51,6 +52,7 @@ class AUSM(AUSMNetwork):
         keep_hidden: bool,
         train_mode: str,
         own_passes: int,
+        detect_cells: int,
         history_noise: HistoryNoise | None,
         video: VideoSettings,
         **network: Any,
@@ -64,6 +66,7 @@ class AUSM(AUSMNetwork):
             train_mode: "parallel", "iterative" or "rollout".
             own_passes: with "parallel", the maximum number of passes without gradients that replace the history by the
                 network's own masks.
+            detect_cells: an object of fewer cells of stride 4 is neither to be detected nor background.
             history_noise: applied to M in training; None: ground truth.
             video: settings of the stream in evaluation.
             network: as for :class:`~ausm_d2.modeling.network.AUSMNetwork`.
@@ -75,6 +78,7 @@ class AUSM(AUSMNetwork):
         self.keep_hidden = keep_hidden
         self.train_mode = train_mode
         self.own_passes = own_passes
+        self.detect_cells = detect_cells
         self.history_noise = history_noise
         self.video = video
 
@@ -89,6 +93,7 @@ class AUSM(AUSMNetwork):
             "keep_hidden": train.HIDDEN_ROWS == "keep",
             "train_mode": train.MODE,
             "own_passes": train.OWN_PASSES,
+            "detect_cells": train.DETECT_CELLS,
             "history_noise": HistoryNoise.from_config(cfg),
             "video": VideoSettings.from_config(cfg),
         }
@@ -147,6 +152,8 @@ class AUSM(AUSMNetwork):
         visible = targets.visible & targets.labelled[:, :, None]
         switch = draw_switch_times(visible, prompted=prompted, prompt_index=self.prompt_index)
         forcing = preprocess(targets, switch, keep_hidden=self.keep_hidden)
+        if self.detect_cells:
+            forcing.detect &= masks_at_stride4(targets.masks).flatten(3).sum(-1) >= self.detect_cells
         if self.history_noise is not None:
             forcing.history = self.history_noise(forcing.history, forcing.in_use)
         return ids, prompted, forcing

@@ -87,10 +87,11 @@ def test_unknown_choices_and_label_sets_are_named() -> None:
         tiny_model()([clip(2, 1, label_set="coco")])
 
 
+@pytest.mark.parametrize("queries", ["learned", "proposals"])
 @pytest.mark.parametrize("label_set", ["synthvis", "object"])
-def test_every_parameter_has_a_gradient_whatever_the_label_sets_of_the_batch(label_set: str) -> None:
+def test_every_parameter_has_a_gradient_whatever_the_label_sets_of_the_batch(label_set: str, queries: str) -> None:
     """Distributed training waits for all of them."""
-    model = tiny_model("MODEL.AUSM.TRAIN.FRAME_CLASS_WEIGHT", 1.0)
+    model = tiny_model("MODEL.AUSM.TRAIN.FRAME_CLASS_WEIGHT", 1.0, "MODEL.AUSM.PIXEL_DECODER.QUERIES", queries)
     sum(model([clip(3, 2, label_set=label_set, seed=1)]).values()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 

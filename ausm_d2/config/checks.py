@@ -40,6 +40,7 @@ def check_model_config(cfg: CfgNode) -> None:
         "PROMPT_INDEX": (ausm.PROMPT_INDEX, ("frame", "zero")),
         "TRAIN.HIDDEN_ROWS": (ausm.TRAIN.HIDDEN_ROWS, ("keep", "leave")),
         "START": (ausm.START, ("lookup", "residual")),
+        "PIXEL_DECODER.QUERIES": (ausm.PIXEL_DECODER.QUERIES, ("learned", "proposals")),
         "KERNELS": (ausm.KERNELS, choice.NAMES),
         "TRAIN.MODE": (ausm.TRAIN.MODE, ("parallel", "iterative", "rollout")),
     }

@@ -72,10 +72,12 @@ class StepGraph(nn.Module):
         network = self.network
         features = network.encode(network.normalise(image[None]))
         in_use = ids >= 0
+        clip = features.map(lambda each: each[:, None])
         predictions, after = network.predict(
-            x=features.x[:, None],
-            mask_features=features.mask_features[:, None],
-            levels=[level[:, None] for level in features.multi_scale],
+            x=clip.x,
+            mask_features=clip.mask_features,
+            levels=clip.multi_scale,
+            pyramid=clip.pyramid,
             x_prev=x_prev[None, None],
             ids=network.id_pool(ids.clamp(min=0))[None],
             in_use=in_use[None, None],

@@ -11,7 +11,7 @@ Shape shorthand:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -30,6 +30,7 @@ from ausm_d2.modeling.convolution import conv_norm, convolve
 from ausm_d2.modeling.deformable_attention import MSDeformAttn
 from ausm_d2.modeling.norm import GroupNorm, LayerNorm
 from ausm_d2.modeling.position import sine_tokens
+from ausm_d2.modeling.proposals import ProposalPyramid
 from ausm_d2.modeling.resize import resize_to
 from ausm_d2.modeling.swin import build_swin_backbone
 from ausm_d2.modeling.timm_backbone import build_timm_backbone as build_timm_backbone  # registers it
@@ -41,6 +42,17 @@ class FrameFeatures(NamedTuple):
     x: Tensor  # X_t: (BT, D, h, w)
     mask_features: Tensor  # (BT, mask_dim, H4, W4)
     multi_scale: list[Tensor]  # the encoder's levels, coarsest first: (BT, D, h/4, w/4) .. (BT, D, h, w)
+    pyramid: Tensor | None = None  # (BT, D, h, w), for proposals
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> FrameFeatures:
+        """The same features with ``function`` applied to every tensor."""
+        levels, pyramid = [function(level) for level in self.multi_scale], self.pyramid
+        x, mask_features = function(self.x), function(self.mask_features)
+        return FrameFeatures(x, mask_features, levels, None if pyramid is None else function(pyramid))
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors."""
+        return [self.x, self.mask_features, *self.multi_scale, *([] if self.pyramid is None else [self.pyramid])]
 
 
 class DeformableEncoderLayer(nn.Module):
@@ -203,6 +215,7 @@ class FrameEncoder(nn.Module):
         num_heads: int = 8,
         num_points: int = 4,
         dim_feedforward: int = 1024,
+        proposals: bool = False,
         checkpointing: bool = False,
         freeze_at: str = "none",
     ) -> None:
@@ -217,6 +230,7 @@ class FrameEncoder(nn.Module):
             num_heads: attention heads per layer.
             num_points: sampling points per head and level.
             dim_feedforward: hidden channels of the feed-forward blocks.
+            proposals: also compute the pyramid of which V is made.
             checkpointing: recompute the activations of the deformable encoder in the backward pass.
             freeze_at: what is frozen: "none", "backbone" (stage 3 of the paper's recipe) or "encoder" (everything).
 
@@ -252,6 +266,8 @@ class FrameEncoder(nn.Module):
         )
         if freeze_at != "none":
             (self if freeze_at == "encoder" else self.backbone).requires_grad_(False)
+        coarse = [int(shapes[name].channels or 0) for name in in_features[1:]]
+        self.proposal_pyramid = ProposalPyramid(coarse, conv_dim) if proposals else None  # never frozen
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -264,6 +280,7 @@ class FrameEncoder(nn.Module):
             "enc_layers": encoder.ENC_LAYERS,
             "num_heads": encoder.NUM_HEADS,
             "dim_feedforward": encoder.DIM_FEEDFORWARD,
+            "proposals": cfg.MODEL.AUSM.PIXEL_DECODER.QUERIES == "proposals",
             "checkpointing": cfg.MODEL.AUSM.TRAIN.CHECKPOINTING,
             "freeze_at": encoder.FREEZE_AT,
         }
@@ -286,7 +303,10 @@ class FrameEncoder(nn.Module):
         with torch.set_grad_enabled(grad and (images.requires_grad or _trains(self.backbone))):
             features = self.backbone(images)
         with torch.set_grad_enabled(grad and (images.requires_grad or _trains(self))):
-            return self.pixel_decoder([features[name] for name in self.in_features])
+            out = self.pixel_decoder([features[name] for name in self.in_features])
+        if self.proposal_pyramid is None:
+            return out
+        return out._replace(pyramid=self.proposal_pyramid([features[name] for name in self.in_features[1:]]))
 
 
 def _trains(module: nn.Module) -> bool:

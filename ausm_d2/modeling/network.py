@@ -249,6 +249,7 @@ class AUSMNetwork(nn.Module):
         in_use: Tensor,
         history: Tensor,
         label_sets: Sequence[str],
+        pyramid: Tensor | None = None,
         memory: Memory | None = None,
         inplace: bool = False,
         intermediate: bool = True,
@@ -264,6 +265,7 @@ class AUSMNetwork(nn.Module):
             in_use: bool (B, T, N): row i is in A_{t-1}.
             history: (B, T, N, H4, W4) masks M_{t-1}, zero for rows that are not in use.
             label_sets: name of the label set of each of the B clips.
+            pyramid: (B, T, D, h, w), where V is made of proposals.
             memory: state after the previous frame; None: the clip starts here and no memory is returned.
             inplace: overwrite ``memory`` (without autograd only, which needs the old values).
             intermediate: also return the predictions of the Pixel Decoder's earlier layers.
@@ -282,6 +284,7 @@ class AUSMNetwork(nn.Module):
             rows=rows,
             in_use=in_use,
             label_sets=label_sets,
+            pyramid=pyramid,
             intermediate=intermediate,
         )
         return layers, memory
@@ -316,6 +319,7 @@ class AUSMNetwork(nn.Module):
         rows: Tensor,
         in_use: Tensor,
         label_sets: Sequence[str],
+        pyramid: Tensor | None = None,
         intermediate: bool = True,
     ) -> list[Predictions]:
         """The per-frame half of :meth:`predict`: History Decoder and Pixel Decoder. ``f`` and ``rows`` as from
@@ -331,5 +335,6 @@ class AUSMNetwork(nn.Module):
             rows.flatten(0, 1).to(g.dtype),
             in_use.flatten(0, 1),
             [name for name in label_sets for _ in range(frames)],
+            sources=None if pyramid is None else (pyramid.flatten(0, 1), g),
             intermediate=intermediate,
         )

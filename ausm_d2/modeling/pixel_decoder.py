@@ -30,6 +30,7 @@ from ausm_d2.modeling.attention import Attention, FeedForward
 from ausm_d2.modeling.checkpointing import run_block
 from ausm_d2.modeling.norm import LayerNorm
 from ausm_d2.modeling.position import sine_tokens
+from ausm_d2.modeling.proposals import CellPredictions, Proposals, Queries
 from ausm_d2.modeling.resize import resize_to
 from ausm_d2.modeling.transfer import upload
 
@@ -39,6 +40,18 @@ class Predictions(NamedTuple):
 
     class_logits: Tensor  # (BT, Q, K + 1); background last; -inf for classes outside the frame's label set
     mask_logits: Tensor  # (BT, Q, H4, W4)
+    cells: CellPredictions | None = None  # in training, of the last layer, if V is made of proposals
+
+
+def stack_frames(frames: Sequence[Predictions]) -> Predictions:
+    """Predictions of one layer for T frames of B clips, B rows each -> for BT frames."""
+
+    def stacked(values: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(values), dim=1).flatten(0, 1)
+
+    logits = (stacked([each.class_logits for each in frames]), stacked([each.mask_logits for each in frames]))
+    cells = [each.cells for each in frames if each.cells is not None]
+    return Predictions(*logits, CellPredictions(*map(stacked, zip(*cells, strict=True))) if cells else None)
 
 
 class CrossAttentionLayer(nn.Module):
@@ -132,6 +145,7 @@ class PixelDecoder(nn.Module):
         num_levels: int,
         num_det: int,
         label_sets: dict[str, int],
+        proposals: bool = False,
         checkpointing: bool = False,
     ) -> None:
         """
@@ -143,6 +157,8 @@ class PixelDecoder(nn.Module):
             num_levels: memory levels, cycled through by the layers.
             num_det: N_det, rows of V.
             label_sets: number of classes by name of the label set.
+            proposals: V is made of the best cells of the frame (proposals.py), and one learned row is added to each;
+                False: all rows are learned (the paper).
             checkpointing: recompute the activations of the layers in the backward pass.
         """
         super().__init__()
@@ -156,8 +172,10 @@ class PixelDecoder(nn.Module):
         )
         self.transformer_ffn_layers = nn.ModuleList(FFNLayer(dim, dim_feedforward) for _ in range(num_layers))
         self.decoder_norm = LayerNorm(dim)
-        self.query_feat = nn.Embedding(num_det, dim)  # V, content
-        self.query_embed = nn.Embedding(num_det, dim)  # V, position
+        self.num_det = num_det
+        self.proposals = Proposals(dim, num_det=num_det) if proposals else None
+        self.query_feat = nn.Embedding(1 if proposals else num_det, dim)  # V, content
+        self.query_embed = nn.Embedding(1 if proposals else num_det, dim)  # V, position
         self.track_embed = nn.Embedding(1, dim)  # A, one position shared by all rows
         self.level_embed = nn.Embedding(num_levels, dim)
         self.mask_embed = MaskEmbed(dim, dim)
@@ -174,6 +192,7 @@ class PixelDecoder(nn.Module):
             "num_levels": len(decoder.MEMORY_STRIDES),
             "num_det": decoder.NUM_DET,
             "label_sets": label_sets(cfg),
+            "proposals": decoder.QUERIES == "proposals",
             "checkpointing": cfg.MODEL.AUSM.TRAIN.CHECKPOINTING,
         }
 
@@ -192,12 +211,28 @@ class PixelDecoder(nn.Module):
             out = torch.where(rows[:, None, None], values, out)
         return out
 
-    def _predict(self, x: Tensor, mask_features: Tensor, label_sets: Sequence[str]) -> Predictions:
+    def _predict(
+        self, x: Tensor, mask_features: Tensor, prior: Tensor | None, label_sets: Sequence[str]
+    ) -> Predictions:
         normed = self.decoder_norm(x)
-        return Predictions(self.classify(normed, label_sets), self._mask_logits(normed, mask_features))
+        return Predictions(self.classify(normed, label_sets), self._mask_logits(normed, mask_features, prior))
 
-    def _mask_logits(self, normed: Tensor, mask_features: Tensor) -> Tensor:
-        return torch.einsum("bqd,bdhw->bqhw", self.mask_embed(normed), mask_features)
+    def _mask_logits(self, normed: Tensor, mask_features: Tensor, prior: Tensor | None) -> Tensor:
+        logits = torch.einsum("bqd,bdhw->bqhw", self.mask_embed(normed), mask_features)
+        if prior is None:
+            return logits
+        rows = logits.shape[1] - prior.shape[1]
+        return torch.cat([logits[:, :rows], logits[:, rows:] + prior.to(logits.dtype)], dim=1)
+
+    def _detection_rows(
+        self, batch: int, sources: tuple[Tensor, Tensor] | None, mask_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Queries | None]:
+        """Content and position of V, (BT, N_det, D) each, and the proposals that they were made of."""
+        if self.proposals is None:
+            return self.query_feat.weight.expand(batch, -1, -1), self.query_embed.weight.expand(batch, -1, -1), None
+        assert sources is not None
+        made = self.proposals(*sources, mask_size)
+        return made.content + self.query_feat.weight, made.position + self.query_embed.weight, made
 
     def _memory_tokens(self, memory: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Keys and values (BT, S, D) of each memory level; only the keys have positions."""
@@ -217,6 +252,7 @@ class PixelDecoder(nn.Module):
         in_use: Tensor,
         label_sets: Sequence[str],
         *,
+        sources: tuple[Tensor, Tensor] | None = None,
         intermediate: bool = True,
     ) -> list[Predictions]:
         """
@@ -226,20 +262,25 @@ class PixelDecoder(nn.Module):
             ids: (BT, N, D) ID vectors A_{t-1}; N may be 0.
             in_use: bool (BT, N); False: padding, which affects no other row.
             label_sets: name of the label set of each of the BT frames.
+            sources: of which the proposals are made: pyramid and G_t, (BT, D, h, w) each.
             intermediate: also return the predictions before the first layer and after the earlier layers (training).
 
         Returns:
             Predictions by layer; the last entry is the result.
         """
         batch, num_trk = in_use.shape
-        x = torch.cat([ids, self.query_feat.weight.expand(batch, -1, -1)], dim=1)
-        position = torch.cat([self.track_embed.weight.expand(num_trk, -1), self.query_embed.weight])
-        alive = torch.cat([in_use, in_use.new_ones(batch, self.query_feat.num_embeddings)], dim=1)[:, None, None]
+        mask_size = (mask_features.shape[-2], mask_features.shape[-1])
+        content, place, made = self._detection_rows(batch, sources, mask_size)
+        prior = None if made is None else made.prior
+        x = torch.cat([ids, content.to(ids.dtype)], dim=1)
+        position = torch.cat([self.track_embed.weight.expand(batch, num_trk, -1), place], dim=1)
+        alive = torch.cat([in_use, in_use.new_ones(batch, self.num_det)], dim=1)[:, None, None]
 
         keys, values = self._memory_tokens(memory)
-        out = [self._predict(x, mask_features, label_sets)] if intermediate else []
+        out = [self._predict(x, mask_features, prior, label_sets)] if intermediate else []
         # Logits are linear in the mask features: for attention masks alone, resize the features instead of the logits.
         resized = [] if intermediate else [resize_to(mask_features, features) for features in memory]
+        priors = [prior if prior is None else resize_to(prior, features) for features in memory]
         layers = zip(
             self.transformer_cross_attention_layers,
             self.transformer_self_attention_layers,
@@ -252,10 +293,14 @@ class PixelDecoder(nn.Module):
                 if intermediate:
                     logits = resize_to(out[-1].mask_logits.float(), memory[level])
                 else:
-                    logits = self._mask_logits(self.decoder_norm(x), resized[level])
+                    logits = self._mask_logits(self.decoder_norm(x), resized[level], priors[level])
                 inside = _attention_mask(logits)
             block = partial(_layer, cross, attend, ffn, position, alive)
             x = run_block(block, x, keys[level], values[level], inside, checkpointing=self.checkpointing)
             if intermediate:
-                out.append(self._predict(x, mask_features, label_sets))
-        return out if intermediate else [self._predict(x, mask_features, label_sets)]
+                out.append(self._predict(x, mask_features, prior, label_sets))
+        if not intermediate:
+            return [self._predict(x, mask_features, prior, label_sets)]
+        if made is not None:
+            out[-1] = out[-1]._replace(cells=made.cells)
+        return out

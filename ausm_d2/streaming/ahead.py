@@ -16,6 +16,7 @@ import queue
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -161,20 +162,12 @@ def encode_images(network: AUSMNetwork, images: list[Tensor]) -> list[FrameFeatu
     """Encode uint8 (3, H_in, W_in) images of one size as a batch; returns features of batch size 1."""
     batch = torch.stack([upload(image, network.device) for image in images])
     features = network.encode(network.normalise(batch))
-    return [
-        FrameFeatures(
-            x=features.x[i : i + 1],
-            mask_features=features.mask_features[i : i + 1],
-            multi_scale=[level[i : i + 1] for level in features.multi_scale],
-        )
-        for i in range(len(images))
-    ]
+    return [features.map(itemgetter(slice(i, i + 1))) for i in range(len(images))]
 
 
 def frames_at_once(features: FrameFeatures, device: torch.device) -> int:
     """k for frames with such features: as many as fit into ``1 / _SHARE`` of the free memory."""
-    tensors = [features.x, features.mask_features, *features.multi_scale]
-    needed = _ACTIVATIONS * sum(each.numel() * each.element_size() for each in tensors)
+    needed = _ACTIVATIONS * sum(each.numel() * each.element_size() for each in features.tensors())
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:

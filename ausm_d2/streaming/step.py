@@ -106,10 +106,12 @@ class FrameStep:
         """What of the step depends on the frames before."""
         rows = len(ids)
         in_use = ids != FREE
+        clip = features.map(lambda each: each[:, None])
         predictions, _ = self._model.predict(
-            x=features.x[:, None],
-            mask_features=features.mask_features[:, None],
-            levels=[level[:, None] for level in features.multi_scale],
+            x=clip.x,
+            mask_features=clip.mask_features,
+            levels=clip.multi_scale,
+            pyramid=clip.pyramid,
             x_prev=state.x_prev[None, None],
             ids=self._model.id_pool(ids.clamp(min=0))[None],
             in_use=in_use[None, None],

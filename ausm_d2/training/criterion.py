@@ -16,7 +16,7 @@ Shape shorthand:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from torch import Tensor
 from ausm_d2.modeling.masks import masks_at_stride4
 from ausm_d2.modeling.pixel_decoder import Predictions
 from ausm_d2.training.matcher import Assignment, HungarianMatcher, PointTargets
+from ausm_d2.training.proposal_loss import cell_losses
 from ausm_d2.training.targets import FrameTargets
 
 
@@ -77,6 +78,14 @@ def _partly_labelled(targets: FrameTargets) -> tuple[Tensor, Tensor] | None:
         return None
     tracked = masks_at_stride4(targets.masks[frames]) * targets.track[frames][..., None, None]
     return frames, tracked.flatten(2)
+
+
+def average_over_processes(values: Tensor) -> Tensor:
+    """The mean of ``values`` over all processes."""
+    if get_world_size() > 1:
+        values = values.clone()
+        torch.distributed.all_reduce(values)
+    return values / get_world_size()
 
 
 class SetCriterion:
@@ -163,10 +172,7 @@ class SetCriterion:
         """
         masks = torch.stack([targets.track.sum() + targets.detect.sum() for _, targets in groups]).sum()
         sums = torch.stack([self._sums(layers, targets) for layers, targets in groups]).sum(dim=0)
-        shared = torch.cat([sums[..., 1].detach().flatten(), masks.float()[None]])
-        if get_world_size() > 1:
-            torch.distributed.all_reduce(shared)
-        shared = shared / get_world_size()
+        shared = average_over_processes(torch.cat([sums[..., 1].detach().flatten(), masks.float()[None]]))
         weights, num_masks = shared[:-1].view(sums.shape[:2]).clamp(min=1e-6), shared[-1].clamp(min=1)
         losses: dict[str, Tensor] = {}
         for i, (layer, by_part) in enumerate(zip(sums, weights, strict=True)):
@@ -175,6 +181,11 @@ class SetCriterion:
                 losses[f"loss_{part}_ce{suffix}"] = self.class_weight * ce / weight
                 losses[f"loss_{part}_mask{suffix}"] = self.mask_weight * bce / num_masks
                 losses[f"loss_{part}_dice{suffix}"] = self.dice_weight * dice / num_masks
+        cells = [(layers[-1].cells, targets) for layers, targets in groups]
+        if cells[0][0] is not None:
+            heat, box, count = cell_losses(cast(Any, cells))
+            share = average_over_processes(count[None])[0].clamp(min=1)
+            losses |= {"loss_heat": heat / share, "loss_box": box / share}
         return losses
 
     def _sums(self, layers: Sequence[Predictions], targets: FrameTargets) -> Tensor:
@@ -188,7 +199,7 @@ class SetCriterion:
             used = layers if self.deep_supervision else layers[-1:]
             num_trk = targets.track.shape[1]
             det = [Predictions(layer.class_logits[:, num_trk:], layer.mask_logits[:, num_trk:]) for layer in used]
-            costs = torch.stack([self.matcher.cost(*layer, targets.classes, points) for layer in det])
+            costs = torch.stack([self.matcher.cost(*layer[:2], targets.classes, points) for layer in det])
             assignment = Assignment(costs, targets.detect)
             # The tracking losses run on the device while the costs are copied and the assignment is solved on the CPU.
             tracking = [self._tracking(layer, targets, tracked) for layer in used]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ausm_d2.modeling.network import AUSMNetwork
-from ausm_d2.modeling.pixel_decoder import Predictions
+from ausm_d2.modeling.pixel_decoder import Predictions, stack_frames
 from ausm_d2.training.criterion import SetCriterion
 from ausm_d2.training.own_history import ClipInputs, history_after_passes, own_history
 from ausm_d2.training.targets import ClipTargets
@@ -55,13 +55,14 @@ def parallel(
         own_passes: passes without gradients that first replace the history by the network's own masks
             (docs/deviations.md, 10).
     """
-    features = network.encode(images.flatten(0, 1))
-    x = features.x.unflatten(0, images.shape[:2])
+    clips = network.encode(images.flatten(0, 1)).map(lambda each: each.unflatten(0, images.shape[:2]))
+    x = clips.x
     start = network.x_start.to(x.dtype)[:, None, None].expand(x.shape[0], 1, -1, *x.shape[-2:])
     inputs = ClipInputs(
         x=x,
-        mask_features=features.mask_features.unflatten(0, images.shape[:2]),
-        levels=[level.unflatten(0, images.shape[:2]) for level in features.multi_scale],
+        mask_features=clips.mask_features,
+        levels=clips.multi_scale,
+        pyramid=clips.pyramid,
         x_prev=torch.cat([start, x[:, :-1]], dim=1),
         ids=ids,
         in_use=forcing.in_use,
@@ -98,10 +99,12 @@ def iterative(
     for t in range(frames):
         if t > 0:
             features = network.encode(images[:, t])
+        clip = features.map(lambda each: each[:, None])
         layers, after = network.predict(
-            x=features.x[:, None],
-            mask_features=features.mask_features[:, None],
-            levels=[level[:, None] for level in features.multi_scale],
+            x=clip.x,
+            mask_features=clip.mask_features,
+            levels=clip.multi_scale,
+            pyramid=clip.pyramid,
             x_prev=x_prev[:, None],
             ids=ids,
             in_use=forcing.in_use[:, t, None],
@@ -115,10 +118,7 @@ def iterative(
         steps.append(layers)
         if t + 1 < frames:
             history = history_after(t, layers[-1]) if history_after else forcing.history[:, t + 1]
-    layers = [
-        Predictions(*(torch.stack(each, dim=1).flatten(0, 1) for each in zip(*layer, strict=True)))
-        for layer in zip(*steps, strict=True)
-    ]
+    layers = [stack_frames(layer) for layer in zip(*steps, strict=True)]
     return ClipOutput(layers, torch.stack(xs, dim=1))
 
 

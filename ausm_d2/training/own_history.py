@@ -79,6 +79,7 @@ class ClipInputs:
     ids: Tensor  # (B, N, D)
     in_use: Tensor  # bool (B, T, N)
     label_sets: Sequence[str]  # one per clip
+    pyramid: Tensor | None = None  # (B, T, D, h, w), where V is made of proposals
 
     def compress(
         self, network: AUSMNetwork, history: Tensor, first: int, last: int, memory: Memory | None
@@ -132,6 +133,7 @@ def history_after_passes(network: AUSMNetwork, inputs: ClipInputs, history: Tens
             f=f[:, first - start :],
             mask_features=inputs.mask_features[:, at],
             levels=[level[:, at] for level in inputs.levels],
+            pyramid=None if inputs.pyramid is None else inputs.pyramid[:, at],
             rows=rows[:, first - start :],
             in_use=inputs.in_use[:, at],
             label_sets=inputs.label_sets,

@@ -206,7 +206,7 @@ def test_losses_are_summed_in_float32() -> None:
     full = loss([predictions], wanted)
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.float16):
-        half = loss([Predictions(*(each.half() for each in predictions))], wanted)
+        half = loss([Predictions(*(each.half() for each in predictions[:2]))], wanted)
     for name, value in full.items():
         assert float(half[name]) == pytest.approx(float(value), rel=2e-3, abs=2e-3), name
 

@@ -1,0 +1,185 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Detection queries V made of the frame instead of learned (docs/deviations.md, 22).
+
+The best peaks of a map of object centres become the rows of V: content and position come from the cell, and a box,
+which the cell predicts, starts the mask. The map is that of CenterNet (arXiv 1904.07850) and TTFNet (arXiv 1909.00700);
+queries from proposals are those of two-stage Deformable DETR (arXiv 2010.04159).
+
+Shape shorthand:
+    BT: frames; no information passes between them
+    D: channels; C_i: channels of the backbone's level i
+    h, w: feature size at stride 8; H4, W4: mask size at stride 4
+    N_det: detection queries V
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ausm_d2.kernels.choice import KernelLayer
+from ausm_d2.modeling.convolution import conv_norm
+from ausm_d2.modeling.norm import GroupNorm, LayerNorm
+from ausm_d2.modeling.position import sine_tokens
+from ausm_d2.modeling.resize import resize_to
+
+
+class CellPredictions(NamedTuple):
+    """Predictions of every cell of stride 8, for the loss (training/proposal_loss.py)."""
+
+    heat: Tensor  # float32 (BT, h, w): logits of "the centre of an object to be detected"
+    boxes: Tensor  # float32 (BT, h, w, 4): x0, y0, x1, y1 of that object, in cells
+
+
+class Queries(NamedTuple):
+    """The rows of V of BT frames."""
+
+    content: Tensor  # (BT, N_det, D)
+    position: Tensor  # (BT, N_det, D)
+    prior: Tensor  # float32 (BT, N_det, H4, W4): added to the mask logits
+    cells: CellPredictions
+
+
+class _Block(KernelLayer):
+    """Depthwise 3 x 3 and pointwise convolution, each with a group norm, and a residual."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        groups = math.gcd(32, dim)
+        self.depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.norm1 = GroupNorm(groups, dim)
+        self.pointwise = nn.Conv2d(dim, dim, 1)
+        self.norm2 = GroupNorm(groups, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(BT, D, h, w) -> (BT, D, h, w)."""
+        y = F.relu(self.norm1(self.depthwise(x)))
+        return F.relu(x + conv_norm(y, self.pointwise, self.norm2, kernels=self.kernels))
+
+
+class _Projection(KernelLayer):
+    """Pointwise convolution and group norm."""
+
+    def __init__(self, channels: int, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, dim, 1, bias=False)
+        self.norm = GroupNorm(math.gcd(32, dim), dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(BT, C_i, h, w) -> (BT, D, h, w)."""
+        return conv_norm(x, self.conv, self.norm, kernels=self.kernels)
+
+
+class ProposalPyramid(nn.Module):
+    """The frame's part of the proposals: a feature pyramid of the backbone's coarse levels, of its own weights."""
+
+    def __init__(self, in_channels: Sequence[int], dim: int, *, blocks: int = 2) -> None:
+        """
+        Args:
+            in_channels: C_i, finest level (stride 8) first.
+            dim: D.
+            blocks: blocks at every level but the finest.
+        """
+        super().__init__()
+        self.projections = nn.ModuleList(_Projection(channels, dim) for channels in in_channels)
+        self.blocks = nn.ModuleList(nn.Sequential(*(_Block(dim) for _ in range(blocks))) for _ in in_channels[1:])
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Backbone levels (BT, C_i, h_i, w_i), finest first -> (BT, D, h, w)."""
+        x: Tensor | None = None
+        blocks = [None, *self.blocks]
+        for projection, block, level in reversed(list(zip(self.projections, blocks, levels, strict=True))):
+            y = projection(level)
+            if x is not None:
+                y = y + resize_to(x, y)
+            x = y if block is None else block(y if x is None else F.relu(y))
+        assert x is not None
+        return x
+
+
+class Proposals(nn.Module):
+    """Makes the rows of V from the frame's pyramid and G_t, which knows what is tracked already."""
+
+    def __init__(self, dim: int, *, num_det: int, blocks: int = 3) -> None:
+        """
+        Args:
+            dim: D.
+            num_det: N_det.
+            blocks: blocks at stride 8.
+        """
+        super().__init__()
+        self.num_det = num_det
+        self.history = _Projection(dim, dim)
+        self.blocks = nn.Sequential(*(_Block(dim) for _ in range(blocks)))
+        self.heat = nn.Conv2d(dim, 1, 3, padding=1)
+        self.box = nn.Conv2d(dim, 4, 3, padding=1)
+        self.content = nn.Conv2d(dim, dim, 1)
+        self.content_norm = LayerNorm(dim)
+        self.size = nn.Linear(2, dim)  # position of a query: log width and height of its box
+        self.sharpness = nn.Parameter(torch.tensor(4.0))  # of the prior, in logits
+        for conv, bias in ((self.heat, -4.0), (self.box, 1.0)):  # few cells are centres; boxes begin 2 e cells wide
+            nn.init.normal_(conv.weight, std=0.01)
+            nn.init.constant_(conv.bias, bias)
+        nn.init.zeros_(self.size.weight)
+        nn.init.zeros_(self.size.bias)
+
+    def forward(self, pyramid: Tensor, g: Tensor, mask_size: tuple[int, int]) -> Queries:
+        """
+        Args:
+            pyramid: (BT, D, h, w), from :class:`ProposalPyramid`.
+            g: (BT, D, h, w) G_t.
+            mask_size: (H4, W4).
+        """
+        x = self.blocks(F.relu(self.history(g) + pyramid))
+        cells = self._cells(x)
+        best = _best_peaks(cells.heat, self.num_det)
+        boxes = _take(cells.boxes.flatten(1, 2).detach(), best)
+        content = self.content_norm(_take(self.content(x).flatten(2).transpose(1, 2), best))
+        height, width = x.shape[-2:]
+        centre = (boxes[..., :2] + boxes[..., 2:]) / 2
+        row, column = centre[..., 1].floor().clamp(0, height - 1), centre[..., 0].floor().clamp(0, width - 1)
+        sines = sine_tokens(height, width, x.shape[1], device=x.device, dtype=x.dtype)
+        extent = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0.1).log()
+        position = sines[(row * width + column).long()] + self.size(extent.to(self.size.weight.dtype))
+        return Queries(content, position.to(content.dtype), self._prior(boxes, mask_size), cells)
+
+    def _cells(self, x: Tensor) -> CellPredictions:
+        heat = self.heat(x)[:, 0].float()
+        sides = self.box(x).float().clamp(-4, 6).exp()  # from the centre of the cell to the left, top, right, bottom
+        height, width = heat.shape[-2:]
+        y = torch.arange(height, device=x.device, dtype=torch.float32)[:, None] + 0.5
+        x_ = torch.arange(width, device=x.device, dtype=torch.float32)[None] + 0.5
+        left, top, right, bottom = sides.unbind(1)
+        return CellPredictions(heat, torch.stack([x_ - left, y - top, x_ + right, y + bottom], dim=-1))
+
+    def _prior(self, boxes: Tensor, mask_size: tuple[int, int]) -> Tensor:
+        """(BT, N_det, 4) boxes -> (BT, N_det, H4, W4) logits: 0 at the sides of the box, falling outwards."""
+        centre, radius = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) / 2
+        along = []
+        for axis, size in enumerate((mask_size[1], mask_size[0])):
+            place = (torch.arange(size, device=boxes.device, dtype=torch.float32) + 0.5) / 2
+            middle, half = centre[..., axis, None], radius[..., axis, None].clamp(min=0.3)
+            along.append(((place - middle) / half).abs())
+        distance = torch.maximum(along[0][..., None, :], along[1][..., :, None])
+        return self.sharpness.float() * (1 - distance).clamp(-2, 0.5)
+
+
+def _best_peaks(heat: Tensor, count: int) -> Tensor:
+    """int64 (BT, count) cells, best first, local maxima (3 x 3) before others. Of fewer cells, some repeat."""
+    with torch.no_grad():
+        peak = F.max_pool2d(heat[:, None], 3, 1, 1)[:, 0] == heat
+        flat = torch.where(peak, heat, heat - 100).flatten(1)
+        best = flat.topk(min(count, flat.shape[1]), dim=1).indices
+        if best.shape[1] < count:
+            best = best[:, torch.arange(count, device=best.device) % best.shape[1]]
+    return best
+
+
+def _take(values: Tensor, cells: Tensor) -> Tensor:
+    """(BT, h * w, C) values and (BT, N_det) cells -> (BT, N_det, C)."""
+    return values.gather(1, cells[..., None].expand(-1, -1, values.shape[-1]))

@@ -1,0 +1,111 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Losses of the cells of which the rows of V are made (docs/deviations.md, 22).
+
+An object to be detected owns the cells around the centre of its box, weighted by a Gaussian of the box's size, as in
+TTFNet (arXiv 1909.00700). Its cells learn the box by GIoU (arXiv 1902.09630), and as heat the product of the Gaussian
+and of how well their box fits, by the quality focal loss (arXiv 2006.04388).
+
+Shape shorthand:
+    BT: frames
+    N: instances
+    h, w: feature size at stride 8
+    R: cells that an object owns
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ausm_d2.modeling.proposals import CellPredictions
+from ausm_d2.training.targets import FrameTargets
+
+_SPREAD = 0.15  # standard deviation of the Gaussian, in sides of the box
+_REACH = 0.1  # cells of a lower weight are background
+_HEAT_WEIGHT, _BOX_WEIGHT = 2.0, 2.0
+
+
+def cell_losses(frames: Sequence[tuple[CellPredictions, FrameTargets]]) -> Tensor:
+    """(3) sums over all frames: of the heat loss, of the box loss, and the number of objects to be detected."""
+    sums = []
+    for cells, targets in frames:
+        boxes = mask_boxes(targets.masks)
+        known = (targets.labelled & targets.exhaustive).float()
+        neither = targets.visible & ~targets.track & ~targets.detect  # e.g. too small (TRAIN.DETECT_CELLS)
+        for i in range(len(cells.heat)):
+            weight = known[i] * ~_covered(boxes[i][neither[i]], cells.heat[i])
+            sums.append(_frame(cells.heat[i], cells.boxes[i], boxes[i][targets.detect[i]], weight))
+    return torch.stack(sums).sum(dim=0)
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """Bool (BT, N, H_pad, W_pad) -> (BT, N, 4): x0, y0, x1, y1 in cells of stride 8; zeros for an empty mask."""
+    sides = []
+    for filled in (masks.any(dim=-2), masks.any(dim=-1)):  # columns, rows
+        some = filled.any(dim=-1)
+        first = filled.int().argmax(dim=-1)
+        last = filled.shape[-1] - filled.flip(-1).int().argmax(dim=-1)
+        sides.append((first * some, last * some))
+    (x0, x1), (y0, y1) = sides
+    return torch.stack([x0, y0, x1, y1], dim=-1).float() / 8
+
+
+def _covered(boxes: Tensor, heat: Tensor) -> Tensor:
+    """Bool (h, w): cells that one of the boxes (objects, 4) touches."""
+    y, x = (torch.arange(side, device=heat.device) for side in heat.shape)
+    rows = (y < boxes[:, 3:]) & (y + 1 > boxes[:, 1:2])
+    columns = (x < boxes[:, 2:3]) & (x + 1 > boxes[:, :1])
+    return (rows[:, :, None] & columns[:, None, :]).any(dim=0)
+
+
+def _frame(heat: Tensor, boxes: Tensor, wanted: Tensor, background: Tensor) -> Tensor:
+    """(3) as :func:`cell_losses`, for one frame.
+
+    Args:
+        heat: (h, w) logits.
+        boxes: (h, w, 4).
+        wanted: (objects, 4) true boxes.
+        background: (h, w) weights of the cells that no object owns.
+    """
+    probability = heat.sigmoid()
+    target, weight = torch.zeros_like(heat), background.clone()
+    box_loss = heat.sum() * 0
+    if len(wanted):
+        gaussian, owner = _owners(wanted, (heat.shape[0], heat.shape[1]))
+        owned = gaussian > 0
+        gaussian, owner = gaussian[owned], owner[owned]
+        iou, giou = box_overlap(boxes[owned], wanted[owner])
+        total = torch.zeros(len(wanted), device=heat.device).index_add_(0, owner, gaussian)[owner].clamp(min=1e-6)
+        target[owned] = gaussian * iou.detach().clamp(min=0.05).sqrt()
+        weight[owned] = total.rsqrt()  # a large object has more cells
+        box_loss = ((1 - giou) * gaussian / total).sum()
+    bce = F.binary_cross_entropy_with_logits(heat, target, reduction="none")
+    heat_loss = (bce * (target - probability).square() * weight).sum()
+    return torch.stack([_HEAT_WEIGHT * heat_loss, _BOX_WEIGHT * box_loss, heat.new_tensor(float(len(wanted)))])
+
+
+def _owners(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """(objects, 4) boxes -> (h, w) weights, 0 for background, and int64 (h, w) index of the object that owns the cell:
+    the one of the largest weight."""
+    limit = boxes.new_tensor([size[1] - 1, size[0] - 1])
+    centre = ((boxes[:, :2] + boxes[:, 2:]) / 2).floor().clamp(min=0).minimum(limit) + 0.5
+    spread = (_SPREAD * (boxes[:, 2:] - boxes[:, :2])).clamp(min=0.4)
+    y, x = (torch.arange(side, device=boxes.device) + 0.5 for side in size)
+    along_x = (-((x - centre[:, :1]) ** 2) / (2 * spread[:, :1] ** 2)).exp()
+    along_y = (-((y - centre[:, 1:]) ** 2) / (2 * spread[:, 1:] ** 2)).exp()
+    gaussian = along_y[:, :, None] * along_x[:, None, :]
+    best, owner = torch.where(gaussian > _REACH, gaussian, 0.0).max(dim=0)
+    return best, owner
+
+
+def box_overlap(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and GIoU of pairs of boxes, (R, 4) each."""
+    inside = (torch.minimum(boxes[:, 2:], others[:, 2:]) - torch.maximum(boxes[:, :2], others[:, :2])).clamp(min=0)
+    around = torch.maximum(boxes[:, 2:], others[:, 2:]) - torch.minimum(boxes[:, :2], others[:, :2])
+    overlap, hull = inside.prod(dim=1), around.prod(dim=1)
+    union = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) + (others[:, 2:] - others[:, :2]).prod(dim=1) - overlap
+    iou = overlap / union.clamp(min=1e-6)
+    return iou, iou - (hull - union) / hull.clamp(min=1e-6)

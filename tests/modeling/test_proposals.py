@@ -1,0 +1,45 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import torch
+
+from ausm_d2.modeling.proposals import ProposalPyramid, Proposals
+
+
+def head(num_det: int = 4) -> Proposals:
+    torch.manual_seed(0)
+    return Proposals(32, num_det=num_det).eval()
+
+
+def test_a_mask_starts_as_the_box_of_its_cell() -> None:
+    proposals = head(num_det=1)
+    for conv in (proposals.heat, proposals.box):
+        torch.nn.init.zeros_(conv.weight)
+    torch.nn.init.constant_(proposals.box.bias, 0.0)  # one cell to every side of the centre
+    x = torch.zeros(1, 32, 6, 8)
+    made = proposals(x, x, (12, 16))
+    x0, y0, x1, y1 = made.cells.boxes[0, 2, 3].tolist()
+    assert (x0, y0, x1, y1) == (2.5, 1.5, 4.5, 3.5)
+    inside = (made.prior[0, 0] > 0).nonzero()
+    assert (inside.amax(0) - inside.amin(0) + 1).tolist() in ([3, 3], [3, 4], [4, 3], [4, 4])  # two cells of stride 8
+
+
+def test_the_best_peaks_come_first_and_repeat_in_a_small_frame() -> None:
+    proposals = head()
+    x = torch.randn(2, 32, 5, 7)
+    heat = proposals(x, x, (10, 14)).cells.heat
+    content = proposals(x, x, (10, 14)).content
+    assert content.shape == (2, 4, 32) and heat.shape == (2, 5, 7)
+    tiny = proposals(x[..., :1, :2], x[..., :1, :2], (2, 4))
+    torch.testing.assert_close(tiny.content[:, :2], tiny.content[:, 2:])
+
+
+def test_what_is_added_to_a_finer_level_reaches_the_pyramid() -> None:
+    pyramid = ProposalPyramid((8, 12), 32).eval()
+    levels = [torch.randn(1, 8, 6, 8), torch.randn(1, 12, 3, 4)]
+    before = pyramid(levels)
+    assert before.shape == (1, 32, 6, 8)
+    for i in range(2):
+        changed = [each.clone() for each in levels]
+        changed[i] += torch.randn_like(changed[i])
+        assert not torch.allclose(pyramid(changed), before)

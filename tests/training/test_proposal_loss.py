@@ -1,0 +1,60 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import torch
+
+from ausm_d2.modeling.proposals import CellPredictions
+from ausm_d2.training.proposal_loss import box_overlap, cell_losses, mask_boxes
+from ausm_d2.training.targets import FrameTargets
+
+
+def frame(*boxes: tuple[int, int, int, int], exhaustive: bool = True) -> FrameTargets:
+    """Filled boxes (x0, y0, x1, y1 in pixels), all to be detected."""
+    masks = torch.zeros(1, max(1, len(boxes)), 64, 96, dtype=torch.bool)
+    for i, (x0, y0, x1, y1) in enumerate(boxes):
+        masks[0, i, y0:y1, x0:x1] = True
+    there = masks.flatten(2).any(dim=-1)
+    flag = torch.tensor([True])
+    classes = torch.zeros(there.shape, dtype=torch.int64)
+    return FrameTargets(masks, classes, there, ~there & False, there, flag, torch.tensor([exhaustive]))
+
+
+def cells(heat: float, box: tuple[float, float, float, float]) -> CellPredictions:
+    return CellPredictions(torch.full((1, 8, 12), float(heat)), torch.tensor(box).expand(1, 8, 12, 4).clone())
+
+
+def test_boxes_are_those_of_the_masks() -> None:
+    assert mask_boxes(frame((16, 8, 48, 40)).masks).tolist() == [[[2, 1, 6, 5]]]
+    assert mask_boxes(frame().masks).tolist() == [[[0, 0, 0, 0]]]
+
+
+def test_a_box_that_fits_costs_nothing_and_a_wrong_one_does() -> None:
+    targets = frame((16, 8, 48, 40))
+    assert cell_losses([(cells(0, (2, 1, 6, 5)), targets)])[1] < 1e-5
+    assert cell_losses([(cells(0, (3, 1, 6, 5)), targets)])[1] > 0.2
+
+
+def test_heat_is_wanted_at_the_centre_and_nowhere_else() -> None:
+    targets = frame((16, 8, 48, 40))
+    heat = torch.full((1, 8, 12), -6.0)
+    boxes = torch.tensor((2.0, 1.0, 6.0, 5.0)).expand(1, 8, 12, 4)
+
+    def loss(row: int, column: int) -> float:
+        there = heat.clone()
+        there[0, row, column] = 3.0
+        return float(cell_losses([(CellPredictions(there, boxes), targets)])[0])
+
+    assert loss(3, 4) < loss(7, 11) - 1
+
+
+def test_without_exhaustive_labels_the_rest_is_no_background() -> None:
+    sure = cells(5.0, (0, 0, 1, 1))
+    assert cell_losses([(sure, frame(exhaustive=True))])[0] > 10
+    assert cell_losses([(sure, frame(exhaustive=False))])[0] == 0
+
+
+def test_overlaps_of_boxes() -> None:
+    one, other = torch.tensor([[0.0, 0, 2, 2], [0, 0, 1, 1]]), torch.tensor([[1.0, 0, 3, 2], [2, 0, 3, 1]])
+    iou, giou = box_overlap(one, other)
+    torch.testing.assert_close(iou, torch.tensor([1 / 3, 0.0]))
+    torch.testing.assert_close(giou, torch.tensor([1 / 3, -1 / 3]))
