@@ -96,6 +96,14 @@ def test_every_parameter_has_a_gradient_whatever_the_label_sets_of_the_batch(lab
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+def test_small_objects_are_not_to_be_detected() -> None:
+    model, item = tiny_model("MODEL.AUSM.TRAIN.DETECT_CELLS", 26), clip(2, 1)
+    (smaller,) = (each.detect for each in [model._preprocess(model.collate([item])[1])[2]])
+    item["masks"][:, :, :, :90] |= item["masks"].any(dim=3, keepdim=True)
+    (larger,) = (each.detect for each in [model._preprocess(model.collate([item])[1])[2]])
+    assert not smaller.any() and larger.any()
+
+
 def test_a_frozen_frame_encoder_is_the_same_in_training_mode() -> None:
     model = tiny_model("MODEL.AUSM.FRAME_ENCODER.FREEZE_AT", "encoder", "MODEL.SWIN.DROP_PATH_RATE", 0.9).train()
     images = torch.randn(2, 3, 64, 64)

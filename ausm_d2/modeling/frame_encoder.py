@@ -240,22 +240,11 @@ class FrameEncoder(nn.Module):
         super().__init__()
         if freeze_at not in ("none", "backbone", "encoder"):
             raise UserError(f"MODEL.AUSM.FRAME_ENCODER.FREEZE_AT: '{freeze_at}' is not one of none, backbone, encoder")
-        shapes = backbone.output_shape()
-        missing = [name for name in in_features if name not in shapes]
-        if missing:
-            raise UserError(
-                f"MODEL.AUSM.FRAME_ENCODER.IN_FEATURES: the backbone has no output {missing}, it has {sorted(shapes)}"
-            )
-        strides = [shapes[name].stride for name in in_features]
-        if len(strides) < 2 or strides != [4, 8, 16, 32][: len(strides)]:
-            raise UserError(
-                f"MODEL.AUSM.FRAME_ENCODER.IN_FEATURES: {list(in_features)} have strides {strides}, expected "
-                "4, 8, 16, 32 (the coarsest may be left out)"
-            )
+        channels = _channels(backbone, in_features)
         self.in_features = tuple(in_features)
         self.backbone = backbone
         self.pixel_decoder = DeformablePixelDecoder(
-            [int(shapes[name].channels or 0) for name in in_features],
+            channels,
             conv_dim=conv_dim,
             mask_dim=mask_dim,
             enc_layers=enc_layers,
@@ -266,8 +255,7 @@ class FrameEncoder(nn.Module):
         )
         if freeze_at != "none":
             (self if freeze_at == "encoder" else self.backbone).requires_grad_(False)
-        coarse = [int(shapes[name].channels or 0) for name in in_features[1:]]
-        self.proposal_pyramid = ProposalPyramid(coarse, conv_dim) if proposals else None  # never frozen
+        self.proposal_pyramid = ProposalPyramid(channels[1:], conv_dim) if proposals else None  # never frozen
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -307,6 +295,27 @@ class FrameEncoder(nn.Module):
         if self.proposal_pyramid is None:
             return out
         return out._replace(pyramid=self.proposal_pyramid([features[name] for name in self.in_features[1:]]))
+
+
+def _channels(backbone: Backbone, in_features: Sequence[str]) -> list[int]:
+    """C_i of the outputs ``in_features``.
+
+    Raises:
+        UserError: if an output is missing or has another stride than 4, 8, 16, 32 in this order.
+    """
+    shapes = backbone.output_shape()
+    missing = [name for name in in_features if name not in shapes]
+    if missing:
+        raise UserError(
+            f"MODEL.AUSM.FRAME_ENCODER.IN_FEATURES: the backbone has no output {missing}, it has {sorted(shapes)}"
+        )
+    strides = [shapes[name].stride for name in in_features]
+    if len(strides) < 2 or strides != [4, 8, 16, 32][: len(strides)]:
+        raise UserError(
+            f"MODEL.AUSM.FRAME_ENCODER.IN_FEATURES: {list(in_features)} have strides {strides}, expected "
+            "4, 8, 16, 32 (the coarsest may be left out)"
+        )
+    return [int(shapes[name].channels or 0) for name in in_features]
 
 
 def _trains(module: nn.Module) -> bool:

@@ -124,7 +124,8 @@ class Proposals(nn.Module):
         self.sharpness = nn.Parameter(torch.tensor(4.0))  # of the prior, in logits
         for conv, bias in ((self.heat, -4.0), (self.box, 1.0)):  # few cells are centres; boxes begin 2 e cells wide
             nn.init.normal_(conv.weight, std=0.01)
-            nn.init.constant_(conv.bias, bias)
+            if conv.bias is not None:
+                nn.init.constant_(conv.bias, bias)
         nn.init.zeros_(self.size.weight)
         nn.init.zeros_(self.size.bias)
 

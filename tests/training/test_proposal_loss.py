@@ -16,7 +16,7 @@ def frame(*boxes: tuple[int, int, int, int], exhaustive: bool = True) -> FrameTa
     there = masks.flatten(2).any(dim=-1)
     flag = torch.tensor([True])
     classes = torch.zeros(there.shape, dtype=torch.int64)
-    return FrameTargets(masks, classes, there, ~there & False, there, flag, torch.tensor([exhaustive]))
+    return FrameTargets(masks, classes, there, there & False, there.clone(), flag, torch.tensor([exhaustive]))
 
 
 def cells(heat: float, box: tuple[float, float, float, float]) -> CellPredictions:
@@ -51,6 +51,17 @@ def test_without_exhaustive_labels_the_rest_is_no_background() -> None:
     sure = cells(5.0, (0, 0, 1, 1))
     assert cell_losses([(sure, frame(exhaustive=True))])[0] > 10
     assert cell_losses([(sure, frame(exhaustive=False))])[0] == 0
+
+
+def test_an_object_that_is_neither_wanted_nor_tracked_is_no_background() -> None:
+    targets = frame((16, 8, 48, 40))
+    hot = torch.full((1, 8, 12), -8.0)
+    hot[0, 3, 4] = 5.0
+    sure = CellPredictions(hot, cells(0, (2, 1, 6, 5)).boxes)
+    targets.detect[:] = False
+    assert cell_losses([(sure, targets)])[0] < 0.1
+    targets.track[:] = True
+    assert cell_losses([(sure, targets)])[0] > 1
 
 
 def test_overlaps_of_boxes() -> None:
