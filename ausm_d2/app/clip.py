@@ -26,8 +26,8 @@ from ausm_d2.video.frame import Frame
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,yuv4mpegpipe,gif"
 _JPEG_SIDE = 1280  # pixels: the long side of what the page shows, at most
 _JPEG_QUALITY = 85
-_JPEGS = 48 << 20  # bytes of JPEGs that are kept
-_RECENT = 4  # frames that are kept as they are
+_JPEGS = 48 << 20  # bytes of cached JPEGs
+_RECENT = 4  # cached decoded frames
 
 
 class Clip:

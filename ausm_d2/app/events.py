@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 Event = dict[str, Any]
-_MOST = 200  # that wait for a page
+_MOST = 200  # queued events of a page
 
 
 class Events:
@@ -27,7 +27,7 @@ class Events:
         return bool(self._listeners)
 
     def listen(self) -> asyncio.Queue[Event | None]:
-        """A queue of news. Call it in the event loop; see :meth:`leave`."""
+        """A queue of the events from now on. Call it in the event loop; see :meth:`leave`."""
         queue: asyncio.Queue[Event | None] = asyncio.Queue()
         with self._lock:
             if self._ended:
@@ -40,7 +40,7 @@ class Events:
             self._listeners = [each for each in self._listeners if each[1] is not queue]
 
     def publish(self, event: Event | None) -> None:
-        """To all who listen; from any thread."""
+        """Send an event to all listeners; callable from any thread."""
         with self._lock:
             self._ended = self._ended or event is None
             for loop, queue in self._listeners:

@@ -29,7 +29,7 @@ from ausm_d2.video.tracked import TrackedObject
 logger = logging.getLogger(__name__)
 
 _STRIDE = 8  # frames between two keyframes, as long as there is room
-_NEAR = 4  # frames that are done again at once when a frame is corrected
+_NEAR = 4  # frames from a stored state within which a correction is exact at once
 _KEYFRAME_BYTES = 256 << 20
 
 
@@ -69,10 +69,10 @@ class Follower:
         self._predictor, self._turns = predictor, turns
         self._clip, self._plan, self.records = clip, plan, records
         self._session: Session | None = None
-        self._at: int | None = None  # the frame that the session has seen last, with its prompts; None: no use
-        self._keys: dict[int, Keyframe] = {}  # by frame: the session that has seen it, without its prompts
+        self._at: int | None = None  # the last frame that the session has processed, prompts included; None: unusable
+        self._keys: dict[int, Keyframe] = {}  # by frame: the session after it, before its prompts
         self._before: tuple[int, list[TrackedObject]] | None = None  # a frame, and its objects before it was corrected
-        self._editing: int | None = None  # the frame that the user is at
+        self._editing: int | None = None  # the frame that the user changed last
         self.classes: list[str] = []  # names of the label set
         self.start: int | None = None  # the first frame that is followed
         self.done = 0  # frames from ``start`` to here, exclusive, are done
@@ -93,7 +93,7 @@ class Follower:
             self.records.clear()
         if begin is None:
             return
-        frame = self._editing = max(frame, begin)  # before, nothing is followed
+        frame = self._editing = max(frame, begin)  # nothing is tracked before it
         self._keys = {each: key for each, key in self._keys.items() if each <= frame}
         self._at = None if self._at is not None and self._at >= frame else self._at
         self.done = max(begin, min(self.done, frame))
@@ -179,7 +179,7 @@ class Follower:
         """Apply the prompts of the frame that the session has just processed, and store the result."""
         assert self._session is not None
         self._at = None
-        if self._plan.find_at is None:  # else the model would find them again: they are followed unseen
+        if self._plan.find_at is None:  # with detection, they stay tracked but hidden, or they would be detected again
             for gone in self._plan.removed & {*self._session.track_ids}:
                 self._session.remove(gone)
         self._give(self._session, number)
@@ -202,7 +202,7 @@ class Follower:
                 try:
                     session.add(object_id, prompts)
                 except UserError as error:
-                    # A correction of an object that is not there any more since an earlier change.
+                    # An earlier change has removed the object that this corrects.
                     logger.warning("frame %d: a correction is left out: %s", number, error)
 
     def _keep(self, session: Session, frame: Frame, number: int) -> None:

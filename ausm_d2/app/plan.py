@@ -24,11 +24,11 @@ class Plan:
     """Frames are numbers from 0, objects are ids from 1."""
 
     prompts: dict[int, dict[int, list[Given]]] = field(default_factory=dict)  # by frame and object, in their order
-    find_at: int | None = None  # everything is looked for, from this frame on; None: only what is given
+    find_at: int | None = None  # all objects are detected from this frame on; None: no detection
     names: dict[int, str] = field(default_factory=dict)
     hidden: set[int] = field(default_factory=set)  # left out of the picture and of downloads
-    removed: set[int] = field(default_factory=set)  # for good
-    last_id: int = 0  # the highest that was ever used
+    removed: set[int] = field(default_factory=set)  # permanently
+    last_id: int = 0  # the highest id used so far
 
     @property
     def begin(self) -> int | None:

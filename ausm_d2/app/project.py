@@ -27,7 +27,7 @@ from ausm_d2.streaming.predictor import VideoPredictor
 from ausm_d2.streaming.prompts import draw
 from ausm_d2.video.tracked import TrackedObject
 
-_RATE = 20  # frames over which frames a second are measured
+_RATE = 20  # frames over which the frame rate is averaged
 
 
 class Project:

@@ -76,7 +76,7 @@ class Sessions:
             project.close()
 
     def close(self) -> None:
-        """End all."""
+        """End all sessions."""
         with self._lock:
             gone, self._projects = list(self._projects.values()), {}
         for project in gone:

@@ -24,7 +24,7 @@ class Worker:
         self._events = events
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self.doing: str | None = None  # what was started and has not ended
+        self.doing: str | None = None  # name of the running task
 
     def stopped(self) -> bool:
         """Whether the task has been asked to stop."""

@@ -76,7 +76,7 @@ def recipe(base: str, labels: Labels, folder: Path, opts: Sequence[str], seed: i
         "SOLVER": {
             "IMS_PER_BATCH": 8,
             "BASE_LR": 0.003,
-            "MULTIPLIERS": [[f"{_HEADS}{LABEL_SET}.", 1.0], ["", 0.0]],  # a few images spoil more than the classifier
+            "MULTIPLIERS": [[f"{_HEADS}{LABEL_SET}.", 1.0], ["", 0.0]],  # a few images would degrade the rest
             "LR_SCHEDULER_NAME": "WarmupCosineLR",
             "WARMUP_ITERS": 10,
             "MAX_ITER": 0,

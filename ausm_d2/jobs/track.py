@@ -116,7 +116,7 @@ def track(
 
 
 def _kept(folder: ResultFolder) -> str:
-    """What is said of the frames before an error."""
+    """For an error message: what happened to the frames before it."""
     if not folder.frames:
         return ""
     resume = "; --resume continues" if folder.can_resume else ""
