@@ -1,7 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """The pictures of docs/gallery.md, by the commands that stand there: ``python -m tools.gallery [NAME ...]``.
 
-The clips are CC BY 4.0 (NOTICE). Results go to ``output/gallery/``, pictures to ``docs/images/gallery/``.
+The clips are CC BY 4.0 (NOTICE). Results go to ``output/gallery/``, pictures to ``docs/images/gallery/``. Without
+names, the first picture of the README is made too, from the same results: ``docs/images/real_video.jpg``.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from ausm_d2.visualization import contact_sheet
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "images" / "gallery"
+README_PICTURE = ROOT / "docs" / "images" / "real_video.jpg"
 OUTPUT = Path("output/gallery")
 _COLUMNS, _WIDTH, _QUALITY = 4, 300, 80  # pictures of a strip; pixels of each; of the JPEG
+_README_WIDTH = 448
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,12 @@ ENTRIES = (
     Entry("person_found", f"{_PERSON} -o output/gallery/person_found --save overlay"),
 )
 
+README_ROWS = {  # title: name of the entry
+    "person.mp4, unprompted": "person_found",
+    "person.mp4, the mask of the first frame given": "person_mask",
+    "cars.mp4, the masks of the first frame given": "cars_mask",
+}
+
 
 def folder(entry: Entry) -> Path:
     """Where the results of its command go."""
@@ -57,11 +66,11 @@ def folder(entry: Entry) -> Path:
     return Path(words[words.index("-o") + 1])
 
 
-def strip(results: Path) -> np.ndarray:
-    """Some frames of ``overlay.mp4``, spread evenly: uint8 (height, width, 3), BGR."""
+def few(results: Path, width: int) -> list[np.ndarray]:
+    """Some frames of ``overlay.mp4``, spread evenly: uint8 (height, width, 3) each, BGR."""
     frames = [frame.image for frame in open_source(results / "overlay.mp4").frames]
     places = np.linspace(0, len(frames) - 1, _COLUMNS).astype(int).tolist()
-    return contact_sheet([[_small(frames[place]) for place in places]])
+    return [_small(frames[place], width) for place in places]
 
 
 def cutouts(results: Path, object_id: int) -> np.ndarray:
@@ -77,9 +86,9 @@ def cutouts(results: Path, object_id: int) -> np.ndarray:
     return contact_sheet([shown])
 
 
-def _small(picture: np.ndarray) -> np.ndarray:
-    height = round(picture.shape[0] * _WIDTH / picture.shape[1])
-    return cv2.resize(picture, (_WIDTH, height), interpolation=cv2.INTER_AREA)
+def _small(picture: np.ndarray, width: int = _WIDTH) -> np.ndarray:
+    height = round(picture.shape[0] * width / picture.shape[1])
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def make(entry: Entry) -> Path:
@@ -88,8 +97,19 @@ def make(entry: Entry) -> Path:
     if entry.part == "timeline":
         picture = cv2.imread(str(results / "timeline.png"))
     else:
-        picture = cutouts(results, entry.object_id) if entry.part == "cutout" else strip(results)
-    path = PICTURES / f"{entry.name}.{'png' if entry.part == 'timeline' else 'jpg'}"
+        cutout = entry.part == "cutout"
+        picture = cutouts(results, entry.object_id) if cutout else contact_sheet([few(results, _WIDTH)])
+    return _write(PICTURES / f"{entry.name}.{'png' if entry.part == 'timeline' else 'jpg'}", picture)
+
+
+def make_readme_picture() -> Path:
+    """Write the first picture of the README, from the results of the entries in ``README_ROWS``."""
+    folders = {entry.name: folder(entry) for entry in ENTRIES}
+    rows = [few(folders[name], _README_WIDTH) for name in README_ROWS.values()]
+    return _write(README_PICTURE, contact_sheet(rows, list(README_ROWS)))
+
+
+def _write(path: Path, picture: np.ndarray) -> Path:
     with atomic_write(path) as temporary:
         cv2.imwrite(str(temporary), picture, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY] if path.suffix == ".jpg" else [])
     return path
@@ -112,6 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ausm(shlex.split(entry.command)[1:])
             done.add(entry.command)
         print(make(entry), flush=True)
+    if not names:
+        print(make_readme_picture())
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ def test_the_pictures_are_small_and_none_is_left_over() -> None:
     files = list(gallery.PICTURES.iterdir())
     assert {path.stem for path in files} == {entry.name for entry in gallery.ENTRIES}
     assert sum(path.stat().st_size for path in files) < 1_000_000
+    assert set(gallery.README_ROWS.values()) < {entry.name for entry in gallery.ENTRIES}
+    assert gallery.README_PICTURE.is_file()
 
 
 def test_a_cutout_is_put_on_a_chequered_ground(tmp_path: Path) -> None:
