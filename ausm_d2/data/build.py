@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
+import traceback
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
@@ -110,7 +111,11 @@ class TrainLoader:
                     get_event_storage().put_scalars(smoothing_hint=False, **shares)
                 yield batch
         except UserError as error:  # a worker's exception contains its traceback, with the message as the last line
-            raise UserError(str(error).strip().splitlines()[-1].removeprefix("ausm_d2.errors.UserError: ")) from None
+            message = str(error).strip().splitlines()[-1].removeprefix("ausm_d2.errors.UserError: ")
+            # The frames hold the iterator over the workers, in a cycle. Left to the garbage collector, its end would
+            # take 5 seconds: their queues may be closed first, and then the workers are not told to stop.
+            traceback.clear_frames(error.__traceback__)
+            raise UserError(message) from None
 
 
 def get_records(name: str) -> list[VideoRecord]:

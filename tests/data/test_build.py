@@ -1,6 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import multiprocessing
 from collections import Counter
 from itertools import islice
 
@@ -148,10 +149,12 @@ def test_unreadable_video_is_replaced_and_counted(caplog: pytest.LogCaptureFixtu
 def test_a_data_set_of_unreadable_videos_is_an_error_of_one_line(workers: int) -> None:
     register("stub_d", [moving_square(1, broken=True)])
     cfg = small_cfg("stub_d", DATALOADER__NUM_WORKERS=workers)
+    before = set(multiprocessing.active_children())
     with pytest.raises(
         UserError, match=r"^stub_d: 10 videos in a row cannot be used; the last one: video video1, frame 0000\d: "
     ):
         next(iter(build_train_loader(cfg)))
+    assert set(multiprocessing.active_children()) <= before  # not only once the garbage collector comes to it
 
 
 @pytest.mark.parametrize(
