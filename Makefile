@@ -6,7 +6,7 @@
 # make demo VIDEO=path [PROMPT=mask.png] runs on a video of your own.
 # make docs: the API page, from the docstrings, into output/docs/.
 # EXTRAS=dev: which of setup.py's extras are installed. Ray, half a gigabyte, is not, so that its tests say that it is missing.
-# JOBS=4: processes that make test runs the tests in; ARGS: further arguments of pytest or of tools.gpu.
+# JOBS=4: processes that make test runs the tests in, file by file, the longest first (tests/conftest.py); ARGS: further arguments of pytest or of tools.gpu.
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -25,7 +25,7 @@ demo: $(READY)
 	$(BIN)/python -W ignore::FutureWarning demo/make_demo.py $(if $(VIDEO),--video "$(VIDEO)") $(if $(PROMPT),--prompt "$(PROMPT)")
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,5 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Fixtures every test file may use."""
+"""Fixtures every test file may use, and the order of the files.
+
+PyTorch is imported in functions: with ``-n``, the process that hands out the tests loads this file and does without.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,63 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
-import torch
-from fvcore.common.config import CfgNode
 
-from tests.new_process import start_fork_server
+TESTS = Path(__file__).resolve().parent
 
-# A process that is forked from one with a pool of threads waits for threads that it does not have.
-torch.set_num_threads(1)
-cv2.setNumThreads(0)
+# The files that take longest. They are run first: one that begins last would leave the other workers without work.
+LONG = (
+    "test_train_net.py",
+    "kernels/test_interpreter.py",
+    "tools/test_experiments.py",
+    "tools/test_batch_ray.py",
+    "test_on_gpu.py",
+    "faults/test_kill_and_resume.py",
+    "faults/test_cases.py",
+    "finetune/test_run.py",
+    "jobs/test_track.py",
+    "kernels/test_triton_kernels.py",
+    "export/test_runner.py",
+    "data/test_synthvis.py",
+    "training/test_processes.py",
+    "tools/test_benchmark.py",
+    "modeling/test_timm_backbone.py",
+    "test_package.py",
+    "test_meta_arch.py",
+    "evaluation/test_evaluators.py",
+    "demo/test_demo.py",
+    "docs/test_tutorial.py",
+    "streaming/test_predictor.py",
+    "test_engine.py",
+    "streaming/test_launches.py",
+    "test_edge.py",
+    "test_recipe.py",
+    "app/test_browser.py",
+    "test_mini.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # this process runs no tests
+    import cv2
+    import torch
+
+    # A process that is forked from one with a pool of threads waits for threads that it does not have.
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {TESTS / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
+    import numpy as np
+    import torch
+
     np.random.seed(0)
     torch.manual_seed(0)
 
@@ -44,7 +89,7 @@ def restored_loggers() -> Iterator[None]:
 def quick_setup(monkeypatch: pytest.MonkeyPatch) -> None:
     """Detectron2's setup dumps and parses the whole config for each of three keys, which takes half a second."""
 
-    def get(cfg: CfgNode, *names: str, default: Any = None) -> Any:
+    def get(cfg: Any, *names: str, default: Any = None) -> Any:
         return next((cfg[name] for name in names if name in cfg), default)
 
     monkeypatch.setattr("detectron2.engine.defaults._try_get_key", get)
@@ -53,7 +98,7 @@ def quick_setup(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real images and video kept beside the checkout; tests that need them skip where they are absent."""
-    path = Path(__file__).resolve().parents[2] / "shared" / "data"
+    path = TESTS.parents[1] / "shared" / "data"
     if not path.is_dir():
         pytest.skip("no real data: the folder ../shared/data is not beside this checkout")
     return path
@@ -64,4 +109,6 @@ def new_processes() -> ForkServerContext:
     """For :mod:`tests.new_process`."""
     if not hasattr(os, "fork"):
         pytest.skip("processes are forked")
+    from tests.new_process import start_fork_server
+
     return start_fork_server()

@@ -25,6 +25,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 _IMPORTED = ["av", "tqdm", "vos_benchmark.evaluator", "ausm_d2.engine", "ausm_d2.jobs.folder", "tests.tiny"]
+_IMPORTED += ["timm", "scipy.optimize", "torch.utils.tensorboard"]  # what a training imports when it begins
 
 
 def start_fork_server() -> ForkServerContext:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONG, TESTS
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ausm_d2"
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
@@ -99,3 +101,7 @@ def test_files_have_at_most_350_lines_and_functions_60() -> None:
         long += [f"{file.name}: {name}: {lines}" for name, lines in functions if lines > 60]
         long += [f"{file.name}: {lines}" for lines in [text.count("\n")] if lines > 350]
     assert not long
+
+
+def test_the_test_files_that_are_run_first_exist() -> None:
+    assert [name for name in LONG if not (TESTS / name).is_file()] == []

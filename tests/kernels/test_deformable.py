@@ -17,7 +17,7 @@ from ausm_d2.modeling.deformable_attention import MSDeformAttn
 from tests.kernels.interpreter import GPU, INTERPRETED, RUNS_TRITON
 
 SIZES = {"one level": [(5, 3)], "three": [(2, 3), (4, 6), (7, 11)], "one pixel": [(1, 1), (1, 2)]}
-SMALL = [(1, 1), (2, 3), (3, 4)]  # for Triton's interpreter
+SMALL = [(1, 1), (2, 3)]  # for Triton's interpreter
 
 
 needs_triton = pytest.mark.skipif(not RUNS_TRITON, reason="see test_interpreter.py")
@@ -167,8 +167,8 @@ def test_the_sizes_are_those_of_the_tensors() -> None:
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.float16, *([torch.bfloat16] if GPU else [])], ids=str)
 def test_triton_rounds_nothing_but_its_results(dtype: torch.dtype) -> None:
-    sizes = [(2, 2), (3, 4)]
-    shapes = [(1, 16, 2, 8), (1, 16, 2, 2, 2, 2), (1, 16, 2, 2, 2)]
+    sizes = [(1, 2), (2, 3)]
+    shapes = [(1, 8, 2, 8), (1, 8, 2, 2, 2, 2), (1, 8, 2, 2, 2)]
     inputs = [torch.randn(shape, device=DEVICE).to(dtype).requires_grad_() for shape in shapes]
     exact = [each.detach().float().requires_grad_() for each in inputs]
     with use_kernels("triton"):
