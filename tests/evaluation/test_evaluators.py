@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import logging
+import os
 import resource
 import sys
 import time
@@ -422,8 +423,12 @@ def test_an_unknown_evaluator_type(tmp_path: Path) -> None:
     MetadataCatalog.remove("eval_other")
 
 
+_IMPORTED_BY = os.getpid()
+
+
 def _in_a_process(rank: int, folder: Path, machines: int, stop_after: int | None) -> None:
     """One of two processes, with or without a shared disk; ``stop_after``: a first run is interrupted, then resumed."""
+    assert os.getpid() != _IMPORTED_BY, "a new process would read the package again, in which a file may have changed"
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     comm.create_local_process_group(2 // machines)
     disk = folder / str(rank if machines == 2 else 0)
