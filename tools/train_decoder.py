@@ -47,7 +47,7 @@ from ausm_d2.training.teacher_forcing import frame_targets
 
 _SHARD = 64  # frames of a file
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("tools.train_decoder")
 Frame = dict[str, Any]
 """A recorded frame: ``backbone`` [(C_i, h_i, w_i)] of strides 8 and up, ``g`` (D, h, w), ``mask_features`` (D, H4, W4)
 and ``ids`` (N, D) in half precision; ``in_use`` (N); ``masks``, the bits of (N, H_pad, W_pad), and ``size``, their

@@ -159,7 +159,8 @@ class Proposals(nn.Module):
         return CellPredictions(heat, torch.stack([x_ - left, y - top, x_ + right, y + bottom], dim=-1))
 
     def _prior(self, boxes: Tensor, mask_size: tuple[int, int]) -> Tensor:
-        """(BT, N_det, 4) boxes -> (BT, N_det, H4, W4) logits: 0 at the sides of the box, falling outwards."""
+        """(BT, N_det, 4) boxes -> (BT, N_det, H4, W4) logits: 0 at the sides of the box, falling outwards, and steeply
+        from half a radius beyond them, so that the mask does not spread to similar objects."""
         centre, radius = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) / 2
         along = []
         for axis, size in enumerate((mask_size[1], mask_size[0])):
@@ -167,7 +168,7 @@ class Proposals(nn.Module):
             middle, half = centre[..., axis, None], radius[..., axis, None].clamp(min=0.3)
             along.append(((place - middle) / half).abs())
         distance = torch.maximum(along[0][..., None, :], along[1][..., :, None])
-        return self.sharpness.float() * (1 - distance).clamp(-2, 0.5)
+        return self.sharpness.float() * ((1 - distance).clamp(-2, 0.5) - 3 * (distance - 1.5).clamp(min=0))
 
 
 def _best_peaks(heat: Tensor, count: int) -> Tensor:
