@@ -34,7 +34,7 @@ setup(
         "numpy>=2",
         "scipy",
         "opencv-python>=4.11",  # vos-benchmark and trackeval require it; -headless beside it would overwrite its files
-        "av",  # video files: SA-V, the demo
+        "av>=15",  # video files: SA-V, the demo
         "pillow",
         "pycocotools",
         "PyYAML",

@@ -18,7 +18,7 @@ import numpy as np
 
 from ausm_d2.errors import UserError
 from ausm_d2.pictures import read_image
-from ausm_d2.video.container import open_container, upright, video_stream
+from ausm_d2.video.container import Upright, open_container, video_stream
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,6 +62,7 @@ class VideoFile:
         self.pixel_format = pixel_format
         self._times: list[int] = []  # time stamp of each frame, ascending
         self._keys: list[int] = []  # time stamps of the key frames
+        self._upright = Upright(pixel_format)
         self._container: Any = None
         self._stream: Any = None
         self._decoded: Iterator[Any] = iter(())
@@ -103,7 +104,7 @@ class VideoFile:
             for frame in self._decoded:
                 if frame.pts is not None and frame.pts >= time:
                     self._next = index + 1
-                    return upright(frame, self.pixel_format)
+                    return self._upright(frame)
         except av.FFmpegError as error:
             self._next = len(self._times)  # the decoder's position is unknown: seek next time
             raise UserError(f"{self.path}: frame {index} cannot be decoded: {error.strerror}") from None

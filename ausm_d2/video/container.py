@@ -65,18 +65,44 @@ def video_stream(container: av.container.InputContainer, name: str | os.PathLike
     return stream
 
 
-def upright(frame: av.VideoFrame, pixel_format: str = "bgr24") -> np.ndarray:
-    """A decoded frame, rotated and mirrored by the file's display matrix: uint8 (H, W, 3), contiguous."""
-    image = frame.to_ndarray(format=pixel_format)
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return image
-    # Column x and row y of the stored frame are shown at column a x + c y + e and row b x + d y + f.
-    values = np.frombuffer(matrix, np.int32)  # type: ignore[call-overload]  # it is a buffer, PyAV's types do not say so
+class Upright:
+    """Converts the decoded frames of one stream to arrays, rotated and mirrored by the file's display matrix.
+
+    The matrix is read from the first frame, and again when its rotation changes: PyAV's ``side_data`` makes a frame
+    part of a reference cycle, so that its memory is not free before Python's garbage collector runs, hundreds of
+    frames later.
+    """
+
+    def __init__(self, pixel_format: str = "bgr24") -> None:
+        """
+        Args:
+            pixel_format: FFmpeg's name, of three channels.
+        """
+        self._pixel_format = pixel_format
+        self._rotation: int | None = None  # degrees, of the matrix; None: before the first frame
+        self._matrix: tuple[int, int, int, int] | None = None
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        """uint8 (H, W, 3), contiguous."""
+        if frame.rotation != self._rotation:
+            self._rotation, self._matrix = frame.rotation, _display_matrix(frame)
+        image = frame.to_ndarray(format=self._pixel_format)
+        if self._matrix is None:
+            return image
+        a, b, c, d = self._matrix
+        if abs(b) + abs(c) > abs(a) + abs(d):
+            image, a, d = image.transpose(1, 0, 2), c, b
+        return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:
+    """a, b, c, d: column x and row y of the stored frame are shown at column a x + c y + e and row b x + d y + f."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return None
+    values = np.frombuffer(data, np.int32)  # type: ignore[call-overload]  # it is a buffer, PyAV's types do not say so
     a, b, _, c, d = values[:5].tolist()
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        image, a, d = image.transpose(1, 0, 2), c, b
-    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+    return a, b, c, d
 
 
 @dataclass

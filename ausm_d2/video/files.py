@@ -18,7 +18,7 @@ from typing import BinaryIO
 import av
 
 from ausm_d2.errors import UserError
-from ausm_d2.video.container import Contents, examine, open_container, upright, video_stream
+from ausm_d2.video.container import Contents, Upright, examine, open_container, video_stream
 from ausm_d2.video.frame import Frame, Source, known_rate
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def _decode(
 ) -> Generator[Frame, None, _Decoded]:
     stream = video_stream(container, name)
     stream.thread_type = "AUTO"
-    report = _Decoded()
+    report, upright = _Decoded(), Upright()
     start: float | None = None
     before = -1 / float(fps)
     try:

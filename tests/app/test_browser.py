@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -24,10 +23,10 @@ from ausm_d2.app.serve import listen, serve
 from ausm_d2.app.server import build_app
 from ausm_d2.streaming.predictor import VideoPredictor
 from tests.app.conftest import FRAMES
+from tools.benchmarks.browser import chromium
 
 expect.set_options(timeout=30_000)  # milliseconds; a busy machine needs more than the 5 seconds of the default
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
+CHROMIUM = chromium()
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)")
 
 

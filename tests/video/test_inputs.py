@@ -1,6 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import gc
 import io
 import os
 import re
@@ -132,6 +133,18 @@ def test_a_video_is_rotated_and_mirrored_by_its_metadata(tmp_path: Path, kind: s
     turn(path, matrix)
     found = read(open_source(path))[1][0]
     assert np.array_equal(found, expected(stored)) and found.flags.c_contiguous
+
+
+def test_decoded_frames_are_free_without_the_garbage_collector(tmp_path: Path) -> None:
+    frames = iter(open_source(write_clip(tmp_path / "a.mp4", 40)).frames)
+    next(frames)
+    gc.collect()
+    gc.disable()
+    try:
+        sum(1 for _ in frames)
+        assert gc.collect() < 40  # unreachable objects that were in cycles
+    finally:
+        gc.enable()
 
 
 def test_the_video_is_read_and_not_the_cover_in_front_of_it(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """The page of `ausm app`: time from a click to its mask, and frames per second compared with `ausm track`.
 
-Without a browser: the benchmark makes the requests of the page, pictures included.
+Without a browser, the benchmark makes the requests of the page, pictures included. With ``--browser``, it clicks in a
+headless Chromium (browser.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
+
 from ausm_d2.app.follower import Turns
 from ausm_d2.app.limits import Limits
 from ausm_d2.app.project import Project
@@ -21,7 +24,7 @@ from ausm_d2.cli.model import config
 from ausm_d2.jobs.track import Request, track
 from ausm_d2.streaming.predictor import VideoPredictor
 from ausm_d2.streaming.prompts import Box
-from tools.benchmarks import measure
+from tools.benchmarks import browser, measure
 
 _WAIT = 0.005  # seconds between two looks of the page at what is new
 
@@ -32,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--box", type=float, nargs=4, default=[320, 290, 492, 431], help="around an object in frame 0")
     parser.add_argument("--config", default="ausm_edge")
     parser.add_argument("--repeats", type=measure.positive, default=5, help="of each measurement")
+    parser.add_argument(
+        "--browser",
+        action="store_true",
+        help="only clicks, in a headless Chromium, by its clock: press to painted mask",
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -41,7 +49,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     frame at which a run has ended (exact), and in the middle of the video (estimated).
     frames: frames a second of `ausm track` with all its default outputs and with tracks.json only, and of a run in
     the page with every picture and its masks sent.
+
+    With ``--browser`` only one: median and maximum (s) of the time from the press of the mouse to the painted mask, and
+    the median of the request in it that holds the model's work.
     """
+    if args.browser:
+        return _in_browser(args)
     predictor = VideoPredictor(config(args.config))
     clock = time.process_time if args.cpu_time else time.perf_counter
     with tempfile.TemporaryDirectory() as scratch:
@@ -55,6 +68,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     measure.print_table(click)
     measure.print_table(rates)
     return {"click": click, "frames": rates}
+
+
+def _in_browser(args: argparse.Namespace) -> dict[str, Any]:
+    video = Path(args.video).resolve()
+    with av.open(str(video)) as container:
+        width, height = container.streams.video[0].width, container.streams.video[0].height
+    x, y = (args.box[0] + args.box[2]) / 2 / width, (args.box[1] + args.box[3]) / 2 / height
+    found = browser.clicks(video, args.config, [(x, y), (x, y + 0.03), (x, y + 0.06)], args.repeats)
+    rows = []
+    for where, times in found.items():
+        painted, request = zip(*times, strict=True)
+        median = {"median": statistics.median(painted), "maximum": max(painted)}
+        rows.append({"where": where, **median, "of it request": statistics.median(request), "clicks": len(times)})
+    measure.print_table(rows)
+    return {"browser": rows}
 
 
 def _measured(
