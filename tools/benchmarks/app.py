@@ -75,7 +75,7 @@ def _in_browser(args: argparse.Namespace) -> dict[str, Any]:
     with av.open(str(video)) as container:
         width, height = container.streams.video[0].width, container.streams.video[0].height
     x, y = (args.box[0] + args.box[2]) / 2 / width, (args.box[1] + args.box[3]) / 2 / height
-    found = browser.clicks(video, args.config, [(x, y), (x, y + 0.03), (x, y + 0.06)], args.repeats)
+    found = browser.clicks(video, args.config, [(x, y), (x, y + 0.03)], args.repeats)
     rows = []
     for where, times in found.items():
         painted, request = zip(*times, strict=True)
