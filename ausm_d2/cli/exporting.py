@@ -61,6 +61,7 @@ def _check(predictor: VideoPredictor, label_set: str, options: argparse.Namespac
     if (height, width) != options.size:
         raise UserError(f"--check {options.check}: frames of {width}x{height} pixels; add --size {width}x{height}")
     frames = (frame.image for frame in islice(source.frames, options.frames))
+    predictor.settings = predictor.settings.without_rules()  # the graph's driver has none
     found = compare(predictor, Path(options.output), frames, prompts, threads=options.threads)
     print(found)
     if found.mean_iou < LEAST:

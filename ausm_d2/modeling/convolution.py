@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Convolutions of the feature pyramid, 1 x 1 and 3 x 3, and the group norms after them.
+"""Convolutions of the feature pyramids, 1 x 1, 3 x 3 and depthwise, and the group norms after them.
 
 Shape shorthand:
     BT: frames
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ausm_d2.kernels.depthwise import depthwise_conv
 from ausm_d2.kernels.group_norm import group_norm
 from ausm_d2.kernels.linear import linear
 from ausm_d2.kernels.winograd import conv3x3
@@ -35,6 +36,15 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: Any, *, relu: bool = False, kern
         return group_norm(y, norm.num_groups, norm.weight, norm.bias, norm.eps, relu=relu, kernels=kernels)
     y = norm(y.contiguous())
     return F.relu(y) if relu else y
+
+
+def depthwise_norm(x: Tensor, conv: nn.Conv2d, norm: Any, *, kernels: str = "auto") -> Tensor:
+    """Depthwise convolution 3 x 3, group norm and ReLU: (BT, C, h, w) -> (BT, C, h, w)."""
+    if not _in_rows(x) or conv.bias is None:
+        return F.relu(norm(conv(x)))
+    weight = conv.weight[:, 0].permute(1, 2, 0).contiguous()
+    y = depthwise_conv(x, weight, conv.bias, stride=1, padding=(1, 1, 1, 1), kernels=kernels)
+    return group_norm(y, norm.num_groups, norm.weight, norm.bias, norm.eps, relu=True, kernels=kernels)
 
 
 def convolve(x: Tensor, conv: nn.Conv2d, *, kernels: str = "auto") -> Tensor:

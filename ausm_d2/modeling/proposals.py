@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ausm_d2.kernels.choice import KernelLayer
-from ausm_d2.modeling.convolution import conv_norm
+from ausm_d2.modeling.convolution import conv_norm, convolve, depthwise_norm
 from ausm_d2.modeling.norm import GroupNorm, LayerNorm
 from ausm_d2.modeling.position import sine_tokens
 from ausm_d2.modeling.resize import resize_to
@@ -58,7 +58,7 @@ class _Block(KernelLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(BT, D, h, w) -> (BT, D, h, w)."""
-        y = F.relu(self.norm1(self.depthwise(x)))
+        y = depthwise_norm(x, self.depthwise, self.norm1, kernels=self.kernels)
         return F.relu(x + conv_norm(y, self.pointwise, self.norm2, kernels=self.kernels))
 
 
@@ -102,7 +102,7 @@ class ProposalPyramid(nn.Module):
         return x
 
 
-class Proposals(nn.Module):
+class Proposals(KernelLayer):
     """Makes the rows of V from the frame's pyramid and G_t, which knows what is tracked already."""
 
     def __init__(self, dim: int, *, num_det: int, blocks: int = 3) -> None:
@@ -140,7 +140,8 @@ class Proposals(nn.Module):
         cells = self._cells(x)
         best = _best_peaks(cells.heat, self.num_det)
         boxes = _take(cells.boxes.flatten(1, 2).detach(), best)
-        content = self.content_norm(_take(self.content(x).flatten(2).transpose(1, 2), best))
+        features = convolve(x, self.content, kernels=self.kernels)
+        content = self.content_norm(_take(features.flatten(2).transpose(1, 2), best))
         height, width = x.shape[-2:]
         centre = (boxes[..., :2] + boxes[..., 2:]) / 2
         row, column = centre[..., 1].floor().clamp(0, height - 1), centre[..., 0].floor().clamp(0, width - 1)
@@ -150,13 +151,18 @@ class Proposals(nn.Module):
         return Queries(content, position.to(content.dtype), self._prior(boxes, mask_size), cells)
 
     def _cells(self, x: Tensor) -> CellPredictions:
-        heat = self.heat(x)[:, 0].float()
-        sides = self.box(x).float().clamp(-4, 6).exp()  # from the centre of the cell to the left, top, right, bottom
+        both = F.conv2d(x, torch.cat([self.heat.weight, self.box.weight]), self._biases(), padding=1).float()
+        heat = both[:, 0]
+        sides = both[:, 1:].clamp(-4.0, 6.0).exp()  # from the centre of the cell to the left, top, right, bottom
         height, width = heat.shape[-2:]
         y = torch.arange(height, device=x.device, dtype=torch.float32)[:, None] + 0.5
         x_ = torch.arange(width, device=x.device, dtype=torch.float32)[None] + 0.5
         left, top, right, bottom = sides.unbind(1)
         return CellPredictions(heat, torch.stack([x_ - left, y - top, x_ + right, y + bottom], dim=-1))
+
+    def _biases(self) -> Tensor:
+        assert self.heat.bias is not None and self.box.bias is not None
+        return torch.cat([self.heat.bias, self.box.bias])
 
     def _prior(self, boxes: Tensor, mask_size: tuple[int, int]) -> Tensor:
         """(BT, N_det, 4) boxes -> (BT, N_det, H4, W4) logits: 0 at the sides of the box, falling outwards, and steeply
@@ -168,7 +174,7 @@ class Proposals(nn.Module):
             middle, half = centre[..., axis, None], radius[..., axis, None].clamp(min=0.3)
             along.append(((place - middle) / half).abs())
         distance = torch.maximum(along[0][..., None, :], along[1][..., :, None])
-        return self.sharpness.float() * ((1 - distance).clamp(-2, 0.5) - 3 * (distance - 1.5).clamp(min=0))
+        return self.sharpness.float() * ((1 - distance).clamp(-2.0, 0.5) - 3 * (distance - 1.5).clamp(min=0.0))
 
 
 def _best_peaks(heat: Tensor, count: int) -> Tensor:

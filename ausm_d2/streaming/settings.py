@@ -104,8 +104,12 @@ class VideoSettings:
         up to 100 detections of an image, as Mask2Former returns them.
         """
         threshold = self.fg_thresholds.get(item["dataset_name"], self.fg_threshold)
-        rules = _NO_RULES if item.get("task") == "image" else {}
-        return replace(self, fg_threshold=threshold, topk=self.topk or item["topk"], **rules)
+        settings = self.without_rules() if item.get("task") == "image" else self
+        return replace(settings, fg_threshold=threshold, topk=self.topk or item["topk"])
+
+    def without_rules(self) -> VideoSettings:
+        """The settings with the rules of tracks (gates.py) off."""
+        return replace(self, **_NO_RULES)
 
     def input_size(self, size: tuple[int, int], given: Iterable[np.ndarray] = ()) -> tuple[int, int]:
         """(H_in, W_in) of a video; larger if a small object is prompted at its start.
