@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from ausm_d2.masks.drawn import click_radius
+from ausm_d2.masks.parts import label_parts
 from ausm_d2.streaming.ahead import EncodedFrame
 from ausm_d2.streaming.groups import GroupedStream
 from ausm_d2.streaming.prompts import Drawn
@@ -64,10 +66,10 @@ def _masks(stream: GroupedStream, frame: EncodedFrame) -> dict[int, np.ndarray]:
 def _choose(object_id: int, drawn: Drawn, own: np.ndarray | None, detections: list[np.ndarray]) -> np.ndarray:
     best, fit = drawn.mask, 0.0
     if own is not None:
-        own = drawn.without_off(own)
-        best, fit = own, drawn.fit(own)
+        best = _marked_parts(drawn, own)
+        fit = drawn.fit(best)
     for detection in detections:
-        mask = drawn.without_off(detection)
+        mask = _marked_parts(drawn, detection)
         value = drawn.fit(mask)
         if value > fit + _BETTER:
             best, fit = mask, value
@@ -75,6 +77,34 @@ def _choose(object_id: int, drawn: Drawn, own: np.ndarray | None, detections: li
         logger.warning("object %d: the model finds nothing like it; what was drawn is followed", object_id)
         return drawn.mask
     return best
+
+
+def _marked_parts(drawn: Drawn, mask: np.ndarray) -> np.ndarray:
+    """The parts of a mask that the prompts mark, without the clicks and scribbles off the object.
+
+    Similar objects beside the marked one tend to be in its mask. So of an object without a box, a part is left out if
+    it is apart from all that was drawn (the mask of a tracked object included), or if it was marked as off the object
+    and nothing in it as on it. If nothing was marked as on it, the largest part stays.
+
+    Returns:
+        bool (H, W).
+    """
+    if drawn.boxes or not mask.any():  # a box says how far the object reaches
+        return drawn.without_off(mask)
+    count, parts = label_parts(mask, gap=click_radius(mask.shape))
+
+    def marked(where: list[np.ndarray]) -> np.ndarray:
+        found = np.zeros(count + 1, bool)
+        for each in where:
+            found[parts[each]] = True
+        return found
+
+    off = marked(drawn.off) & ~marked(drawn.on)
+    if not drawn.on:
+        off[1 + np.bincount(parts.ravel(), minlength=count + 1)[1:].argmax()] = False
+    kept = marked([drawn.mask]) & ~off
+    kept[0] = False
+    return drawn.without_off(kept[parts] if kept.any() else mask)
 
 
 def overlapping(masks: torch.Tensor, given: np.ndarray, least: float = 0.5) -> list[int]:

@@ -128,6 +128,40 @@ def test_negative_clicks_take_pixels_away(predictor: VideoPredictor, monkeypatch
     assert found[20, 20] and not found[12, 12]
 
 
+LEFT, RIGHT = box(4, 10, 12), box(45, 10, 20)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        ([Points([(10, 15)])], LEFT),  # the other part is a similar object
+        ([Points([(10, 15), (50, 15)])], LEFT | RIGHT),
+        ([Points([(10, 15), (50, 15)], [1, 0])], LEFT),
+        ([Scribble([(8, 15), (14, 15)])], LEFT),
+        ([Box(4, 10, 65, 30)], LEFT | RIGHT),  # a box says how far the object reaches
+        ([Points([(30, 45)])], LEFT | RIGHT),  # no part is marked
+    ],
+)
+def test_of_a_clicked_object_only_the_marked_parts_are_kept(prompts: list[Any], expected: np.ndarray) -> None:
+    drawn = draw({7: prompts}, SIZE)[7]
+    assert np.array_equal(refinement._marked_parts(drawn, LEFT | RIGHT), drawn.without_off(expected))
+
+
+def test_a_negative_click_takes_a_whole_part_from_a_tracked_object_but_never_the_largest() -> None:
+    both = LEFT | RIGHT
+    for point, expected in (((10, 15), RIGHT), ((50, 15), both)):
+        drawn = draw({7: Points([point], [0])}, SIZE, {7: both})[7]
+        assert np.array_equal(refinement._marked_parts(drawn, both), drawn.without_off(expected))
+
+
+def test_close_components_are_one_part() -> None:
+    near = box(10, 10, 8) | box(19, 10, 8)
+    drawn = draw({7: Points([(12, 14)])}, (480, 700))[7]
+    large = np.zeros((480, 700), bool)
+    large[: SIZE[0], : SIZE[1]] = near
+    assert np.array_equal(refinement._marked_parts(drawn, large), large)
+
+
 def test_a_coarse_prompt_is_refined_by_showing_the_frame_again(predictor: VideoPredictor) -> None:
     """The session's first mask is that of a stream prompted with the coarse mask that processes the frame twice."""
     frames, prompt = noise(2), Box(10, 10, 30, 30)
