@@ -284,7 +284,10 @@ def _missing(kind: Origin, target: str, label_sets: set[str], added_modules: tup
 
 
 def _resize(name: str, value: Tensor, shape: torch.Size) -> Tensor | None:
-    """Interpolate a relative position table to another window size; None for other tensors."""
+    """Interpolate a relative position table to another window size, or average learned queries into the one row that is
+    added to proposals; None for other tensors."""
+    if name.startswith("pixel_decoder.query_") and shape == (1, value.shape[-1]):
+        return value.mean(dim=0, keepdim=True)
     if not name.endswith("relative_position_bias_table") or value.ndim != 2 or value.shape[1] != shape[1]:
         return None
     old, new = math.isqrt(value.shape[0]), math.isqrt(shape[0])

@@ -59,8 +59,9 @@ class AUSMNetwork(nn.Module):
 
     pixel_mean: Tensor  # (3, 1, 1)
     pixel_std: Tensor  # (3, 1, 1)
-    added_modules: tuple[str, ...] = ()
-    """Name prefixes of the parameters that a subclass adds; they may be missing from the weights it starts from."""
+    added_modules: tuple[str, ...] = ("frame_encoder.proposal_pyramid.", "pixel_decoder.proposals.")
+    """Name prefixes of the parameters that a variant has (here with ``PIXEL_DECODER.QUERIES: proposals``); they may be
+    missing from the weights it starts from."""
 
     @configurable
     def __init__(

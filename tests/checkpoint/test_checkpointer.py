@@ -11,6 +11,7 @@ from detectron2.utils.file_io import PathManager
 from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
 from ausm_d2.errors import UserError
 from tests.checkpoint.small import as_mask2former, small_model, write_pickle
+from tests.tiny import tiny_model
 
 
 def test_save_and_resume(tmp_path: Path) -> None:
@@ -45,6 +46,16 @@ def test_if_a_tensor_does_not_fit_nothing_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"query_feat.*\(11, 32\) in the file, \(10, 32\) in the model"):
         AUSMCheckpointer(model).load(write_pickle(tmp_path / "x.pkl", state))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_proposals_start_from_weights_with_learned_queries(tmp_path: Path) -> None:
+    torch.save({"model": tiny_model().state_dict()}, tmp_path / "learned.pth")
+    model = tiny_model("MODEL.AUSM.PIXEL_DECODER.QUERIES", "proposals")
+    AUSMCheckpointer(model).load(str(tmp_path / "learned.pth"))
+    learned = tiny_model().pixel_decoder.query_feat.weight
+    torch.testing.assert_close(model.pixel_decoder.query_feat.weight, learned.mean(dim=0, keepdim=True))
+    with pytest.raises(UserError, match="proposals"):
+        AUSMCheckpointer(model, complete=True).load(str(tmp_path / "learned.pth"))
 
 
 def test_missing_weights_are_named() -> None:
