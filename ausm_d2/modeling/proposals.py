@@ -172,9 +172,10 @@ class Proposals(KernelLayer):
         for axis, size in enumerate((mask_size[1], mask_size[0])):
             place = (torch.arange(size, device=boxes.device, dtype=torch.float32) + 0.5) / 2
             middle, half = centre[..., axis, None], radius[..., axis, None].clamp(min=0.3)
-            along.append(((place - middle) / half).abs())
-        distance = torch.maximum(along[0][..., None, :], along[1][..., :, None])
-        return self.sharpness.float() * ((1 - distance).clamp(-2.0, 0.5) - 3 * (distance - 1.5).clamp(min=0.0))
+            distance = ((place - middle) / half).abs()
+            slope = (1 - distance).clamp(-2.0, 0.5) - 3 * (distance - 1.5).clamp(min=0.0)
+            along.append(self.sharpness.float() * slope)
+        return torch.minimum(along[0][..., None, :], along[1][..., :, None])  # that of the larger distance
 
 
 def _best_peaks(heat: Tensor, count: int) -> Tensor:
