@@ -169,7 +169,7 @@ def test_losses_are_finite_and_not_negative_for_degenerate_masks(
     total = sum(losses.values())
     total.backward()
     assert all(loss.isfinite() and loss >= 0 for loss in losses.values())
-    assert all(each.grad is not None and each.grad.isfinite().all() for each in layers[0])
+    assert all(each.grad is not None and each.grad.isfinite().all() for each in layers[0][:2])
 
 
 @few

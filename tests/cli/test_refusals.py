@@ -63,7 +63,7 @@ def _options(**changes: Any) -> argparse.Namespace:
 
 class _Predictor:
     label_set = "coco"
-    settings = SimpleNamespace(prompt_label_set="object")
+    settings = SimpleNamespace(prompt_label_set="object", without_rules=lambda: None)
 
 
 @pytest.mark.parametrize(

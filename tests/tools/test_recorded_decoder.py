@@ -11,8 +11,8 @@ import torch
 from ausm_d2.errors import UserError
 from ausm_d2.training import forms
 from tests.tiny import clip, tiny_cfg
-from tools import train_decoder
-from tools.train_decoder import AUSMDecoder, DecoderTrainer, RecordedBatches, record
+from tools.experiments import recorded_decoder
+from tools.experiments.recorded_decoder import AUSMDecoder, DecoderTrainer, RecordedBatches, record
 
 PROPOSALS = ["MODEL.AUSM.PIXEL_DECODER.QUERIES", "proposals", "MODEL.META_ARCHITECTURE", "AUSMDecoder"]
 
@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cfg = tiny_cfg(*PROPOSALS, "DATASETS.TRAIN", ("synthvis_val",), "SEED", 3, "SOLVER.IMS_PER_BATCH", 2)
     cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 0, "INPUT.SAMPLING_FRAME_NUM", 2, "INPUT.MIN_SIZE_TRAIN", [48]])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_decoder, "_SHARD", 4)
+        patch.setattr(recorded_decoder, "_SHARD", 4)
         record(cfg, folder, 8)
     return folder
 
