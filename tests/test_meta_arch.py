@@ -57,10 +57,12 @@ def test_training_lowers_the_loss_by_half() -> None:
     assert sum(history[-5:]) < 0.5 * sum(history[:5])
 
 
-@pytest.mark.parametrize("start", ["lookup", "residual"])
+@pytest.mark.parametrize(
+    "variant", [("START", "lookup"), ("START", "residual"), ("PIXEL_DECODER.QUERIES", "proposals")]
+)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_training_step_in_half_precision_is_finite(dtype: torch.dtype, start: str) -> None:
-    model = tiny_model("MODEL.AUSM.START", start, "MODEL.AUSM.TRAIN.OWN_PASSES", 1)
+def test_a_training_step_in_half_precision_is_finite(dtype: torch.dtype, variant: tuple[str, str]) -> None:
+    model = tiny_model(f"MODEL.AUSM.{variant[0]}", variant[1], "MODEL.AUSM.TRAIN.OWN_PASSES", 1)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     items = [clip(3, 2, seed=1), clip(3, 1, label_set="object", seed=2)]
     history = []
