@@ -388,11 +388,13 @@ def test_hdr_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     """Ten bits are reduced to eight; the curve of PQ is left as it is."""
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx265", rate=25, options={"x265-params": "log-level=none"})
+        stream = container.add_stream("libx265", rate=25, options={"x265-params": "log-level=none:bframes=0"})
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p10le"
         stream.codec_context.color_trc = 16
         picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 40000, np.uint16), format="rgb48le")
-        container.mux([*stream.encode(picture.reformat(format="yuv420p10le")), *stream.encode(None)])
+        picture = picture.reformat(format="yuv420p10le")
+        picture.pts = 0  # without one, the encoder may leave packets without a time, which the file cannot hold
+        container.mux([*stream.encode(picture), *stream.encode(None)])
     [frame] = open_source(path).frames
     assert np.abs(frame.image.astype(int) - 40000 / 257).max() <= 2
     assert "a.mkv: HDR (PQ): colours are read without tone mapping" in caplog.text
