@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torch
 
 from ausm_d2.errors import UserError
 from ausm_d2.training import forms
-from tests.tiny import clip, tiny_cfg
+from tests.tiny import clip, tiny_cfg, write_tiny_config
+from tools import train_decoder
 from tools.experiments import recorded_decoder
 from tools.experiments.recorded_decoder import AUSMDecoder, DecoderTrainer, RecordedBatches, record
 
@@ -76,3 +78,27 @@ def test_batches_are_those_of_the_iteration_and_of_one_size(folder: Path) -> Non
 def test_a_folder_without_frames_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no recorded frames"):
         RecordedBatches([tmp_path], [1.0], batch=1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["record", "-o", "recorded", "--frames", "0"], "--frames: 0, expected 1 or more"),
+        (["train", "one", "two", "--shares", "1"], r"--shares: \[1\.0\], expected 2 numbers above 0"),
+        (["train", "one", "--shares", "0"], r"--shares: \[0\.0\], expected 1 numbers above 0"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train_decoder", *arguments, "--config-file", str(write_tiny_config(tmp_path))])
+    with pytest.raises(UserError, match=message):
+        train_decoder.main()
+    assert not (tmp_path / "recorded").exists()
+
+
+def test_a_decoder_that_reads_more_than_the_history_is_not_recorded() -> None:
+    model = AUSMDecoder(tiny_cfg("MODEL.AUSM.START", "residual"))
+    with pytest.raises(UserError, match=r"MODEL\.AUSM\.START: residual, expected lookup"):
+        list(model.record([clip(1, 1)]))
