@@ -19,7 +19,6 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from ausm_d2.data.items import TestVideo, TrainingClip, VideoResult
-from ausm_d2.modeling.masks import masks_at_stride4
 from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.modeling.pixel_decoder import Predictions
 from ausm_d2.modeling.transfer import upload
@@ -153,7 +152,7 @@ class AUSM(AUSMNetwork):
         switch = draw_switch_times(visible, prompted=prompted, prompt_index=self.prompt_index)
         forcing = preprocess(targets, switch, keep_hidden=self.keep_hidden)
         if self.detect_cells:
-            forcing.detect &= masks_at_stride4(targets.masks).flatten(3).sum(-1) >= self.detect_cells
+            forcing.detect &= targets.at_stride4.flatten(3).sum(-1) >= self.detect_cells
         if self.history_noise is not None:
             forcing.history = self.history_noise(forcing.history, forcing.in_use)
         return ids, prompted, forcing

@@ -28,6 +28,18 @@ def masks_at_stride4(masks: Tensor) -> Tensor:
     return ((pooled >= fullest.clamp(max=0.5)) & (pooled > 0)).float().view(*lead, *pooled.shape[-2:])
 
 
+def mask_boxes(masks: Tensor) -> Tensor:
+    """Bool (..., H, W) -> int64 (..., 4): x0, y0, x1, y1 in pixels, the last two exclusive; zeros for an empty mask."""
+    sides = []
+    for filled in (masks.any(dim=-2), masks.any(dim=-1)):  # columns, rows
+        some = filled.any(dim=-1)
+        first = filled.int().argmax(dim=-1)
+        last = filled.shape[-1] - filled.flip(-1).int().argmax(dim=-1)
+        sides.append((first * some, last * some))
+    (x0, x1), (y0, y1) = sides
+    return torch.stack([x0, y0, x1, y1], dim=-1)
+
+
 def upsample_logits(logits: Tensor, input_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """Upsample mask logits bilinearly and crop the padding.
 

@@ -172,7 +172,6 @@ class PixelDecoder(nn.Module):
         )
         self.transformer_ffn_layers = nn.ModuleList(FFNLayer(dim, dim_feedforward) for _ in range(num_layers))
         self.decoder_norm = LayerNorm(dim)
-        self.num_det = num_det
         self.proposals = Proposals(dim, num_det=num_det) if proposals else None
         self.query_feat = nn.Embedding(1 if proposals else num_det, dim)  # V, content
         self.query_embed = nn.Embedding(1 if proposals else num_det, dim)  # V, position
@@ -274,13 +273,13 @@ class PixelDecoder(nn.Module):
         prior = None if made is None else made.prior
         x = torch.cat([ids, content.to(ids.dtype)], dim=1)
         position = torch.cat([self.track_embed.weight.expand(batch, num_trk, -1), place], dim=1)
-        alive = torch.cat([in_use, in_use.new_ones(batch, self.num_det)], dim=1)[:, None, None]
+        alive = torch.cat([in_use, in_use.new_ones(batch, content.shape[1])], dim=1)[:, None, None]
 
         keys, values = self._memory_tokens(memory)
         out = [self._predict(x, mask_features, prior, label_sets)] if intermediate else []
         # Logits are linear in the mask features: for attention masks alone, resize the features instead of the logits.
         resized = [] if intermediate else [resize_to(mask_features, features) for features in memory]
-        priors = [prior if prior is None else resize_to(prior, features) for features in memory]
+        priors = [] if intermediate else [None if prior is None else resize_to(prior, features) for features in memory]
         layers = zip(
             self.transformer_cross_attention_layers,
             self.transformer_self_attention_layers,

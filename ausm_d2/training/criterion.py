@@ -25,7 +25,7 @@ from detectron2.projects.point_rend.point_features import get_uncertain_point_co
 from detectron2.utils.comm import get_world_size
 from torch import Tensor
 
-from ausm_d2.modeling.masks import masks_at_stride4
+from ausm_d2.modeling.masks import mask_boxes, masks_at_stride4
 from ausm_d2.modeling.pixel_decoder import Predictions
 from ausm_d2.training.matcher import Assignment, HungarianMatcher, PointTargets
 from ausm_d2.training.proposal_loss import cell_losses
@@ -52,12 +52,9 @@ def points_around(masks: Tensor, count: int) -> Tensor:
         (R, P, 2), x and y in [0, 1], relative to the frame.
     """
     size = torch.tensor([masks.shape[2], masks.shape[1]], device=masks.device)
-    low, high = [], []
-    for filled in (masks.any(dim=1), masks.any(dim=2)):  # columns, rows
-        empty = ~filled.any(dim=1)
-        low.append(filled.int().argmax(dim=1).masked_fill(empty, 0))
-        high.append(filled.shape[1] - filled.flip(1).int().argmax(dim=1).masked_fill(empty, 0))
-    start, end = torch.stack(low, dim=1), torch.stack(high, dim=1)
+    boxes = mask_boxes(masks)
+    start, end = boxes[:, :2], boxes[:, 2:]
+    end = torch.where(end == 0, size, end)  # an empty mask
     margin = ((end - start) / 2).clamp(min=8)
     start, end = (start - margin).clamp(min=0) / size, torch.minimum(end + margin, size) / size
     return start[:, None] + torch.rand(len(masks), count, 2, device=masks.device) * (end - start)[:, None]

@@ -36,6 +36,25 @@ class ClipOutput(NamedTuple):
     x: Tensor  # (B, T, D, h, w) X_t
 
 
+def clip_inputs(
+    network: AUSMNetwork, images: Tensor, ids: Tensor, forcing: TeacherForcing, label_sets: Sequence[str]
+) -> ClipInputs:
+    """What :meth:`AUSMNetwork.predict` reads of whole clips, except the history. Arguments as for :func:`parallel`."""
+    clips = network.encode(images.flatten(0, 1)).map(lambda each: each.unflatten(0, images.shape[:2]))
+    x = clips.x
+    start = network.x_start.to(x.dtype)[:, None, None].expand(x.shape[0], 1, -1, *x.shape[-2:])
+    return ClipInputs(
+        x=x,
+        mask_features=clips.mask_features,
+        levels=clips.multi_scale,
+        pyramid=clips.pyramid,
+        x_prev=torch.cat([start, x[:, :-1]], dim=1),
+        ids=ids,
+        in_use=forcing.in_use,
+        label_sets=label_sets,
+    )
+
+
 def parallel(
     network: AUSMNetwork,
     images: Tensor,
@@ -55,22 +74,10 @@ def parallel(
         own_passes: passes without gradients that first replace the history by the network's own masks
             (docs/deviations.md, 10).
     """
-    clips = network.encode(images.flatten(0, 1)).map(lambda each: each.unflatten(0, images.shape[:2]))
-    x = clips.x
-    start = network.x_start.to(x.dtype)[:, None, None].expand(x.shape[0], 1, -1, *x.shape[-2:])
-    inputs = ClipInputs(
-        x=x,
-        mask_features=clips.mask_features,
-        levels=clips.multi_scale,
-        pyramid=clips.pyramid,
-        x_prev=torch.cat([start, x[:, :-1]], dim=1),
-        ids=ids,
-        in_use=forcing.in_use,
-        label_sets=label_sets,
-    )
+    inputs = clip_inputs(network, images, ids, forcing, label_sets)
     history = history_after_passes(network, inputs, forcing.history, own_passes)
     layers, _ = network.predict(**vars(inputs), history=history)
-    return ClipOutput(layers, x)
+    return ClipOutput(layers, inputs.x)
 
 
 def iterative(

@@ -9,7 +9,6 @@ Shape shorthand:
     BT: frames
     N: instances
     h, w: feature size at stride 8
-    R: cells that an object owns
 """
 
 from __future__ import annotations
@@ -18,8 +17,11 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from detectron2.structures.boxes import Boxes, matched_pairwise_iou
 from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss
 
+from ausm_d2.modeling.masks import mask_boxes
 from ausm_d2.modeling.proposals import CellPredictions
 from ausm_d2.training.targets import FrameTargets
 
@@ -32,25 +34,13 @@ def cell_losses(frames: Sequence[tuple[CellPredictions, FrameTargets]]) -> Tenso
     """(3) sums over all frames: of the heat loss, of the box loss, and the number of objects to be detected."""
     sums = []
     for cells, targets in frames:
-        boxes = mask_boxes(targets.masks)
+        boxes = mask_boxes(targets.masks).float() / 8
         known = (targets.labelled & targets.exhaustive).float()
         neither = targets.visible & ~targets.track & ~targets.detect  # e.g. too small (TRAIN.DETECT_CELLS)
         for i in range(len(cells.heat)):
             weight = known[i] * ~_covered(boxes[i][neither[i]], cells.heat[i])
             sums.append(_frame(cells.heat[i], cells.boxes[i], boxes[i][targets.detect[i]], weight))
     return torch.stack(sums).sum(dim=0)
-
-
-def mask_boxes(masks: Tensor) -> Tensor:
-    """Bool (BT, N, H_pad, W_pad) -> (BT, N, 4): x0, y0, x1, y1 in cells of stride 8; zeros for an empty mask."""
-    sides = []
-    for filled in (masks.any(dim=-2), masks.any(dim=-1)):  # columns, rows
-        some = filled.any(dim=-1)
-        first = filled.int().argmax(dim=-1)
-        last = filled.shape[-1] - filled.flip(-1).int().argmax(dim=-1)
-        sides.append((first * some, last * some))
-    (x0, x1), (y0, y1) = sides
-    return torch.stack([x0, y0, x1, y1], dim=-1).float() / 8
 
 
 def _covered(boxes: Tensor, heat: Tensor) -> Tensor:
@@ -77,11 +67,12 @@ def _frame(heat: Tensor, boxes: Tensor, wanted: Tensor, background: Tensor) -> T
         gaussian, owner = _owners(wanted, (heat.shape[0], heat.shape[1]))
         owned = gaussian > 0
         gaussian, owner = gaussian[owned], owner[owned]
-        iou, giou = box_overlap(boxes[owned], wanted[owner])
+        found, true = boxes[owned], wanted[owner]
+        iou = matched_pairwise_iou(Boxes(found.detach()), Boxes(true))
         total = torch.zeros(len(wanted), device=heat.device).index_add_(0, owner, gaussian)[owner].clamp(min=1e-6)
-        target[owned] = gaussian * iou.detach().clamp(min=0.05).sqrt()
+        target[owned] = gaussian * iou.clamp(min=0.05).sqrt()
         weight[owned] = total.rsqrt()  # a large object has more cells
-        box_loss = ((1 - giou) * gaussian / total).sum()
+        box_loss = (generalized_box_iou_loss(found, true) * gaussian / total).sum()
     bce = F.binary_cross_entropy_with_logits(heat, target, reduction="none")
     heat_loss = (bce * (target - probability).square() * weight).sum()
     return torch.stack([_HEAT_WEIGHT * heat_loss, _BOX_WEIGHT * box_loss, heat.new_tensor(float(len(wanted)))])
@@ -99,13 +90,3 @@ def _owners(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     gaussian = along_y[:, :, None] * along_x[:, None, :]
     best, owner = torch.where(gaussian > _REACH, gaussian, 0.0).max(dim=0)
     return best, owner
-
-
-def box_overlap(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and GIoU of pairs of boxes, (R, 4) each."""
-    inside = (torch.minimum(boxes[:, 2:], others[:, 2:]) - torch.maximum(boxes[:, :2], others[:, :2])).clamp(min=0)
-    around = torch.maximum(boxes[:, 2:], others[:, 2:]) - torch.minimum(boxes[:, :2], others[:, :2])
-    overlap, hull = inside.prod(dim=1), around.prod(dim=1)
-    union = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) + (others[:, 2:] - others[:, :2]).prod(dim=1) - overlap
-    iou = overlap / union.clamp(min=1e-6)
-    return iou, iou - (hull - union) / hull.clamp(min=1e-6)

@@ -4,7 +4,7 @@
 Shape shorthand:
     B: clips; T: frames of a clip; BT: B * T frames, flattened into one axis
     N: instances, padded to the largest number in any clip
-    H_pad, W_pad: padded image size in pixels
+    H_pad, W_pad: padded image size in pixels; H4, W4: at stride 4
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ausm_d2.data.items import TrainingClip
+from ausm_d2.modeling.masks import masks_at_stride4
 from ausm_d2.modeling.transfer import upload
 
 
@@ -44,6 +45,11 @@ class ClipTargets:
     def visible(self) -> Tensor:
         """bool (B, T, N): the instance has a non-empty mask in the frame. Cached: it reads all masks."""
         return self.masks.flatten(3).any(dim=-1)
+
+    @cached_property
+    def at_stride4(self) -> Tensor:
+        """(B, T, N, H4, W4) of 0 and 1. Cached: it reads all masks."""
+        return masks_at_stride4(self.masks)
 
     @classmethod
     def from_items(cls, items: Sequence[TrainingClip], *, size: tuple[int, int], device: torch.device) -> ClipTargets:

@@ -77,7 +77,7 @@ def preprocess(targets: ClipTargets, switch: Tensor, *, keep_hidden: bool = True
     in_use = (time > switch[:, None]) & targets.valid[:, None]
     if not keep_hidden:
         in_use &= _frame_before(targets.visible)
-    masks = masks_at_stride4(targets.masks)
+    masks = targets.at_stride4
     # M_{t-1}. M_0 is empty, unless PROMPT_INDEX: zero puts the masks of the first frame there.
     history = _frame_before(masks)
     history[:, :2] = masks_at_stride4(targets.first)[:, None]  # prompt masks, if given

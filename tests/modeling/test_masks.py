@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ausm_d2.modeling.masks import masks_at_stride4, upsample_logits, winners, without_overlaps
+from ausm_d2.modeling.masks import mask_boxes, masks_at_stride4, upsample_logits, winners, without_overlaps
 
 
 def test_masks_at_stride_4_by_half_the_area() -> None:
@@ -63,3 +63,9 @@ def test_a_pixel_goes_to_the_row_with_the_largest_logit() -> None:
     assert winners(logits).tolist() == [[0, 2, -1]]
     assert without_overlaps(logits)[:, 0].tolist() == [[True, False, False], [False] * 3, [False, True, False]]
     assert winners(logits[:0]).tolist() == [[-1, -1, -1]] and without_overlaps(logits[:0]).shape == (0, 1, 3)
+
+
+def test_boxes_are_those_of_the_masks() -> None:
+    masks = torch.zeros(2, 1, 64, 96, dtype=torch.bool)
+    masks[0, 0, 8:40, 16:48] = True
+    assert mask_boxes(masks).tolist() == [[[16, 8, 48, 40]], [[0, 0, 0, 0]]]

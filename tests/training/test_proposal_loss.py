@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from ausm_d2.modeling.proposals import CellPredictions
-from ausm_d2.training.proposal_loss import box_overlap, cell_losses, mask_boxes
+from ausm_d2.training.proposal_loss import cell_losses
 from ausm_d2.training.targets import FrameTargets
 
 
@@ -21,11 +21,6 @@ def frame(*boxes: tuple[int, int, int, int], exhaustive: bool = True) -> FrameTa
 
 def cells(heat: float, box: tuple[float, float, float, float]) -> CellPredictions:
     return CellPredictions(torch.full((1, 8, 12), float(heat)), torch.tensor(box).expand(1, 8, 12, 4).clone())
-
-
-def test_boxes_are_those_of_the_masks() -> None:
-    assert mask_boxes(frame((16, 8, 48, 40)).masks).tolist() == [[[2, 1, 6, 5]]]
-    assert mask_boxes(frame().masks).tolist() == [[[0, 0, 0, 0]]]
 
 
 def test_a_box_that_fits_costs_nothing_and_a_wrong_one_does() -> None:
@@ -62,10 +57,3 @@ def test_an_object_that_is_neither_wanted_nor_tracked_is_no_background() -> None
     assert cell_losses([(sure, targets)])[0] < 0.1
     targets.track[:] = True
     assert cell_losses([(sure, targets)])[0] > 1
-
-
-def test_overlaps_of_boxes() -> None:
-    one, other = torch.tensor([[0.0, 0, 2, 2], [0, 0, 1, 1]]), torch.tensor([[1.0, 0, 3, 2], [2, 0, 3, 1]])
-    iou, giou = box_overlap(one, other)
-    torch.testing.assert_close(iou, torch.tensor([1 / 3, 0.0]))
-    torch.testing.assert_close(giou, torch.tensor([1 / 3, -1 / 3]))

@@ -82,3 +82,14 @@ def damaged(path: Path) -> Path:
     data[middle : middle + len(data) // 8] = np.random.default_rng(0).bytes(len(data) // 8)
     path.write_bytes(bytes(data))
     return path
+
+
+def write_sound(path: Path) -> Path:
+    """A file with a sound and no video."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path

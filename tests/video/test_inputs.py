@@ -25,7 +25,7 @@ from ausm_d2.video.container import Contents
 from ausm_d2.video.files import RawFormat, open_pipe, read_video
 from ausm_d2.video.frame import Source, known_rate
 from ausm_d2.video.inputs import open_source
-from tests.video.clips import SIZE, damaged, half, pictures, turn, write_clip, write_folder
+from tests.video.clips import SIZE, damaged, half, pictures, turn, write_clip, write_folder, write_sound
 from tests.video.rtsp_server import RtspServer
 
 
@@ -252,16 +252,6 @@ def text(path: Path) -> Path:
     return path
 
 
-def sound(path: Path) -> Path:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=44100)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 44100
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
 def two_sizes(folder: Path) -> Path:
     write_folder(folder, ["a.png", "b.png"])
     cv2.imwrite(str(folder / "c.png"), pictures(1, (50, 64))[0])
@@ -297,7 +287,7 @@ def paged_among_frames(folder: Path) -> Path:
         ),
         (lambda p: text(p / "a.mp4"), r"a\.mp4: cannot be opened as a video: Invalid data"),
         (lambda p: text(p / "a.png"), r"a\.png: .*cannot"),
-        (lambda p: sound(p / "a.mp4"), r"a\.mp4: holds no video"),
+        (lambda p: write_sound(p / "a.mp4"), r"a\.mp4: holds no video"),
         (lambda p: "rtsp://127.0.0.1:9/x", r"rtsp://127\.0\.0\.1:9/x: cannot be opened: Connection refused"),
         *(
             (lambda p, suffix=suffix: half(write_clip(p / f"a.{suffix}", 100, fps=10, noise=True)), message)

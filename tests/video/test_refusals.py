@@ -22,17 +22,11 @@ from ausm_d2.video.container import Contents, examine
 from ausm_d2.video.pictures import _page_times, _read_pages
 from ausm_d2.video.results import ResultFolder, check_outputs
 from ausm_d2.video.tracked import VideoInfo
-from tests.video.clips import pictures, write_clip
+from tests.video.clips import pictures, write_clip, write_sound
 
 
 def test_a_cover_image_is_no_video(tmp_path: Path) -> None:
-    path = tmp_path / "a.aac"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=44100)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 44100
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    path = write_sound(tmp_path / "a.aac")
     cover = cv2.imencode(".jpg", pictures(1)[0])[1].tobytes()
     body = b"\0image/jpeg\0\x03\0" + cover  # of a frame APIC of ID3v2.3: front cover, no description
     tag = b"APIC" + struct.pack(">IH", len(body), 0) + body

@@ -30,7 +30,8 @@ from ausm_d2.errors import UserError
 from ausm_d2.io import atomic_write
 from ausm_d2.meta_arch import AUSM
 from ausm_d2.modeling.pixel_decoder import memory_levels
-from ausm_d2.training.own_history import ClipInputs, history_after_passes
+from ausm_d2.training.forms import clip_inputs
+from ausm_d2.training.own_history import history_after_passes
 from ausm_d2.training.targets import FrameTargets
 from ausm_d2.training.teacher_forcing import frame_targets
 
@@ -54,28 +55,19 @@ class AUSMDecoder(AUSM):
             raise UserError("MODEL.AUSM.START: residual, expected lookup: the decoder reads G_t alone")
         images, targets = self.collate(clips)
         ids, _, forcing = self._preprocess(targets)
-        encoder = self.frame_encoder
-        backbone = encoder.backbone(images.flatten(0, 1))
-        levels = [backbone[name] for name in encoder.in_features]
-        features = encoder.pixel_decoder(levels).map(lambda each: each.unflatten(0, images.shape[:2]))
-        x = features.x
-        start = self.x_start[:, None, None].expand(x.shape[0], 1, -1, *x.shape[-2:])
-        inputs = ClipInputs(
-            x=x,
-            mask_features=features.mask_features,
-            levels=features.multi_scale,
-            x_prev=torch.cat([start, x[:, :-1]], dim=1),
-            ids=ids,
-            in_use=forcing.in_use,
-            label_sets=[clip["label_set"] for clip in clips],
-            pyramid=None if encoder.proposal_pyramid is None else self._pyramid(levels, images.shape[:2]),
-        )
+        levels: dict[str, Tensor] = {}
+        hook = self.frame_encoder.backbone.register_forward_hook(lambda *call: levels.update(call[-1]))
+        try:
+            inputs = clip_inputs(self, images, ids, forcing, [clip["label_set"] for clip in clips])
+        finally:
+            hook.remove()
         passes = int(torch.randint(self.own_passes + 1, ())) if images.shape[1] > 1 else 0
         history = history_after_passes(self, inputs, forcing.history, passes)
         f, rows, _ = inputs.compress(self, history, 0, images.shape[1], None)
-        g = self.decoder(x.flatten(0, 1), f.flatten(0, 1))
+        x = inputs.x.flatten(0, 1)
+        g = self.decoder(x, f.flatten(0, 1))
         _, mask_features = self.decoder_features(
-            x.flatten(0, 1), g, features.mask_features.flatten(0, 1), [each.flatten(0, 1) for each in inputs.levels]
+            x, g, inputs.mask_features.flatten(0, 1), [each.flatten(0, 1) for each in inputs.levels]
         )
         wanted = frame_targets(targets, forcing)
         for i in range(len(g)):
@@ -83,7 +75,7 @@ class AUSMDecoder(AUSM):
                 continue
             masks = wanted.masks[i]
             yield {
-                "backbone": [level[i].half() for level in levels[1:]],
+                "backbone": [levels[name][i].half() for name in self.frame_encoder.in_features[1:]],
                 "g": g[i].half(),
                 "mask_features": mask_features[i].half(),
                 "ids": rows.flatten(0, 1)[i].half(),
@@ -92,10 +84,6 @@ class AUSMDecoder(AUSM):
                 "size": tuple(masks.shape),
                 "label_set": inputs.label_sets[i // images.shape[1]],
             } | {name: getattr(wanted, name)[i].clone() for name in _FLAGS}
-
-    def _pyramid(self, levels: Sequence[Tensor], clips: tuple[int, ...]) -> Tensor:
-        assert self.frame_encoder.proposal_pyramid is not None
-        return self.frame_encoder.proposal_pyramid(levels[1:]).unflatten(0, clips)
 
     def forward(self, batched_inputs: list[Any]) -> Any:
         """Recorded frames -> losses by name; in evaluation mode as :class:`AUSM`."""
