@@ -51,6 +51,8 @@ def check_model_config(cfg: CfgNode) -> None:
         raise UserError(
             f"MODEL.AUSM.TRAIN.OWN_PASSES: {ausm.TRAIN.OWN_PASSES}, expected 0 or, in the mode parallel, more"
         )
+    if ausm.TRAIN.DETECT_CELLS < 0:
+        raise UserError(f"MODEL.AUSM.TRAIN.DETECT_CELLS: {ausm.TRAIN.DETECT_CELLS}, expected 0 or more")
     if ausm.SPATIAL_REDUCTION < 1:
         raise UserError(f"MODEL.AUSM.SPATIAL_REDUCTION: {ausm.SPATIAL_REDUCTION}, expected 1 or more")
     if ausm.NUM_ID < 1:

@@ -28,6 +28,8 @@ from tests.tiny import tiny_cfg, tiny_model
         (["MODEL.AUSM.DECODER.HEAD_DIM", 33], "MODEL.AUSM.DECODER.HEAD_DIM: 33 does not divide"),
         (["MODEL.AUSM.NUM_ID", 0], "MODEL.AUSM.NUM_ID: 0, expected 1 or more"),
         (["MODEL.AUSM.PIXEL_DECODER.NUM_DET", 0], "MODEL.AUSM.PIXEL_DECODER.NUM_DET: 0, expected 1 or more"),
+        (["MODEL.AUSM.PIXEL_DECODER.QUERIES", "best"], "QUERIES: 'best' is not one of learned, proposals"),
+        (["MODEL.AUSM.TRAIN.DETECT_CELLS", -1], "MODEL.AUSM.TRAIN.DETECT_CELLS: -1, expected 0 or more"),
         (["MODEL.AUSM.PIXEL_DECODER.MEMORY_STRIDES", [4, 8]], "MEMORY_STRIDES: [4, 8], expected some of 8, 16, 32"),
         (["INPUT.FORMAT", "BGR"], "INPUT.FORMAT: 'BGR', expected RGB"),
     ],
