@@ -11,6 +11,7 @@ import torch
 
 from ausm_d2.errors import UserError
 from ausm_d2.training import forms
+from tests.checkpoint.test_reading import Evil
 from tests.tiny import clip, tiny_cfg, write_tiny_config
 from tools import train_decoder
 from tools.experiments import recorded_decoder
@@ -78,6 +79,24 @@ def test_batches_are_those_of_the_iteration_and_of_one_size(folder: Path) -> Non
 def test_a_folder_without_frames_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no recorded frames"):
         RecordedBatches([tmp_path], [1.0], batch=1, seed=0)
+
+
+def test_files_that_hold_no_frames_are_refused_and_run_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def refused(match: str) -> None:
+        with pytest.raises(UserError, match=match):
+            RecordedBatches([tmp_path], [1.0], batch=1, seed=0)
+
+    (tmp_path / "a.pt").write_bytes(b"no frames")
+    refused(r"a\.pt: cannot be read as recorded frames: \S")
+    torch.save([{"g": torch.zeros(1)}], tmp_path / "a.pt")
+    refused(r"a\.pt: expected recorded frames, a list of backbone, .*visible")
+    torch.save([Evil()], tmp_path / "a.pt")
+    refused(r"a\.pt: cannot be read as recorded frames: ")
+    assert not (tmp_path / "evil").exists()
 
 
 @pytest.mark.parametrize(

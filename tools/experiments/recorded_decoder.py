@@ -137,6 +137,22 @@ def _collate(frames: list[Frame], dim: int) -> tuple[FrameTargets, Tensor, Tenso
     return FrameTargets(masks=masks, **flags, **whole), ids, in_use
 
 
+def _read_frames(file: Path) -> list[Frame]:
+    """The frames of a file, mapped to memory.
+
+    Raises:
+        UserError: if it is no whole file of :func:`record`.
+    """
+    try:
+        frames = torch.load(file, mmap=True, weights_only=True)
+    except Exception as error:  # torch, zipfile and pickle raise various exceptions
+        raise UserError(f"{file}: cannot be read as recorded frames: {str(error).splitlines()[0]}") from None
+    wanted = {"backbone", "g", "mask_features", "ids", "in_use", "masks", "size", "label_set", *_FLAGS}
+    if not isinstance(frames, list) or any(not isinstance(each, dict) or each.keys() != wanted for each in frames):
+        raise UserError(f"{file}: expected recorded frames, a list of {', '.join(sorted(wanted))}")
+    return frames
+
+
 class RecordedBatches:
     """Endless batches of recorded frames, each of one size and of one folder: a function of seed and iteration."""
 
@@ -148,7 +164,7 @@ class RecordedBatches:
             batch: frames of a batch.
 
         Raises:
-            UserError: if a folder has no frames.
+            UserError: if a folder has no frames, or a file cannot be read.
         """
         self.seed, self._start, self._batch = seed, 0, batch
         self._shares = np.asarray(shares, dtype=np.float64) / np.sum(shares)
@@ -165,7 +181,7 @@ class RecordedBatches:
         files = sorted(folder.glob("*.pt"))
         if not files:
             raise UserError(f"{folder}: no recorded frames (*.pt)")
-        return [frame for file in files for frame in torch.load(file, mmap=True, weights_only=True)]
+        return [frame for file in files for frame in _read_frames(file)]
 
     def continue_from(self, iteration: int, seed: int) -> None:
         """Begin with the batch of an iteration, counted from 0."""
