@@ -12,7 +12,8 @@ implementations. Nothing here imports the layers that use it.
 | linear layer, 1 x 1 convolution, clamp (linear/) | ``linear``, ``clamp`` | inference, float32, AVX2 | | |
 | inverted residual block (inverted_residual/) | its three convolutions | inference, float32, AVX2 | | |
 | 3 x 3 convolution (winograd/) | ``conv2d`` | with gradients, float32 | | |
-| group norm, ReLU (group_norm/) | ``group_norm``, ``relu`` | inference, float32, channels last | | |
+| separable block (separable/) | its convolutions and norms | inference, float32, AVX2 | | |
+| group norm, sum, ReLU (group_norm/) | ``group_norm``, ``relu`` | inference, float32, channels last | | |
 
 ``choice.py`` selects the kernel of every operation, and compares it with the reference at its first use
 (``first_use.py``). On a CPU ``auto`` selects C++. On CUDA it selects mamba_ssm's kernels if that

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#if defined(__AVX2__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -49,9 +49,15 @@ inline void store(BFloat16* p, Vec v) {
   std::memcpy(p, &h, sizeof h);
 }
 
-inline Vec clamp(Vec v, Vec low, Vec high) {
+inline Vec clamp(Vec v, Vec low, Vec high) {  // NaN stays NaN
+#if defined(__AVX512F__)
+  return _mm512_min_ps(high, _mm512_max_ps(low, v));
+#elif defined(__AVX__)
+  return _mm256_min_ps(high, _mm256_max_ps(low, v));
+#else
   v = v < low ? low : v;
   return v > high ? high : v;
+#endif
 }
 
 inline float sum(Vec v) {
@@ -67,8 +73,7 @@ inline Vec exp2(Vec x) {
 #if defined(__AVX512F__)
   const Vec whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
-  x = x < -126.f ? Vec{} - 126.f : x;  // written so that NaN stays NaN
-  x = x > 126.f ? Vec{} + 126.f : x;
+  x = clamp(x, Vec{} - 126.f, Vec{} + 126.f);
   constexpr float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
   const Vec shifted = x + magic, whole = shifted - magic;
 #endif

@@ -189,8 +189,8 @@ class DeformablePixelDecoder(KernelLayer):
                 for projection, level in zip(cast(Any, self.input_proj), reversed(coarse), strict=True)
             ]
         )
-        adapted = conv_norm(finest, self.adapter_1, self.adapter_1.norm, kernels=self.kernels)
-        fused = adapted + resize_to(levels[-1], adapted)
+        coarser = resize_to(levels[-1], finest)
+        fused = conv_norm(finest, self.adapter_1, self.adapter_1.norm, add=coarser, kernels=self.kernels)
         fused = conv_norm(fused, self.layer_1, self.layer_1.norm, relu=True, kernels=self.kernels)
         if not torch.is_grad_enabled():
             # Channels last, like G_t, which is added to them, and because resizing is fastest then. Not in training:

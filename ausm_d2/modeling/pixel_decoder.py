@@ -221,6 +221,9 @@ class PixelDecoder(nn.Module):
         if prior is None:
             return logits
         rows = logits.shape[1] - prior.shape[1]
+        if not logits.requires_grad:
+            logits[:, rows:] += prior.to(logits.dtype)
+            return logits
         return torch.cat([logits[:, :rows], logits[:, rows:] + prior.to(logits.dtype)], dim=1)
 
     def _detection_rows(

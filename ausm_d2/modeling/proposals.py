@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ausm_d2.kernels.choice import KernelLayer
-from ausm_d2.modeling.convolution import conv_norm, convolve, depthwise_norm
+from ausm_d2.modeling.convolution import conv_norm, separable_block
 from ausm_d2.modeling.norm import GroupNorm, LayerNorm
 from ausm_d2.modeling.position import sine_tokens
 from ausm_d2.modeling.resize import resize_to
@@ -58,8 +58,7 @@ class _Block(KernelLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(BT, D, h, w) -> (BT, D, h, w)."""
-        y = depthwise_norm(x, self.depthwise, self.norm1, kernels=self.kernels)
-        return F.relu(x + conv_norm(y, self.pointwise, self.norm2, kernels=self.kernels))
+        return separable_block(x, self.depthwise, self.norm1, self.pointwise, self.norm2, kernels=self.kernels)
 
 
 class _Projection(KernelLayer):
@@ -70,9 +69,9 @@ class _Projection(KernelLayer):
         self.conv = nn.Conv2d(channels, dim, 1, bias=False)
         self.norm = GroupNorm(math.gcd(32, dim), dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(BT, C_i, h, w) -> (BT, D, h, w)."""
-        return conv_norm(x, self.conv, self.norm, kernels=self.kernels)
+    def forward(self, x: Tensor, *, add: Tensor | None = None, relu: bool = False) -> Tensor:
+        """(BT, C_i, h, w) -> (BT, D, h, w); with sum and ReLU as in :func:`conv_norm`."""
+        return conv_norm(x, self.conv, self.norm, add=add, relu=relu, kernels=self.kernels)
 
 
 class ProposalPyramid(nn.Module):
@@ -94,10 +93,9 @@ class ProposalPyramid(nn.Module):
         x: Tensor | None = None
         blocks = [None, *self.blocks]
         for projection, block, level in reversed(list(zip(self.projections, blocks, levels, strict=True))):
-            y = projection(level)
-            if x is not None:
-                y = y + resize_to(x, y)
-            x = y if block is None else block(y if x is None else F.relu(y))
+            coarser = None if x is None else resize_to(x, level)
+            x = projection(level, add=coarser, relu=coarser is not None and block is not None)
+            x = x if block is None else block(x)
         assert x is not None
         return x
 
@@ -136,12 +134,12 @@ class Proposals(KernelLayer):
             g: (BT, D, h, w) G_t.
             mask_size: (H4, W4).
         """
-        x = self.blocks(F.relu(self.history(g) + pyramid))
+        x = self.blocks(self.history(g, add=pyramid, relu=True))
         cells = self._cells(x)
         best = _best_peaks(cells.heat, self.num_det)
         boxes = _take(cells.boxes.flatten(1, 2).detach(), best)
-        features = convolve(x, self.content, kernels=self.kernels)
-        content = self.content_norm(_take(features.flatten(2).transpose(1, 2), best))
+        chosen = _take(x.flatten(2).transpose(1, 2), best)
+        content = self.content_norm(F.linear(chosen, self.content.weight[:, :, 0, 0], self.content.bias))
         height, width = x.shape[-2:]
         centre = (boxes[..., :2] + boxes[..., 2:]) / 2
         row, column = centre[..., 1].floor().clamp(0, height - 1), centre[..., 0].floor().clamp(0, width - 1)
@@ -151,7 +149,8 @@ class Proposals(KernelLayer):
         return Queries(content, position.to(content.dtype), self._prior(boxes, mask_size), cells)
 
     def _cells(self, x: Tensor) -> CellPredictions:
-        both = F.conv2d(x, torch.cat([self.heat.weight, self.box.weight]), self._biases(), padding=1).float()
+        weight = torch.cat([self.heat.weight, self.box.weight])
+        both = F.conv2d(x, weight, self._biases(), padding=1).float()
         heat = both[:, 0]
         sides = both[:, 1:].clamp(-4.0, 6.0).exp()  # from the centre of the cell to the left, top, right, bottom
         height, width = heat.shape[-2:]

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The C++ kernels of depthwise and 3 x 3 convolution and group norm, against PyTorch in float64."""
+"""The C++ kernels of depthwise, separable and 3 x 3 convolution and group norm, against PyTorch in float64."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from ausm_d2.kernels.depthwise import DEPTHWISE
 from ausm_d2.kernels.depthwise.call import DepthwiseCall
 from ausm_d2.kernels.group_norm import GROUP_NORM
 from ausm_d2.kernels.group_norm.call import GroupNormCall
+from ausm_d2.kernels.separable import SEPARABLE
+from ausm_d2.kernels.separable.call import SeparableCall
 from ausm_d2.kernels.winograd import CONV3X3
 from ausm_d2.kernels.winograd.call import Conv3x3Call
 
@@ -78,13 +80,27 @@ def test_winograd_is_not_taken_for_few_channels_or_pixels_or_other_dtypes() -> N
         assert not kernel.fits(Conv3x3Call(x, weight))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("mean", [0.0, 300.0])  # far from zero: E[x^2] - E[x]^2 would have no digits left
 @torch.no_grad()
-def test_group_norm(relu: bool, mean: float) -> None:
+def test_group_norm(mean: float, adds: bool, relu: bool, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     x = (torch.randn(2, 96, 17, 23) + mean).contiguous(memory_format=torch.channels_last)
-    weight, bias = torch.randn(96), torch.randn(96)
-    found = run(GROUP_NORM, GroupNormCall(x, 32, weight, bias, 1e-5, relu))
-    expected = F.group_norm(x.double(), 32, weight.double(), bias.double(), 1e-5)
+    weight, bias, add = torch.randn(96), torch.randn(96), torch.randn(2, 96, 17, 23)
+    found = run(GROUP_NORM, GroupNormCall(x, 32, weight, bias, 1e-5, relu, add if adds else None))
+    expected = F.group_norm(x.double(), 32, weight.double(), bias.double(), 1e-5) + (add.double() if adds else 0)
     close(found, expected.relu() if relu else expected, 2e-6 if mean == 0 else 1e-4)
     assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [(1, 3), (5, 9), (3, 70)])
+@torch.no_grad()
+def test_separable_block(size: tuple[int, int], threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    shapes = [(2, 48, *size), (48, 1, 3, 3), *[(48,)] * 3, (48, 48), *[(48,)] * 3]
+    call = SeparableCall(*(torch.randn(*shape) for shape in shapes), 16, 8, 1e-5, 1e-2)
+    wide = SeparableCall(*(each.double() for each in call[:9]), *call[9:])
+    close(run(SEPARABLE, call), SEPARABLE.reference(wide)[0], 5e-6)

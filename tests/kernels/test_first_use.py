@@ -344,7 +344,7 @@ def test_triton_agrees_with_the_reference_at_its_first_use(name: str) -> None:
 def test_every_operation_is_compared_with_its_reference() -> None:
     """The reference agrees with itself on the small inputs, with gradients where a kernel has them."""
     folders = {path.parent.name for path in Path(kernels.__file__).parent.glob("*/call.py")}
-    assert {ATTENTION, BLOCK} <= set(OPERATIONS) and len(OPERATIONS) == len(folders) == 9
+    assert {ATTENTION, BLOCK} <= set(OPERATIONS) and len(OPERATIONS) == len(folders) == 10
     assert all(f"({name}/)" in kernels.__doc__ for name in folders), "the table of kernels has every operation"
     with use_kernels("reference"):
         for run in _calls(torch.float32).values():

@@ -1,8 +1,12 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import pytest
 import torch
 
+from ausm_d2.kernels.choice import use_kernels
+from ausm_d2.kernels.linear.cpu import is_faster
+from ausm_d2.kernels.separable import SEPARABLE
 from ausm_d2.modeling.proposals import ProposalPyramid, Proposals
 
 
@@ -43,3 +47,30 @@ def test_what_is_added_to_a_finer_level_reaches_the_pyramid() -> None:
         changed = [each.clone() for each in levels]
         changed[i] += torch.randn_like(changed[i])
         assert not torch.allclose(pyramid(changed), before)
+
+
+def test_kernels_and_layers_make_the_same_queries() -> None:
+    pyramid, proposals = ProposalPyramid((8, 12), 32).eval(), head()
+    levels = [torch.randn(2, 8, 6, 8), torch.randn(2, 12, 3, 4)]
+    g = torch.randn(2, 32, 6, 8)
+    ways = {"trained": ("auto", True), "plain": ("reference", False), "kernels": ("auto", False)}
+    made = {}
+    for name, (kernels, learning) in ways.items():
+        with use_kernels(kernels), torch.set_grad_enabled(learning):
+            made[name] = proposals(pyramid(levels), g, (12, 16))
+    for name in ("plain", "kernels"):
+        torch.testing.assert_close(made[name][:3], made["trained"][:3], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(made[name].cells, made["trained"].cells, rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_without_gradients_are_one_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, sizes = SEPARABLE.kernels[0], []
+    x = torch.randn(1, 32, 6, 8)
+    with torch.no_grad():
+        block = head().blocks[0]
+        if kernel.unavailable() is not None or not is_faster():
+            pytest.skip("the kernel is not used on this processor")
+        run = kernel.run
+        monkeypatch.setattr(kernel, "run", lambda call: sizes.append(call.x.shape) or run(call))
+        block(x)
+    assert sizes == [x.shape]

@@ -12,6 +12,7 @@ from torch import Tensor
 from ausm_d2.kernels import cpp
 from ausm_d2.kernels.cpp_kernel import CppKernel
 from ausm_d2.kernels.depthwise.call import DepthwiseCall
+from ausm_d2.kernels.packed import PackedWeights
 from ausm_d2.kernels.structs import address, fields
 
 SOURCE = Path(__file__).with_name("depthwise.cpp")
@@ -65,3 +66,7 @@ class CpuDepthwise(CppKernel[DepthwiseCall]):
         )
         cpp.library(SOURCE).ausm_depthwise(ctypes.byref(arguments))
         return (y,)
+
+
+planes = PackedWeights(lambda weight: weight[:, 0].permute(1, 2, 0).contiguous())
+"""(C, 1, k, k), as in PyTorch -> (k, k, C)."""

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Group norm and ReLU on channels-last features: PyTorch's takes them too, but its variance is less accurate then.
+"""Group norm, sum and ReLU on channels-last features: PyTorch's takes them too, but its variance is less accurate then.
 
 Shape shorthand:
     BT: frames
@@ -19,6 +19,7 @@ from ausm_d2.kernels.group_norm.cpu import CpuGroupNorm
 
 def _reference(call: GroupNormCall) -> tuple[Tensor]:
     y = F.group_norm(call.x.contiguous(), call.groups, call.weight, call.bias, call.eps)
+    y = y if call.add is None else y + call.add
     return (F.relu(y) if call.relu else y,)
 
 
@@ -26,17 +27,26 @@ GROUP_NORM: Operation[GroupNormCall] = Operation("group norm", _reference, [CpuG
 
 
 def group_norm(
-    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, relu: bool = False, kernels: str = "auto"
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    add: Tensor | None = None,
+    relu: bool = False,
+    kernels: str = "auto",
 ) -> Tensor:
     """
     Args:
         x: (BT, C, h, w), best channels last.
         weight, bias: (C,).
-        relu: also apply ReLU.
+        add: (BT, C, h, w), added to the norm.
+        relu: apply ReLU last.
         kernels: one of ``choice.NAMES``.
 
     Returns:
         (BT, C, h, w).
     """
-    (y,) = GROUP_NORM(GroupNormCall(x, groups, weight, bias, eps, relu), kernels)
+    (y,) = GROUP_NORM(GroupNormCall(x, groups, weight, bias, eps, relu, add), kernels)
     return y

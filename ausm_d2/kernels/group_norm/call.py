@@ -21,18 +21,21 @@ class GroupNormCall(NamedTuple):
     bias: Tensor
     eps: float
     relu: bool
+    add: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
         return self.x.device
 
     def learns(self) -> bool:
-        return torch.is_grad_enabled() and any(each.requires_grad for each in (self.x, self.weight, self.bias))
+        tensors = (self.x, self.weight, self.bias, self.add)
+        return torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors)
 
     def form(self) -> Hashable:
-        return self.x.dtype, self.x.shape[1], self.groups, self.eps, self.relu
+        return self.x.dtype, self.x.shape[1], self.groups, self.eps, self.relu, self.add is None
 
     def probe(self, random: Probe) -> Self:
         channels = self.x.shape[1]
         x = random(self.x, 2, channels, 9, 17) + 3
-        return self._replace(x=x, weight=random(self.weight, channels), bias=random(self.bias, channels))
+        weight, bias = random(self.weight, channels), random(self.bias, channels)
+        return self._replace(x=x, weight=weight, bias=bias, add=random(self.add, *x.shape))

@@ -22,7 +22,7 @@ class _GroupNorm(ctypes.Structure):
 
     _fields_ = [
         *fields("B P C G", "", (ctypes.c_float, "eps"), (ctypes.c_int32, "relu threads reserved")),
-        *fields("", "", (ctypes.c_void_p, "x weight bias y scale")),
+        *fields("", "", (ctypes.c_void_p, "x weight bias add y scale")),
     ]
 
 
@@ -34,6 +34,7 @@ class CpuGroupNorm(CppKernel[GroupNormCall]):
             call.x.dtype == call.weight.dtype == torch.float32
             and not call.learns()
             and call.x.numel() > 0
+            and (call.add is None or (call.add.dtype == torch.float32 and call.add.shape == call.x.shape))
             and call.x.is_contiguous(memory_format=torch.channels_last)
             and call.x.shape[1] % cpp.library(SOURCE).ausm_group_norm_lanes() == 0
         )
@@ -43,6 +44,7 @@ class CpuGroupNorm(CppKernel[GroupNormCall]):
         batch, channels, height, width = x.shape
         y, scale = torch.empty_like(x), floats(batch, 2, channels)
         weight, bias = call.weight.contiguous(), call.bias.contiguous()
+        add = None if call.add is None else call.add.contiguous(memory_format=torch.channels_last)
         arguments = _GroupNorm(
             B=batch,
             P=height * width,
@@ -54,6 +56,7 @@ class CpuGroupNorm(CppKernel[GroupNormCall]):
             x=address(x),
             weight=address(weight),
             bias=address(bias),
+            add=address(add),
             y=address(y),
             scale=address(scale),
         )

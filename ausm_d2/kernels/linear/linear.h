@@ -24,40 +24,53 @@ struct Linear {
   float* y;                              // (G, M, N)
 };
 
-// R rows and C vectors of outputs, of which `count` are written.
+// Writes R rows and C vectors of sums; of the outputs from n on there are `count`.
 template <int R, int C>
-inline void block(const Linear& a, const float* x, const float* packed, int64_t m, int64_t n) {
-  const int64_t count = a.N - n < C * L ? a.N - n : C * L;
-  x += m * a.K;
-  Vec sums[R][C];
-  float padded[C * L] = {};
-  if (a.bias) std::memcpy(padded, a.bias + n, count * sizeof(float));
-  for (int c = 0; c < C; ++c)
-    for (int r = 0; r < R; ++r) sums[r][c] = load(padded + c * L);
-  for (int64_t k = 0; k < a.K; ++k) {
-    Vec right[C];
-    for (int c = 0; c < C; ++c) right[c] = load(packed + (k * C + c) * L);
-    for (int r = 0; r < R; ++r) {
-      const float left = x[r * a.K + k];
-      for (int c = 0; c < C; ++c) sums[r][c] = left * right[c] + sums[r][c];
-    }
-  }
-  const Vec low = Vec{} + a.low, high = Vec{} + a.high;
-  for (int r = 0; r < R; ++r) {
-    const int64_t place = (m + r) * a.N + n;
+inline void write_part(const Linear& a, const Vec (&sums)[R][C], int64_t place, int64_t count) {
+  for (int r = 0; r < R; ++r, place += a.N)
     for (int c = 0; c < C; ++c) {
       const int64_t width = count - c * L < L ? count - c * L : L;
-      Vec v = clamp(sums[r][c], low, high), more = {};
-      if (width == L) {
-        if (a.add) v += load(a.add + place + c * L);
-        store(a.y + place + c * L, v);
-        continue;
-      }
+      Vec v = sums[r][c], more = {};
       if (a.add) std::memcpy(&more, a.add + place + c * L, width * sizeof(float));
       v += more;
       std::memcpy(a.y + place + c * L, &v, width * sizeof(float));
     }
+}
+
+// R rows and C vectors of outputs.
+template <int R, int C>
+inline void block(const Linear& a, const float* x, const float* packed, int64_t m, int64_t n) {
+  const int64_t count = a.N - n, K = a.K, place = m * a.N + n;
+  const bool whole = count >= C * L;  // else the last vector is written in part
+  x += m * K;
+  Vec sums[R][C] = {};
+  for (int64_t k = 0; k < K; ++k) {
+    Vec right[C];
+    for (int c = 0; c < C; ++c) right[c] = load(packed + (k * C + c) * L);
+    for (int r = 0; r < R; ++r) {
+      const float left = x[r * K + k];
+      for (int c = 0; c < C; ++c) sums[r][c] = left * right[c] + sums[r][c];
+    }
   }
+  if (a.bias) {
+    float padded[C * L] = {};
+    if (!whole) std::memcpy(padded, a.bias + n, count * sizeof(float));
+    for (int c = 0; c < C; ++c) {
+      const Vec bias = load((whole ? a.bias + n : padded) + c * L);
+      for (int r = 0; r < R; ++r) sums[r][c] += bias;
+    }
+  }
+  if (a.low > -__builtin_inff() || a.high < __builtin_inff()) {
+    const Vec low = Vec{} + a.low, high = Vec{} + a.high;
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < C; ++c) sums[r][c] = clamp(sums[r][c], low, high);
+  }
+  if (!whole) return write_part<R, C>(a, sums, place, count);
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) {
+      const int64_t to = place + r * a.N + c * L;
+      store(a.y + to, a.add ? sums[r][c] + load(a.add + to) : sums[r][c]);
+    }
 }
 
 // Rows [first, end) and one panel of C vectors.
