@@ -89,25 +89,32 @@ void scan_step(const Scan& a) {
   for (int64_t e = 0; e < a.E; ++e)
     for (int64_t s = 0; s < a.S; ++s) A[e * a.S + s] = a.A[s * a.E + e];
   parallel(a, [&a, A](int, int64_t begin, int64_t end) {
+    Scratch rows(2 * ((a.E + L - 1) / L));
+    Vec *dts = rows.take((a.E + L - 1) / L), *gates = rows.take((a.E + L - 1) / L);
     for (int64_t n = begin; n < end; ++n) {
+      // In loops of their own: the steps of one exponential wait for each other, those of neighbours do not.
+      for (int64_t e = 0; e < a.E; e += L) {
+        const int count = a.E - e < L ? int(a.E - e) : L;
+        Vec dt = load(a.delta.at<const T>(n, 0) + e, count);
+        if (a.delta_bias) dt += load(a.delta_bias + e, count);
+        dts[e / L] = a.delta_softplus ? softplus(dt) : dt;
+      }
+      for (int64_t e = 0; a.z.data && e < a.E; e += L) {
+        const Vec z = load(a.z.at<const T>(n, 0) + e, a.E - e < L ? int(a.E - e) : L);
+        gates[e / L] = z * sigmoid(z);
+      }
       Vec B[kChunks], C[kChunks];
       for (int j = 0; j < kChunks; ++j)
         B[j] = load(a.B.at<const T>(n, 0) + j * L), C[j] = load(a.C.at<const T>(n, 0) + j * L);
       for (int64_t e = 0; e < a.E; e += L) {
         const int count = a.E - e < L ? int(a.E - e) : L;
-        const Vec u = load(a.u.at<const T>(n, 0) + e, count);
-        Vec dt = load(a.delta.at<const T>(n, 0) + e, count);
-        if (a.delta_bias) dt += load(a.delta_bias + e, count);
-        if (a.delta_softplus) dt = softplus(dt);
+        const Vec u = load(a.u.at<const T>(n, 0) + e, count), dt = dts[e / L];
         const float* coefficients = A + e * a.S;
         const int64_t offset = (n * a.E + e) * a.S;
         Vec y = count == L ? step_states<kChunks>(a, coefficients, B, C, dt, dt * u, offset, L)
                            : step_states<kChunks>(a, coefficients, B, C, dt, dt * u, offset, count);
         if (a.D) y += load(a.D + e, count) * u;
-        if (a.z.data) {
-          const Vec z = load(a.z.at<const T>(n, 0) + e, count);
-          y *= z * sigmoid(z);
-        }
+        if (a.z.data) y *= gates[e / L];
         store(a.y.at<T>(n, 0) + e, y, count);
       }
     }
