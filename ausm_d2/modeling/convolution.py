@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ausm_d2.kernels.depthwise import depthwise_conv
-from ausm_d2.kernels.depthwise.cpu import planes
 from ausm_d2.kernels.group_norm import group_norm
 from ausm_d2.kernels.linear import linear
 from ausm_d2.kernels.separable import SEPARABLE
@@ -79,8 +78,9 @@ def separable_block(
         block = SEPARABLE.choose(call, kernels)
         if block is not SEPARABLE.reference:
             return block(call)[0]
-        weight, padding = planes(depthwise.weight), (depthwise.kernel_size[0] // 2,) * 4
-        y = depthwise_conv(x, weight, depthwise.bias, stride=1, padding=padding, kernels=kernels)
+        weight = depthwise.weight[:, 0].permute(1, 2, 0).contiguous()  # no cache, which torch.export could not trace
+        side = depthwise.kernel_size[0] // 2
+        y = depthwise_conv(x, weight, depthwise.bias, stride=1, padding=(side, side, side, side), kernels=kernels)
         y = group_norm(y, norm1.num_groups, norm1.weight, norm1.bias, norm1.eps, relu=True, kernels=kernels)
     else:
         y = F.relu(norm1(depthwise(x)))
