@@ -50,6 +50,14 @@ class SeparableCall(NamedTuple):
 
     def probe(self, random: Probe) -> Self:
         channels, side = len(self.depthwise), self.depthwise.shape[-1]
-        shapes = [(2, channels, 5, 17), (channels, 1, side, side), *[(channels,)] * 3, (channels, channels)]
-        tensors = [random(each, *shape) for each, shape in zip(self, [*shapes, *[(channels,)] * 3], strict=False)]
-        return type(self)(*tensors, *self[9:])
+        return self._replace(
+            x=random(self.x, 2, channels, 5, 17),
+            depthwise=random(self.depthwise, channels, 1, side, side),
+            depthwise_bias=random(self.depthwise_bias, channels),
+            weight1=random(self.weight1, channels),
+            bias1=random(self.bias1, channels),
+            pointwise=random(self.pointwise, channels, channels),
+            pointwise_bias=random(self.pointwise_bias, channels),
+            weight2=random(self.weight2, channels),
+            bias2=random(self.bias2, channels),
+        )
