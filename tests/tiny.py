@@ -87,9 +87,9 @@ def clip(frames: int, instances: int, *, label_set: str = "synthvis", seed: int 
     }
 
 
-def write_tiny_config(folder: Path) -> Path:
+def write_tiny_config(folder: Path, *opts: Any) -> Path:
     """A config file of the tiny model, and its weights beside it."""
-    torch.save({"model": tiny_model().state_dict()}, folder / "tiny.pth")
-    cfg = tiny_cfg("MODEL.WEIGHTS", str(folder / "tiny.pth"), "DATASETS.TEST", ("synthvis_val",))
+    torch.save({"model": tiny_model(*opts).state_dict()}, folder / "tiny.pth")
+    cfg = tiny_cfg("MODEL.WEIGHTS", str(folder / "tiny.pth"), "DATASETS.TEST", ("synthvis_val",), *opts)
     (folder / "tiny.yaml").write_text(cfg.dump())
     return folder / "tiny.yaml"

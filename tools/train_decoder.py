@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, cast
 
 from detectron2.utils.logger import setup_logger
 
 from ausm_d2.cli.arguments import given_path
 from ausm_d2.config import load_config
 from ausm_d2.errors import UserError, cli
-from tools.experiments.recorded_decoder import AUSMDecoder, DecoderTrainer, record
+from ausm_d2.recorded.frames import RecordedBatches
+from ausm_d2.recorded.recorder import record
+from ausm_d2.recorded.trainer import DecoderTrainer
 
 
 def _arguments() -> argparse.Namespace:
@@ -45,22 +46,21 @@ def main() -> None:
     setup_logger(name="tools")
     setup_logger(name="ausm_d2")
     cfg = load_config(args.config_file, args.opts)
-    cfg.MODEL.META_ARCHITECTURE = AUSMDecoder.__name__
     if args.command == "record":
         if args.frames < 1:
             raise UserError(f"--frames: {args.frames}, expected 1 or more")
         record(cfg, Path(args.output), args.frames)
         return
-    DecoderTrainer.folders = [Path(folder) for folder in args.folders]
-    DecoderTrainer.shares = args.shares or [1.0] * len(args.folders)
-    if len(DecoderTrainer.shares) != len(args.folders) or min(DecoderTrainer.shares) <= 0:
+    shares = args.shares or [1.0] * len(args.folders)
+    if len(shares) != len(args.folders) or min(shares) <= 0:
         raise UserError(f"--shares: {args.shares}, expected {len(args.folders)} numbers above 0, one for each folder")
+    folders = [Path(folder) for folder in args.folders]
+    batches = RecordedBatches(folders, shares, batch=cfg.SOLVER.IMS_PER_BATCH, seed=max(cfg.SEED, 0))
     cfg.TEST.AUSM.RESUME = cfg.TEST.AUSM.BASELINES = False
-    cfg.freeze()
     Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     setup_logger(cfg.OUTPUT_DIR, name="fvcore")
     setup_logger(cfg.OUTPUT_DIR)
-    trainer = cast(Any, DecoderTrainer)(cfg)
+    trainer = DecoderTrainer(cfg, batches)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
 

@@ -54,29 +54,37 @@ def recipe(base: str, labels: Labels, folder: Path, opts: Sequence[str], seed: i
     Raises:
         UserError: ``opts`` are not pairs.
     """
-    sets = base_config(base).MODEL.AUSM.LABEL_SETS
-    kept = [list(entry) for entry in sets if entry[0] != LABEL_SET]
+    start = base_config(base)
+    kept = [list(entry) for entry in start.MODEL.AUSM.LABEL_SETS if entry[0] != LABEL_SET]
     keys: dict[str, Any] = {
         "_BASE_": PRETRAINED.get(base) or (str(Path(base).expanduser().resolve()) if Path(base).is_file() else base),
         "MODEL": {
             "WEIGHTS": f"./{START}",
             "AUSM": {
                 "LABEL_SETS": [*kept, [LABEL_SET, labels.classes]],
-                "TRAIN": {"PROMPT_PROB": 0.0, "OWN_PASSES": 1},
+                "TRAIN": {"PROMPT_PROB": 0.0, "OWN_PASSES": 1, "DETECT_CELLS": 6},
             },
             "MASK_FORMER": {"NO_OBJECT_WEIGHT": 0.2},
         },
-        "MODEL_EMA": {"ENABLED": True, "DECAY": 0.98},
+        "MODEL_EMA": {"ENABLED": True, "DECAY": 0.99},
         "INPUT": {
             "SAMPLING_FRAME_NUMS": _FRAMES,
+            "MAX_INSTANCES": 20,
             "DRAWN_PROMPTS": 0.0,
-            "PSEUDO": {"COPY_PASTE": 0.3},
+            "LOOKS": {"PROB": 0.15},
+            "SHRINK": {"PROB": 0.1},
+            "PSEUDO": {
+                "AUGMENTATIONS": ["rotation", "crop_scale", "brightness", "contrast", "saturation"],
+                "CROP": {"SIZE": [0.6, 0.6]},
+                "COPY_PASTE": 0.3,
+            },
         },
         "DATASETS": _data_sets(labels),
         "SOLVER": {
             "IMS_PER_BATCH": 8,
-            "BASE_LR": 0.003,
-            "MULTIPLIERS": [[f"{_HEADS}{LABEL_SET}.", 1.0], ["", 0.0]],  # a few images would degrade the rest
+            "BASE_LR": 0.0007,
+            "CLIP_GRADIENTS": {"CLIP_VALUE": 20.0},
+            "MULTIPLIERS": _multipliers(start),
             "LR_SCHEDULER_NAME": "WarmupCosineLR",
             "WARMUP_ITERS": 10,
             "MAX_ITER": 0,
@@ -88,6 +96,12 @@ def recipe(base: str, labels: Labels, folder: Path, opts: Sequence[str], seed: i
     }
     if labels.held is not None and labels.style == "COCO_STYLE":  # AP on images needs low-confidence detections
         keys["TEST"]["AUSM"]["FG_THRESHOLDS"] = [[HELD, 0.02]]
+    _merge(keys, opts)
+    return keys
+
+
+def _merge(keys: dict[str, Any], opts: Sequence[str]) -> None:
+    """Set the user's overrides, alternating keys and values, in place."""
     if len(opts) % 2:
         raise UserError(f"--opts: {list(opts)}, expected KEY VALUE pairs")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
@@ -98,7 +112,14 @@ def recipe(base: str, labels: Labels, folder: Path, opts: Sequence[str], seed: i
             if not isinstance(section, dict):
                 raise UserError(f"--opts: {key}: no such config key")
         section[name] = Values._decode_cfg_value(value)
-    return keys
+
+
+def _multipliers(start: CfgNode) -> list[list[Any]]:
+    """``SOLVER.MULTIPLIERS``: all before the Pixel Decoder is frozen."""
+    rules = [[f"{_HEADS}{LABEL_SET}.", 2.0]]
+    if start.MODEL.AUSM.PIXEL_DECODER.QUERIES == "proposals":
+        rules += [["frame_encoder.proposal_pyramid.", 1.0], ["pixel_decoder.proposals.", 1.0]]
+    return [*rules, [_HEADS, 0.0], ["pixel_decoder.", 0.5], ["", 0.0]]
 
 
 def _data_sets(labels: Labels) -> dict[str, Any]:

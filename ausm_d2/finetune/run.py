@@ -4,7 +4,7 @@
 The folder of a run:
 
 - ``labels/train.json``, ``labels/val.json``: the user's labels in two parts;
-- ``start.pth``, ``train.yaml``: with these, ``train_net.py`` runs the same training;
+- ``start.pth``, ``train.yaml``: what the training begins with;
 - ``training/``: checkpoints, log and metrics;
 - ``model.pth``, ``config.yaml``: the result, for ``ausm track --config``;
 - ``scores.json``: AP on the held part, before and after.
@@ -38,8 +38,8 @@ from ausm_d2.finetune.recipe import (
     write_start,
     write_weights,
 )
-from ausm_d2.finetune.scores import score, table
-from ausm_d2.finetune.trainer import Progress, fine_tune, seconds_per_iteration
+from ausm_d2.finetune.scores import score, table, without_gain
+from ausm_d2.finetune.trainer import Progress, fine_tune, measure_pace
 from ausm_d2.io import atomic_folder, atomic_write, read_json
 
 FEWEST = 10  # iterations, however short the time
@@ -109,6 +109,11 @@ def train(asked: Asked, work: Work) -> bool:
         after = score(cfg, str(folder / MODEL), work.progress("picture"))
         _write_json(folder / "scores.json", {"before": before, "after": after, "iterations": done})
         work.say(f"on the held part, found without prompts:\n{table(before, after)}")
+        if poor := without_gain(before, after):
+            work.say(
+                f"nothing was gained for {', '.join(poor)}: AP50 did not rise. Add labelled images of the kind that it "
+                f"will be used on, or keep the model that it began with"
+            )
     names = ", ".join(class_names(cfg)[LABEL_SET])
     work.say(f"{folder / MODEL} knows: {names}\nausm track VIDEO --config {folder / CONFIG} -o RESULTS")
     return True
@@ -135,13 +140,15 @@ def _prepare(asked: Asked, work: Work) -> None:
         check_datasets(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
         iterations = asked.iterations
         if iterations is None:
-            seconds = seconds_per_iteration(cfg)
-            iterations = max(FEWEST, int(60 * asked.minutes / seconds))
-            work.say(f"an iteration takes {seconds:.2f} s: {iterations} in {asked.minutes:g} minutes")
+            pace = measure_pace(cfg)
+            iterations = max(FEWEST, pace.iterations(asked.minutes))
+            work.say(
+                f"an iteration takes {pace.iteration:.2f} s, the time before the first one {pace.start:.0f} s: "
+                f"{iterations} in {asked.minutes:g} minutes"
+            )
         keys["SOLVER"] |= {"MAX_ITER": iterations, "CHECKPOINT_PERIOD": max(1, min(50, iterations // 4))}
         keys["SOLVER"]["WARMUP_ITERS"] = min(10, iterations // 2)
-        here = asked.output / RECIPE
-        write_config(folder / RECIPE, keys, head, f"The same training: python train_net.py --config-file {here}")
+        write_config(folder / RECIPE, keys, head, f"ausm train -o {asked.output} --resume goes on with the training.")
         result = {"_BASE_": RECIPE, "MODEL": {"WEIGHTS": f"./{MODEL}"}}
         write_config(folder / CONFIG, result, head, f"ausm track VIDEO --config {asked.output / CONFIG} -o RESULTS")
 

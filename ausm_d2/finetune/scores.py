@@ -67,3 +67,9 @@ def table(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         cells = [scores[name][measure] for measure in ("AP50", "AP") for scores in (before, after)]
         rows.append([name, *("not held out" if value is None else f"{value:.1f}" for value in cells)])
     return markdown_table(["Class", "AP50 before", "AP50 after", "AP before", "AP after"], rows)
+
+
+def without_gain(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The classes that are scored and whose AP50 did not rise."""
+    scored = [name for name in before if name != ANY and before[name]["AP50"] is not None]
+    return [name for name in scored if not after[name]["AP50"] > before[name]["AP50"]]

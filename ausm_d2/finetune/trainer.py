@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""The trainer of ``train_net.py``, with progress and a clean stop."""
+"""The trainer of the decoder (ausm_d2/recorded), with progress and a clean stop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
@@ -16,10 +16,13 @@ from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.utils.env import seed_all_rng
 
-from ausm_d2.data.build import build_train_loader
-from ausm_d2.engine import Trainer
-from ausm_d2.meta_arch import AUSM
+from ausm_d2.recorded.decoder import AUSMDecoder
+from ausm_d2.recorded.frames import Frame
+from ausm_d2.recorded.recorder import PooledBatches, Recorder
+from ausm_d2.recorded.trainer import DecoderTrainer
 from ausm_d2.training.solver import build_optimizer
+
+POOL, FRESH = 96, 2  # clips whose frames are held in memory, and clips of them that an iteration replaces
 
 Progress = Callable[[int, int], None]  # iterations done, and all
 
@@ -42,8 +45,8 @@ class _Watch(HookBase):
             raise _Stopped
 
 
-class FineTuning(Trainer):
-    """The trainer of ``train_net.py``, without the evaluation at its end, which is left to the caller."""
+class FineTuning(DecoderTrainer):
+    """The trainer, without the evaluation at its end, which is left to the caller."""
 
     def build_hooks(self) -> list[Any]:
         return [hook for hook in super().build_hooks() if not isinstance(hook, EvalHook)]
@@ -57,7 +60,7 @@ def fine_tune(cfg: CfgNode, *, resume: bool, progress: Progress, stopped: Callab
     """
     with _LogFile(Path(cfg.OUTPUT_DIR, "log.txt")):
         seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
-        trainer = FineTuning(cfg)
+        trainer = FineTuning(cfg, PooledBatches(cfg, pool=POOL, fresh=FRESH))
         trainer.register_hooks([_Watch(progress, stopped)])
         trainer.resume_or_load(resume=resume)
         done = trainer.start_iter
@@ -69,20 +72,38 @@ def fine_tune(cfg: CfgNode, *, resume: bool, progress: Progress, stopped: Callab
         return done, Path(trainer.checkpointer.get_checkpoint_file())
 
 
-def seconds_per_iteration(cfg: CfgNode, count: int = 4) -> float:
-    """Time of an iteration: the median of ``count`` iterations after a warm-up (kernels are compiled, data read)."""
-    model = AUSM(cfg).to(cfg.MODEL.DEVICE).train()
+class Pace(NamedTuple):
+    """Seconds that a training takes on this machine."""
+
+    start: float  # before the first iteration: the pool is filled
+    iteration: float
+
+    def iterations(self, minutes: float) -> int:
+        """How many fit into a time."""
+        return max(0, int((60 * minutes - self.start) / self.iteration))
+
+
+def measure_pace(cfg: CfgNode, count: int = 4) -> Pace:
+    """The medians over ``count`` clips and iterations, each after a warm-up (kernels are compiled, data read)."""
+    clips = Recorder(cfg).clips(0, max(cfg.SEED, 0))
+    frames: list[Frame] = []
+    of_clips, of_steps = [], []
+    while len(of_clips) <= count or not frames:
+        start = time.perf_counter()
+        frames += next(clips)
+        of_clips.append(time.perf_counter() - start)
+    model = AUSMDecoder(cfg).to(cfg.MODEL.DEVICE).train()
     optimizer = build_optimizer(cfg, model)
-    times = []
-    batches = iter(build_train_loader(cfg))
+    batch = (frames * cfg.SOLVER.IMS_PER_BATCH)[: cfg.SOLVER.IMS_PER_BATCH]
     for _ in range(count + 1):
         start = time.perf_counter()
-        loss = torch.stack([*model(next(batches)).values()]).sum()
+        loss = torch.stack([*model(batch).values()]).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        times.append(time.perf_counter() - start)
-    return median(times[1:])
+        of_steps.append(time.perf_counter() - start)
+    clip, step = median(of_clips[1:]), median(of_steps[1:])
+    return Pace(POOL * clip, step + FRESH * clip)
 
 
 class _LogFile:

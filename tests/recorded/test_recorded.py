@@ -2,43 +2,61 @@
 from __future__ import annotations
 
 import json
-import sys
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 
 from ausm_d2.errors import UserError
+from ausm_d2.recorded import recorder
+from ausm_d2.recorded.decoder import AUSMDecoder
+from ausm_d2.recorded.frames import Frame, RecordedBatches
+from ausm_d2.recorded.recorder import PooledBatches, Recorder, record
+from ausm_d2.recorded.trainer import DecoderTrainer
 from ausm_d2.training import forms
 from tests.checkpoint.test_reading import Evil
-from tests.tiny import clip, tiny_cfg, write_tiny_config
-from tools import train_decoder
-from tools.experiments import recorded_decoder
-from tools.experiments.recorded_decoder import AUSMDecoder, DecoderTrainer, RecordedBatches, record
+from tests.tiny import clip, tiny_cfg
 
-PROPOSALS = ["MODEL.AUSM.PIXEL_DECODER.QUERIES", "proposals", "MODEL.META_ARCHITECTURE", "AUSMDecoder"]
+PROPOSALS = ["MODEL.AUSM.PIXEL_DECODER.QUERIES", "proposals"]
+
+
+def small_cfg(*opts: Any) -> CfgNode:
+    """The tiny model on clips of two small frames of synthvis."""
+    cfg = tiny_cfg(*PROPOSALS, "DATASETS.TRAIN", ("synthvis_val",), "SEED", 3, "SOLVER.IMS_PER_BATCH", 2)
+    cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 0, "INPUT.SAMPLING_FRAME_NUM", 2, "INPUT.MIN_SIZE_TRAIN", [48]])
+    cfg.merge_from_list(list(opts))
+    return cfg
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recorded frames of synthvis."""
     folder = tmp_path_factory.mktemp("recorded")
-    cfg = tiny_cfg(*PROPOSALS, "DATASETS.TRAIN", ("synthvis_val",), "SEED", 3, "SOLVER.IMS_PER_BATCH", 2)
-    cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 0, "INPUT.SAMPLING_FRAME_NUM", 2, "INPUT.MIN_SIZE_TRAIN", [48]])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recorded_decoder, "_SHARD", 4)
-        record(cfg, folder, 8)
+        patch.setattr(recorder, "_SHARD", 4)
+        record(small_cfg(), folder, 8)
     return folder
 
 
-def test_the_decoder_predicts_the_same_from_recorded_frames() -> None:
+def same(one: list[Frame], other: list[Frame]) -> bool:
+    names = ("g", "ids", "masks", "track")
+    return len(one) == len(other) and all(
+        torch.equal(a[name], b[name]) for a, b in zip(one, other, strict=True) for name in names
+    )
+
+
+@pytest.mark.parametrize("opts", [PROPOSALS, ["MODEL.AUSM.START", "residual"]])
+def test_the_decoder_predicts_the_same_from_recorded_frames(opts: list[str]) -> None:
+    """With the residual start it reads levels of its own, not G_t alone."""
     torch.manual_seed(0)
-    model = AUSMDecoder(tiny_cfg(*PROPOSALS)).eval()
+    model = AUSMDecoder(tiny_cfg(*opts)).eval()
     items = [clip(3, 2, seed=1)]
     torch.manual_seed(1)
     frames = list(model.record(items))
-    found, targets = model._decode_recorded(frames)
+    found, targets = model._decode(frames)
     torch.manual_seed(1)
     images, wanted = model.collate(items)
     ids, _, forcing = model._preprocess(wanted)
@@ -54,9 +72,8 @@ def test_training_starts_from_the_frames_and_leaves_the_rest_as_it_was(folder: P
     frozen = [["frame_encoder.proposal_pyramid", 1.0], ["pixel_decoder", 1.0], ["", 0.0]]
     cfg = tiny_cfg(*PROPOSALS, "SOLVER.MULTIPLIERS", frozen, "SOLVER.MAX_ITER", 2, "SEED", 3, "DATASETS.TEST", ())
     cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path), "SOLVER.IMS_PER_BATCH", 2, "TEST.EVAL_PERIOD", 0])
-    DecoderTrainer.folders, DecoderTrainer.shares = [folder, folder], [1.0, 2.0]
     torch.manual_seed(0)
-    trainer = DecoderTrainer(cfg)
+    trainer = DecoderTrainer(cfg, RecordedBatches([folder, folder], [1.0, 2.0], batch=2, seed=3))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.resume_or_load(resume=False)
     trainer.train()
@@ -71,9 +88,32 @@ def test_batches_are_those_of_the_iteration_and_of_one_size(folder: Path) -> Non
     batches = list(islice(RecordedBatches([folder], [1.0], batch=3, seed=5), 4))
     resumed = RecordedBatches([folder], [1.0], batch=3, seed=0)
     resumed.continue_from(2, 5)
-    again = next(iter(resumed))
-    assert [frame["masks"].tolist() for frame in again] == [frame["masks"].tolist() for frame in batches[2]]
+    assert same(next(iter(resumed)), batches[2])
     assert all(len({frame["size"][1:] for frame in batch}) == 1 for batch in batches)
+
+
+def test_a_pool_is_renewed_and_its_batches_are_those_of_the_iteration() -> None:
+    torch.manual_seed(0)
+    pooled = PooledBatches(small_cfg(), pool=3, fresh=1)
+    pooled.continue_from(0, 5)
+    before = torch.random.get_rng_state()
+    batches = list(islice(pooled, 4))
+    assert torch.equal(torch.random.get_rng_state(), before), "recording does not change what the training draws"
+    pooled.continue_from(3, 5)
+    assert same(next(iter(pooled)), batches[3])
+    seen = [list(islice(pooled._recorder.clips(start, 5), 3)) for start in (0, 3)]
+    held = [[frame["g"].sum().item() for of_clip in clips for frame in of_clip] for clips in seen]
+    assert not set(held[0]) & set(held[1])
+    assert all(frame["g"].sum().item() in held[0] for frame in batches[0])
+    assert all(frame["g"].sum().item() in held[1] for frame in batches[3])
+    assert all(len(batch) == 2 for batch in batches)
+
+
+def test_a_clip_is_recorded_the_same_wherever_recording_begins() -> None:
+    torch.manual_seed(0)
+    recording = Recorder(small_cfg())
+    first = list(islice(recording.clips(0, 5), 3))
+    assert same(next(recording.clips(2, 5)), first[2])
 
 
 def test_a_folder_without_frames_is_named(tmp_path: Path) -> None:
@@ -97,27 +137,3 @@ def test_files_that_hold_no_frames_are_refused_and_run_nothing(
     torch.save([Evil()], tmp_path / "a.pt")
     refused(r"a\.pt: cannot be read as recorded frames: ")
     assert not (tmp_path / "evil").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["record", "-o", "recorded", "--frames", "0"], "--frames: 0, expected 1 or more"),
-        (["train", "one", "two", "--shares", "1"], r"--shares: \[1\.0\], expected 2 numbers above 0"),
-        (["train", "one", "--shares", "0"], r"--shares: \[0\.0\], expected 1 numbers above 0"),
-    ],
-)
-def test_arguments_that_cannot_be_are_refused(
-    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train_decoder", *arguments, "--config-file", str(write_tiny_config(tmp_path))])
-    with pytest.raises(UserError, match=message):
-        train_decoder.main()
-    assert not (tmp_path / "recorded").exists()
-
-
-def test_a_decoder_that_reads_more_than_the_history_is_not_recorded() -> None:
-    model = AUSMDecoder(tiny_cfg("MODEL.AUSM.START", "residual"))
-    with pytest.raises(UserError, match=r"MODEL\.AUSM\.START: residual, expected lookup"):
-        list(model.record([clip(1, 1)]))

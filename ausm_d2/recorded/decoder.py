@@ -1,0 +1,105 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""AUSM that trains on recorded frames.
+
+Shape shorthand:
+    BT: frames, of one size
+    D: channels; C_i: channels of the backbone's level i
+    h, w: feature size at stride 8; H4, W4: mask size at stride 4
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor
+
+from ausm_d2.data.items import TrainingClip
+from ausm_d2.meta_arch import AUSM
+from ausm_d2.modeling.pixel_decoder import Predictions, memory_levels
+from ausm_d2.modeling.transfer import upload
+from ausm_d2.recorded.frames import OF_FRAMES, OF_ROWS, Frame, by_size, collate, packed
+from ausm_d2.training.forms import clip_inputs
+from ausm_d2.training.own_history import history_after_passes
+from ausm_d2.training.targets import FrameTargets
+from ausm_d2.training.teacher_forcing import frame_targets
+
+
+@META_ARCH_REGISTRY.register()
+class AUSMDecoder(AUSM):
+    """AUSM that trains the Pixel Decoder and its proposals on recorded frames."""
+
+    @torch.no_grad()
+    def record(self, clips: list[TrainingClip]) -> Iterator[Frame]:
+        """The frames of clips of one size. ``TRAIN.PROMPT_PROB``, ``OWN_PASSES`` and the rest are as in training.
+
+        Frames without an instance to track or to detect are left out.
+        """
+        images, targets = self.collate(clips)
+        ids, _, forcing = self._preprocess(targets)
+        levels: dict[str, Tensor] = {}
+        hook = self.frame_encoder.backbone.register_forward_hook(lambda *call: levels.update(call[-1]))
+        try:
+            inputs = clip_inputs(self, images, ids, forcing, [clip["label_set"] for clip in clips])
+        finally:
+            hook.remove()
+        passes = int(torch.randint(self.own_passes + 1, ())) if images.shape[1] > 1 else 0
+        history = history_after_passes(self, inputs, forcing.history, passes)
+        f, rows, _ = inputs.compress(self, history, 0, images.shape[1], None)
+        x = inputs.x.flatten(0, 1)
+        g = self.decoder(x, f.flatten(0, 1))
+        memory, mask_features = self.decoder_features(
+            x, g, inputs.mask_features.flatten(0, 1), [each.flatten(0, 1) for each in inputs.levels]
+        )
+        wanted = frame_targets(targets, forcing)
+        for i in range(len(g)):
+            if not (wanted.detect[i] | wanted.track[i]).any():
+                continue
+            yield {
+                "backbone": [levels[name][i].half().cpu() for name in self.frame_encoder.in_features[1:]],
+                "g": g[i].half().cpu(),
+                "memory": [] if self.mask_gate is None else [level[i].half().cpu() for level in memory],
+                "mask_features": mask_features[i].half().cpu(),
+                "ids": rows.flatten(0, 1)[i].half().cpu(),
+                "in_use": forcing.in_use.flatten(0, 1)[i].cpu().clone(),
+                "label_set": inputs.label_sets[i // images.shape[1]],
+                **packed(wanted.masks[i]),
+                **{name: getattr(wanted, name)[i].cpu().clone() for name in (*OF_ROWS, *OF_FRAMES)},
+            }
+
+    def forward(self, batched_inputs: list[Any]) -> Any:
+        """Recorded frames -> losses by name; in evaluation mode as :class:`AUSM`."""
+        if not self.training:
+            return super().forward(batched_inputs)
+        losses = self.criterion.grouped([self._decode(frames) for frames in by_size(batched_inputs).values()])
+        losses["loss_det_ce"] = losses["loss_det_ce"] + self._unused_classifiers(
+            [frame["label_set"] for frame in batched_inputs]
+        )
+        return losses
+
+    def _decode(self, frames: Sequence[Frame]) -> tuple[list[Predictions], FrameTargets]:
+        """Frames of one size -> predictions by layer, and targets."""
+        targets, ids, in_use = collate(frames, self.x_start.shape[0])
+        targets = FrameTargets(**{name: upload(value, self.device) for name, value in vars(targets).items()})
+
+        def stacked(values: Sequence[Tensor]) -> Tensor:
+            whole = upload(torch.stack(list(values)), self.device)
+            return whole.float().contiguous(memory_format=torch.channels_last)
+
+        g, mask_features = stacked([each["g"] for each in frames]), stacked([each["mask_features"] for each in frames])
+        memory = [stacked(level) for level in zip(*(each["memory"] for each in frames), strict=True)]
+        sources = None
+        if self.frame_encoder.proposal_pyramid is not None:
+            levels = [stacked(level) for level in zip(*(each["backbone"] for each in frames), strict=True)]
+            sources = self.frame_encoder.proposal_pyramid(levels), g
+        layers = self.pixel_decoder(
+            memory or memory_levels(g, self.memory_strides),
+            mask_features,
+            upload(ids, self.device),
+            upload(in_use, self.device),
+            [each["label_set"] for each in frames],
+            sources=sources,
+        )
+        return layers, targets

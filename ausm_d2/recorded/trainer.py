@@ -1,0 +1,32 @@
+# Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
+"""Detectron2's trainer over recorded frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from ausm_d2.engine import Trainer
+from ausm_d2.recorded.decoder import AUSMDecoder
+
+
+class DecoderTrainer(Trainer):
+    """The trainer of ``train_net.py`` over batches of recorded frames."""
+
+    def __init__(self, cfg: CfgNode, batches: Any) -> None:
+        """
+        Args:
+            batches: :class:`~ausm_d2.recorded.frames.RecordedBatches`, or
+                :class:`~ausm_d2.recorded.recorder.PooledBatches`.
+        """
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.META_ARCHITECTURE = AUSMDecoder.__name__
+        cfg.freeze()
+        self._batches = batches
+        super().__init__(cfg)
+
+    def build_train_loader(self, cfg: CfgNode) -> Any:  # type: ignore[override]  # of the instance
+        """The batches given to the constructor."""
+        return self._batches
