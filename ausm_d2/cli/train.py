@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="model to begin with: ausm_edge, ausm_nano, a packaged config or a file (default: %(default)s)",
     )
     length = how.add_mutually_exclusive_group()
-    length.add_argument("--minutes", type=_minutes, default=15.0, help="of training (default: %(default)g)")
+    length.add_argument("--minutes", type=_minutes, default=6.0, help="of training (default: %(default)g)")
     length.add_argument("--iterations", type=_whole, metavar="N", help="instead of minutes")
     how.add_argument("--held-out", type=_share, default=0.2, metavar="SHARE", help="(default: %(default)g)")
     how.add_argument("--seed", type=int, default=1, help="(default: %(default)d)")

@@ -53,7 +53,7 @@ class Asked:
     output: Path
     labels: Callable[[], Labels] | None = None  # None: ``resume``
     start: str = "ausm_edge"  # the model to begin with
-    minutes: float = 15.0  # of training
+    minutes: float = 6.0  # of training
     iterations: int | None = None  # instead of minutes
     opts: Sequence[str] = ()  # alternating keys and values of the config
     seed: int = 1
