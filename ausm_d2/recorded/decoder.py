@@ -60,12 +60,12 @@ class AUSMDecoder(AUSM):
             yield {
                 "backbone": [levels[name][i].half().cpu() for name in self.frame_encoder.in_features[1:]],
                 "g": g[i].half().cpu(),
-                "memory": [] if self.mask_gate is None else [level[i].half().cpu() for level in memory],
                 "mask_features": mask_features[i].half().cpu(),
                 "ids": rows.flatten(0, 1)[i].half().cpu(),
                 "in_use": forcing.in_use.flatten(0, 1)[i].cpu().clone(),
                 "label_set": inputs.label_sets[i // images.shape[1]],
                 **packed(wanted.masks[i]),
+                **({} if self.mask_gate is None else {"memory": [level[i].half().cpu() for level in memory]}),
                 **{name: getattr(wanted, name)[i].cpu().clone() for name in (*OF_ROWS, *OF_FRAMES)},
             }
 
@@ -89,13 +89,16 @@ class AUSMDecoder(AUSM):
             return whole.float().contiguous(memory_format=torch.channels_last)
 
         g, mask_features = stacked([each["g"] for each in frames]), stacked([each["mask_features"] for each in frames])
-        memory = [stacked(level) for level in zip(*(each["memory"] for each in frames), strict=True)]
+        if self.mask_gate is None:
+            memory = memory_levels(g, self.memory_strides)
+        else:
+            memory = [stacked(level) for level in zip(*(each["memory"] for each in frames), strict=True)]
         sources = None
         if self.frame_encoder.proposal_pyramid is not None:
             levels = [stacked(level) for level in zip(*(each["backbone"] for each in frames), strict=True)]
             sources = self.frame_encoder.proposal_pyramid(levels), g
         layers = self.pixel_decoder(
-            memory or memory_levels(g, self.memory_strides),
+            memory,
             mask_features,
             upload(ids, self.device),
             upload(in_use, self.device),

@@ -23,13 +23,13 @@ from ausm_d2.io import atomic_write
 from ausm_d2.training.targets import FrameTargets
 
 Frame = dict[str, Any]
-"""A recorded frame, on the CPU: ``backbone`` [(C_i, h_i, w_i)] of strides 8 and up, ``g`` (D, h, w), ``memory``, the
-levels of the memory if they are not made of ``g`` alone, ``mask_features`` (D, H4, W4) and ``ids`` (N, D) in half
-precision; ``in_use`` (N); ``masks``, the bits of (N, H_pad, W_pad), and ``size``, their shape; ``label_set``; the other
-fields of FrameTargets."""
+"""A recorded frame, on the CPU: ``backbone`` [(C_i, h_i, w_i)] of strides 8 and up, ``g`` (D, h, w), ``mask_features``
+(D, H4, W4) and ``ids`` (N, D) in half precision; ``in_use`` (N); ``masks``, the bits of (N, H_pad, W_pad), and
+``size``, their shape; ``label_set``; the other fields of FrameTargets. If the memory is not made of ``g`` alone, also
+``memory``, its levels."""
 
 OF_ROWS, OF_FRAMES = ("classes", "visible", "track", "detect"), ("labelled", "exhaustive")  # fields of FrameTargets
-_FIELDS = {"backbone", "g", "memory", "mask_features", "ids", "in_use", "masks", "size", "label_set"}
+_FIELDS = {"backbone", "g", "mask_features", "ids", "in_use", "masks", "size", "label_set"}
 
 
 def padded_size(frame: Frame) -> tuple[int, int]:
@@ -76,7 +76,9 @@ def read_frames(file: Path) -> list[Frame]:
     except Exception as error:  # torch, zipfile and pickle raise various exceptions
         raise UserError(f"{file}: cannot be read as recorded frames: {str(error).splitlines()[0]}") from None
     wanted = {*_FIELDS, *OF_ROWS, *OF_FRAMES}
-    if not isinstance(frames, list) or any(not isinstance(each, dict) or each.keys() != wanted for each in frames):
+    if not isinstance(frames, list) or not all(
+        isinstance(each, dict) and each.keys() - {"memory"} == wanted for each in frames
+    ):
         raise UserError(f"{file}: expected recorded frames, a list of {', '.join(sorted(wanted))}")
     return frames
 
