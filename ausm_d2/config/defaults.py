@@ -30,10 +30,9 @@ def _add_backbone_keys(cfg: CfgNode) -> None:
     cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
     cfg.MODEL.SWIN.WINDOW_SIZE = 7  # tokens
     cfg.MODEL.SWIN.DROP_PATH_RATE = 0.3
-    # Any `features_only` model of timm (MODEL.BACKBONE.NAME: build_timm_backbone).
+    # Any `features_only` model of timm (MODEL.BACKBONE.NAME: build_timm_backbone), its batch norms frozen.
     cfg.MODEL.TIMM = CfgNode()
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
-    cfg.MODEL.TIMM.FREEZE_NORM = True  # freeze statistics and scales of the batch norms
 
 
 def _add_model_keys(cfg: CfgNode) -> None:
@@ -245,9 +244,8 @@ def _add_test_keys(cfg: CfgNode) -> None:
     test.REPEAT = 1
     test.SPATIAL_TRAVERSAL = False  # images: the image, four 90 % crops around it, the image again (Appendix A)
     # If the smallest object prompted at the first frame covers fewer than this many cells of stride 4 (0: off),
-    # INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST are enlarged, by at most SMALL_PROMPT_SCALE. The cost grows with its square.
+    # INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST are enlarged, by at most half.
     test.SMALL_PROMPT_CELLS = 0
-    test.SMALL_PROMPT_SCALE = 1.5
     test.SEED = 0  # of the Sampler of ID vectors
     test.TRACKING = False  # unprompted: also compute HOTA and track mAP with the package trackeval
     # Also score the references (first mask copied, optical flow, per-frame detection with IoU linking).

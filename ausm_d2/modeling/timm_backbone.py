@@ -25,7 +25,10 @@ _STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
 
 class TimmBackbone(Backbone):
-    """A ``features_only`` model of timm, its outputs named by their strides: ``res2`` (4) .. ``res5`` (32)."""
+    """A ``features_only`` model of timm, its outputs named by their strides: ``res2`` (4) .. ``res5`` (32).
+
+    Its batch norms are frozen: the statistics of a batch would pass information between frames in training.
+    """
 
     def __init__(
         self,
@@ -33,7 +36,6 @@ class TimmBackbone(Backbone):
         *,
         out_features: tuple[str, ...] = tuple(_STRIDES),
         in_channels: int = 3,
-        freeze_norm: bool = True,
         freeze_at: int = 0,
     ) -> None:
         """
@@ -41,8 +43,6 @@ class TimmBackbone(Backbone):
             name: a model of timm, with random weights.
             out_features: outputs to return, finest first.
             in_channels: channels of the images.
-            freeze_norm: freeze statistics and scales of the batch norms. Otherwise batch statistics pass information
-                between the frames of a batch in training.
             freeze_at: freeze the weights up to output ``res<freeze_at>``; 0: train all (Detectron2's
                 MODEL.BACKBONE.FREEZE_AT).
 
@@ -67,10 +67,9 @@ class TimmBackbone(Backbone):
         last = {stride: index for index, stride in enumerate(strides)}
         indices = [last[_STRIDES[key]] for key in out_features]
         net: Any = timm.create_model(name, features_only=True, out_indices=indices, in_chans=in_channels)
-        if freeze_norm:
-            with torch.device("meta"):
-                probe = timm.create_model(name, features_only=True, out_indices=indices, in_chans=in_channels)
-            net = _freeze_norms(net, probe, torch.zeros(1, in_channels, 64, 64, device="meta"))
+        with torch.device("meta"):
+            probe = timm.create_model(name, features_only=True, out_indices=indices, in_chans=in_channels)
+        net = _freeze_norms(net, probe, torch.zeros(1, in_channels, 64, 64, device="meta"))
         if freeze_at:
             if f"res{freeze_at}" not in out_features:
                 raise UserError(
@@ -128,6 +127,5 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     return TimmBackbone(
         cfg.MODEL.TIMM.NAME,
         in_channels=input_shape.channels or 3,
-        freeze_norm=cfg.MODEL.TIMM.FREEZE_NORM,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )

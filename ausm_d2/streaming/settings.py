@@ -21,6 +21,7 @@ from torch import Tensor
 from ausm_d2.data.items import TestVideo
 from ausm_d2.errors import UserError
 
+_LARGEST_SCALE = 1.5  # of the input's sides, for small objects: the cost of a frame grows with its square
 _NO_RULES: dict[str, Any] = {
     "hide_below": 0.0,
     "birth_iou": 1.0,
@@ -39,7 +40,6 @@ class VideoSettings:
     min_size: int  # short side of the network's input, pixels; 0: as stored
     max_size: int  # maximum of the long side
     small_cells: int  # stride-4 cells that the smallest object prompted at the start should cover; 0: no enlargement
-    small_scale: float  # maximum factor on the sizes above for that
     fg_threshold: float
     fg_thresholds: Mapping[str, float]  # of data sets that have another one
     topk: int | None  # None: the data set's
@@ -74,7 +74,6 @@ class VideoSettings:
             min_size=cfg.INPUT.MIN_SIZE_TEST,
             max_size=cfg.INPUT.MAX_SIZE_TEST,
             small_cells=test.SMALL_PROMPT_CELLS,
-            small_scale=test.SMALL_PROMPT_SCALE,
             fg_threshold=test.FG_THRESHOLD,
             fg_thresholds={str(name): float(value) for name, value in test.FG_THRESHOLDS},
             topk=test.TOPK or None,
@@ -124,7 +123,7 @@ class VideoSettings:
         areas = [float(mask.mean()) for mask in given if mask.any()] if self.small_cells else []
         if areas:
             cells = min(areas) * height * width / 16
-            scale = min(max(1.0, (self.small_cells / cells) ** 0.5), self.small_scale)
+            scale = min(max(1.0, (self.small_cells / cells) ** 0.5), _LARGEST_SCALE)
             sizes = round(self.min_size * scale), round(self.max_size * scale)
             height, width = ResizeShortestEdge.get_output_shape(*size, *sizes)
         return height, width
@@ -184,7 +183,6 @@ def _check(cfg: CfgNode) -> None:
         ("TEST.AUSM.REPEAT", test.REPEAT, 1),
         ("INPUT.MIN_SIZE_TEST", cfg.INPUT.MIN_SIZE_TEST, 0),
         ("TEST.AUSM.SMALL_PROMPT_CELLS", test.SMALL_PROMPT_CELLS, 0),
-        ("TEST.AUSM.SMALL_PROMPT_SCALE", test.SMALL_PROMPT_SCALE, 1),
     ):
         if value < least:
             raise UserError(f"{key}: {value}, expected {least} or more")

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import os
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer, ShippedWeights
-from ausm_d2.checkpoint.fingerprint import fingerprint
+from ausm_d2.checkpoint.fingerprint import _WITHOUT_EFFECT, fingerprint
 from ausm_d2.evaluation.evaluators import build_evaluator
 from ausm_d2.streaming.predictor import VideoPredictor
 from tests.tiny import tiny_cfg, tiny_model
@@ -19,6 +20,7 @@ from tests.tiny import tiny_cfg, tiny_model
     [
         ["MODEL.DEVICE", "cuda:1"],
         ["MODEL.AUSM.TRAIN.MODE", "iterative"],
+        ["MODEL.AUSM.FRAME_ENCODER.FREEZE_AT", "backbone"],
         ["MODEL.AUSM.TRAIN.HISTORY_NOISE.DROP", 0.5],
         ["MODEL.MASK_FORMER.DICE_WEIGHT", 1.0],
         ["MODEL.SWIN.DROP_PATH_RATE", 0.5],
@@ -33,6 +35,13 @@ from tests.tiny import tiny_cfg, tiny_model
 )
 def test_settings_that_change_no_result(opts: list[Any]) -> None:
     assert fingerprint(tiny_cfg(*opts)) == fingerprint(tiny_cfg())
+
+
+def test_every_key_that_is_left_out_exists() -> None:
+    cfg = tiny_cfg()
+    for name in _WITHOUT_EFFECT:
+        *sections, key = name.split(".")
+        assert key in reduce(lambda section, part: section[part], sections, cfg), name
 
 
 @pytest.mark.parametrize(

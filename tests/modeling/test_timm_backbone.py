@@ -137,14 +137,13 @@ def test_configs_of_each_backbone(name: str) -> None:
         ["MODEL.BACKBONE.NAME", "build_swin_backbone"],
         ["MODEL.BACKBONE.NAME", "build_convnet_backbone"],
         ["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", TINY],
-        ["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", TINY, "MODEL.TIMM.FREEZE_NORM", False],
         [
             *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 18),
             *("MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
             *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
         ],
     ],
-    ids=["swin", "convnet", "timm", "timm, norms trained", "resnet"],
+    ids=["swin", "convnet", "timm", "resnet"],
 )
 def test_two_training_steps_with_each_backbone(opts: list) -> None:
     model = tiny_model(*opts)

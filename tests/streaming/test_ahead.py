@@ -111,7 +111,7 @@ def test_the_batch_of_the_encoder_fits_into_free_memory(model: AUSM, monkeypatch
 
 def test_frames_encoded_at_another_size_than_the_streams_are_encoded_again(model: AUSM) -> None:
     """A small prompted object enlarges the stream's input; frames may have been encoded ahead without it."""
-    how = settings("INPUT.MIN_SIZE_TEST", 32, "TEST.AUSM.SMALL_PROMPT_CELLS", 50, "TEST.AUSM.SMALL_PROMPT_SCALE", 2.0)
+    how = settings("INPUT.MIN_SIZE_TEST", 32, "TEST.AUSM.SMALL_PROMPT_CELLS", 50)
     frames, given = noise(2), {1: np.pad(np.ones((6, 6), bool), ((10, 34), (10, 54)))}
     plain, unaware, aware = (Stream(model, how, label_set="synthvis", detect=False) for _ in range(3))
     expected = [plain.step(frame, given if t == 0 else {}) for t, frame in enumerate(frames)]

@@ -59,8 +59,8 @@ def test_a_small_prompted_object_enlarges_the_input_up_to_a_limit() -> None:
     small[:20, :20], large[:100, :100] = True, True  # 2.6 and 64 cells of stride 4, in 64 x 128
     assert settings(*opts).input_size((200, 400), [large]) == (64, 128)
     assert settings(*opts).input_size((200, 400), [large, small]) == (96, 192)  # at most by half
-    wide = settings(*opts, "TEST.AUSM.SMALL_PROMPT_SCALE", 4.0)
-    height, width = wide.input_size((200, 400), [small, np.zeros_like(small)])
+    small[:40, :40] = True  # 10.2 cells
+    height, width = settings(*opts).input_size((200, 400), [small, np.zeros_like(small)])
     assert height * width / 16 * small.mean() == pytest.approx(16, rel=0.03)
     assert settings(*opts[:4]).input_size((200, 400), [small]) == (64, 128)
 
