@@ -6,7 +6,9 @@ PyTorch is imported in functions: with ``-n``, the process that hands out the te
 
 from __future__ import annotations
 
+import gc
 import logging
+import multiprocessing
 import os
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
@@ -55,6 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
     import cv2
     import torch
 
+    gc.disable()  # what is imported now is no garbage; see pytest_runtestloop
     # A process that is forked from one with a pool of threads waits for threads that it does not have.
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
@@ -104,11 +107,19 @@ def shared_data() -> Path:
     return path
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    gc.freeze()  # collections leave out the million objects of the imports
+    gc.enable()
+    if hasattr(os, "fork") and any("new_processes" in getattr(item, "fixturenames", ()) for item in session.items):
+        from tests.new_process import start_fork_server
+
+        start_fork_server()
+
+
 @pytest.fixture(scope="session")
 def new_processes() -> ForkServerContext:
     """For :mod:`tests.new_process`."""
     if not hasattr(os, "fork"):
         pytest.skip("processes are forked")
-    from tests.new_process import start_fork_server
-
-    return start_fork_server()
+    return multiprocessing.get_context("forkserver")

@@ -1,19 +1,25 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """New processes without six seconds of imports for each.
 
-A server that has imported PyTorch, Detectron2 and this package, and computed nothing, forks them. A fork of the process
-that runs the tests would not do: PyTorch cannot compute gradients in the fork of a process that has computed some.
+A server forks them. It is itself a fork of the process that runs the tests, made before the first test: what the tests
+import is imported, and nothing has been computed. A fork made later would not do, since PyTorch cannot compute
+gradients in the fork of a process that has computed some.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import importlib
+import logging
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.util
 import os
 import runpy
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerContext
@@ -29,30 +35,62 @@ _IMPORTED += ["timm", "scipy.optimize", "torch.utils.tensorboard"]  # what a tra
 
 
 def start_fork_server() -> ForkServerContext:
-    """Its processes have the environment of this moment. It ends with this process."""
+    """Of the process that runs the tests, before the first one. The server ends with it."""
+    for name in _IMPORTED:
+        importlib.import_module(name)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTED)
-    paths = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(ROOT)  # it imports the package of this checkout
+    context.set_forkserver_preload([])
+    run_command = multiprocessing.util.spawnv_passfds
+    multiprocessing.util.spawnv_passfds = _fork_server
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
-        os.environ.pop("PYTHONPATH")
-        if paths is not None:
-            os.environ["PYTHONPATH"] = paths
+        multiprocessing.util.spawnv_passfds = run_command
     return context
+
+
+def _fork_server(_: bytes, command: list[Any], passed: Sequence[int]) -> int:
+    """In place of the start of a Python that runs ``command``, the last of which is code: the fork runs it."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        _forget_pytest()
+        os.environ["PYTHONPATH"] = str(ROOT)  # processes that these start import the package of this checkout
+        last = 2  # like a started process, it has no other files than stdin, stdout, stderr and those passed
+        for number in sorted(passed):
+            os.closerange(last + 1, number)
+            last = number
+        os.closerange(last + 1, os.sysconf("SC_OPEN_MAX"))
+        exec(command[-1], {})
+    except SystemExit:
+        pass
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(0)
+
+
+def _forget_pytest() -> None:
+    """In a fork: what pytest has set for the process that runs the tests."""
+    faulthandler.disable()
+    logging.getLogger().handlers.clear()
+    logging.getLogger().setLevel(logging.WARNING)
+    sys.unraisablehook = sys.__unraisablehook__
+    threading.excepthook = threading.__excepthook__
 
 
 def call(context: ForkServerContext, log: Path, function: Callable[..., None], *arguments: Any) -> None:
     """``function(*arguments)`` in a new process, whose output goes to ``log``; raises with it if the function did."""
-    process = context.Process(target=_call, args=(log, function, arguments))
+    process = context.Process(target=_call, args=(log, dict(os.environ), function, arguments))
     process.start()
     process.join()
     assert process.exitcode == 0, f"exit code {process.exitcode}: {log.read_text()}"
 
 
-def _call(log: Path, function: Callable[..., None], arguments: Sequence[Any]) -> None:
+def _call(log: Path, environment: dict[str, str], function: Callable[..., None], arguments: Sequence[Any]) -> None:
     prepare(log, log)
+    os.environ.update(environment)
     try:
         function(*arguments)
     except BaseException:
@@ -65,7 +103,7 @@ def run_python(
 ) -> subprocess.CompletedProcess[str]:
     """``python ARGUMENTS``: a script, or ``-m MODULE``; what it prints goes through files in ``folder``."""
     command = [str(argument) for argument in arguments]
-    process = context.Process(target=_run_python, args=(command, folder, cwd))
+    process = context.Process(target=_run_python, args=(command, dict(os.environ), folder, cwd))
     process.start()
     process.join()
     out, err = ((folder / name).read_text(errors="replace") for name in ("stdout", "stderr"))
@@ -73,8 +111,9 @@ def run_python(
     return subprocess.CompletedProcess(command, process.exitcode, out, err)
 
 
-def _run_python(arguments: list[str], folder: Path, cwd: Path) -> None:
+def _run_python(arguments: list[str], environment: dict[str, str], folder: Path, cwd: Path) -> None:
     prepare(folder / "stdout", folder / "stderr")
+    os.environ.update(environment)
     os.chdir(cwd)
     as_main(arguments)
 

@@ -21,6 +21,9 @@ from tests.pretended_gpu import pretended_gpu
 from tests.streaming.test_step import assert_alike, follow
 from tests.tiny import clip, tiny_model
 
+# Every operation is slow on the simulated GPU.
+FEW_LAYERS = ["MODEL.AUSM.COMPRESSOR.LAYERS", 1, "MODEL.AUSM.PIXEL_DECODER.LAYERS", 1]
+
 
 def test_the_simulated_gpu_detects_both_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     with pretended_gpu(monkeypatch) as gpu:
@@ -50,7 +53,7 @@ def test_training(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     opts = ["MODEL.AUSM.TRAIN.MODE", mode, "MODEL.AUSM.TRAIN.CHECKPOINTING", True]
     opts += ["MODEL.AUSM.FRAME_ENCODER.ENC_LAYERS", 1, "MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED", True]
     opts += ["MODEL.AUSM.TRAIN.FRAME_CLASS_WEIGHT", 1.0, "MODEL.AUSM.TRAIN.OWN_PASSES", 2 * (mode == "parallel")]
-    opts += ["MODEL.AUSM.COMPRESSOR.LAYERS", 1, "MODEL.AUSM.PIXEL_DECODER.LAYERS", 1]  # every operation is slow there
+    opts += FEW_LAYERS
     wanted = losses("cpu", *opts)
     with pretended_gpu(monkeypatch):
         found = losses("cuda:0", *opts)
@@ -88,7 +91,8 @@ def areas(result: dict[str, Any]) -> list[int]:
 
 @pytest.mark.parametrize("task", ["vis", "vos", "image"])
 def test_whole_videos(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = load_config("configs/synth/ausm_nano.yaml", ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
+    opts = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *FEW_LAYERS]
+    cfg = load_config("configs/synth/ausm_nano.yaml", opts)
     item = {"record": SynthVis(SPLITS["val"][0], 2, 3, complete=True)[1], "task": task, "overlap": False}
     item |= {"dataset_name": "synthvis_val", "topk": 10}
     model, settings, results = build_model(cfg).eval(), VideoSettings.from_config(cfg), []

@@ -47,6 +47,7 @@ def training_cfg(folder: Path, *, workers: int, iterations: int, clips: int = 1)
     """Saves often, so that many kills come while it saves; everything random is switched on."""
     cfg = tiny_cfg("OUTPUT_DIR", str(folder), "MODEL.AUSM.PROMPT_LABEL_SET", "synthvis", "MODEL_EMA.ENABLED", True)
     cfg.merge_from_list(["MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED", True, "MODEL.SWIN.DROP_PATH_RATE", 0.3])
+    cfg.merge_from_list(["MODEL.AUSM.COMPRESSOR.LAYERS", 1, "MODEL.AUSM.PIXEL_DECODER.LAYERS", 1])
     cfg.merge_from_list(["MODEL.AUSM.TRAIN.OWN_PASSES", 1, "INPUT.AUGMENTATIONS", ["brightness", "rotation"]])
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (_VIDEOS,), ()
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.SAMPLING_FRAME_NUM = (48,), 2

@@ -29,6 +29,7 @@ from tests.tiny import tiny_cfg, tiny_model
 from tools import experiment, sweep_threshold
 
 VIS, VOS = "three_val", "three_val_vos"
+SMALL = ["MODEL.AUSM.COMPRESSOR.LAYERS", 1, "MODEL.AUSM.PIXEL_DECODER.LAYERS", 1]
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +50,8 @@ def data_sets() -> Iterator[None]:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    cfg = tiny_cfg("MODEL.AUSM.PROMPT_LABEL_SET", "synthvis", "MODEL.WEIGHTS", str(tmp_path / "random.pth"))
-    torch.save({"model": tiny_model().state_dict()}, tmp_path / "random.pth")
+    cfg = tiny_cfg(*SMALL, "MODEL.AUSM.PROMPT_LABEL_SET", "synthvis", "MODEL.WEIGHTS", str(tmp_path / "random.pth"))
+    torch.save({"model": tiny_model(*SMALL).state_dict()}, tmp_path / "random.pth")
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (VIS,), (VIS, VOS)
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.SAMPLING_FRAME_NUM = (48,), 2
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 1, 2, ()
@@ -126,7 +127,7 @@ def test_sweep_command(run: Callable[..., list[dict[str, Any]]], config: Path, t
     assert [(row["dataset"], row["setting"]) for row in rows] == [(f"{VIS}_first2", "0.3"), (f"{VIS}_first2", "0.9")]
     opts = ["DATASETS.TEST", [f"{VIS}_first2"], "TEST.AUSM.TOPK", 50, "TEST.AUSM.FG_THRESHOLD", 0.3]
     cfg = load_config(str(config), [*opts, "OUTPUT_DIR", str(tmp_path / "plain")])
-    assert rows[0]["scores"] == Trainer.test(cfg, tiny_model().eval())
+    assert rows[0]["scores"] == Trainer.test(cfg, tiny_model(*SMALL).eval())
     note = json.loads((tmp_path / "out" / "table.json").read_text())["notes"][0]
     assert "for 8 frames (one pass per threshold: 16)" in note
 
@@ -256,7 +257,7 @@ def test_rules_of_tracks_are_those_of_the_config(run: Callable[..., list[dict[st
         own = [f"TEST.AUSM.{keys[row['setting']][0]}", keys[row["setting"]][1]] if keys[row["setting"]] else []
         data = ["DATASETS.TEST", [f"{VIS}_first2"], "OUTPUT_DIR", str(tmp_path / "plain")]
         cfg = load_config(str(tmp_path / "tiny.yaml"), [*data, *opts, *own])
-        model = tiny_model(*opts, *own).eval()
+        model = tiny_model(*SMALL, *opts, *own).eval()
         tracks = row["scores"].pop("tracks")
         assert row["scores"] == Trainer.test(cfg, model)
         shown = [result.best_classes() for result in map(folder(row["setting"]).read, get_records(f"{VIS}_first2"))]
@@ -345,7 +346,7 @@ def test_the_start_can_be_compared_from_weights_that_detect_and_know_no_history(
 ) -> None:
     monkeypatch.setattr(experiment.variants, "_evaluate", lambda cfg, videos: {VIS: {"segm": {"AP": 1.0}}})
     no_history = ["MODEL.AUSM.COMPRESSOR.LAYERS", 0, "MODEL.AUSM.DECODER.LAYERS", 0]
-    detector = tiny_model("MODEL.AUSM.START", "residual", *no_history)
+    detector = tiny_model(*SMALL, "MODEL.AUSM.START", "residual", *no_history)
     torch.save({"model": detector.state_dict()}, tmp_path / "detector.pth")
     opts = ["MODEL.WEIGHTS", tmp_path / "detector.pth", "SOLVER.MAX_ITER", 1, "SOLVER.BASE_LR", 0.0]
     run(experiment.main, "start", "--detector", "--opts", *opts)
