@@ -65,7 +65,7 @@ class AUSM(AUSMNetwork):
             train_mode: "parallel", "iterative" or "rollout".
             own_passes: with "parallel", the maximum number of passes without gradients that replace the history by the
                 network's own masks.
-            detect_cells: an object of fewer cells of stride 4 is neither to be detected nor background.
+            detect_cells: objects that cover fewer stride-4 cells are ignored in detection: no targets, no background.
             history_noise: applied to M in training; None: ground truth.
             video: settings of the stream in evaluation.
             network: as for :class:`~ausm_d2.modeling.network.AUSMNetwork`.

@@ -85,7 +85,7 @@ def _add_model_keys(cfg: CfgNode) -> None:
     ausm.PIXEL_DECODER.DIM_FEEDFORWARD = 2048
     ausm.PIXEL_DECODER.MEMORY_STRIDES = [32, 16, 8]  # memory levels; the layers cycle through them
     ausm.PIXEL_DECODER.NUM_DET = 100  # N_det: detection queries V (paper)
-    # "learned": V (paper). "proposals": V is made of the best cells of the frame (docs/deviations.md, 22).
+    # "learned": V is learned (paper). "proposals": V is made from the best cells of the frame (docs/deviations.md, 22).
     ausm.PIXEL_DECODER.QUERIES = "learned"
 
 
@@ -112,7 +112,7 @@ def _add_training_keys(cfg: CfgNode) -> None:
     # Rows of A whose object is hidden in frame t - 1. "keep": stay in A_{t-1} with an empty mask, as at inference.
     # "leave": are removed from A_{t-1} (the paper's letter; docs/deviations.md, 1).
     train.HIDDEN_ROWS = "keep"
-    # An object of fewer cells of stride 4 is not to be detected, nor background. 0: all are to be detected.
+    # Objects that cover fewer stride-4 cells are ignored in detection: no targets, no background. 0: none is ignored.
     train.DETECT_CELLS = 0
     train.PROMPT_PROB = 0.5  # probability that a clip is prompted: s_i is the first visible frame
     # Weight of a per-pixel classification loss on X_t, for frame encoders trained from random weights; 0 = the paper.

@@ -112,8 +112,9 @@ class TrainLoader:
                 yield batch
         except UserError as error:  # a worker's exception contains its traceback, with the message as the last line
             message = str(error).strip().splitlines()[-1].removeprefix("ausm_d2.errors.UserError: ")
-            # The frames hold the iterator over the workers, in a cycle. Left to the garbage collector, its end would
-            # take 5 seconds: their queues may be closed first, and then the workers are not told to stop.
+            # The traceback's frames keep the workers' iterator alive in a reference cycle. If the garbage collector
+            # frees that cycle, it may close the queues first; the workers then miss the signal to stop, and joining
+            # them takes 5 seconds.
             traceback.clear_frames(error.__traceback__)
             raise UserError(message) from None
 

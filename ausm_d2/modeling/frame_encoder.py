@@ -230,7 +230,7 @@ class FrameEncoder(nn.Module):
             num_heads: attention heads per layer.
             num_points: sampling points per head and level.
             dim_feedforward: hidden channels of the feed-forward blocks.
-            proposals: also compute the pyramid of which V is made.
+            proposals: also compute the feature pyramid that proposals are made from.
             checkpointing: recompute the activations of the deformable encoder in the backward pass.
             freeze_at: what is frozen: "none", "backbone" (stage 3 of the paper's recipe) or "encoder" (everything).
 

@@ -266,7 +266,7 @@ class AUSMNetwork(nn.Module):
             in_use: bool (B, T, N): row i is in A_{t-1}.
             history: (B, T, N, H4, W4) masks M_{t-1}, zero for rows that are not in use.
             label_sets: name of the label set of each of the B clips.
-            pyramid: (B, T, D, h, w), where V is made of proposals.
+            pyramid: (B, T, D, h, w), from the frame encoder, if V is made from proposals.
             memory: state after the previous frame; None: the clip starts here and no memory is returned.
             inplace: overwrite ``memory`` (without autograd only, which needs the old values).
             intermediate: also return the predictions of the Pixel Decoder's earlier layers.

@@ -40,7 +40,7 @@ class Predictions(NamedTuple):
 
     class_logits: Tensor  # (BT, Q, K + 1); background last; -inf for classes outside the frame's label set
     mask_logits: Tensor  # (BT, Q, H4, W4)
-    cells: CellPredictions | None = None  # in training, of the last layer, if V is made of proposals
+    cells: CellPredictions | None = None  # in training, of the last layer, if V is made from proposals
 
 
 def stack_frames(frames: Sequence[Predictions]) -> Predictions:
@@ -157,8 +157,8 @@ class PixelDecoder(nn.Module):
             num_levels: memory levels, cycled through by the layers.
             num_det: N_det, rows of V.
             label_sets: number of classes by name of the label set.
-            proposals: V is made of the best cells of the frame (proposals.py), and one learned row is added to each;
-                False: all rows are learned (the paper).
+            proposals: V is made from the best cells of the frame (proposals.py), plus one learned row that all share;
+                False: every row of V is learned (paper).
             checkpointing: recompute the activations of the layers in the backward pass.
         """
         super().__init__()
@@ -229,7 +229,7 @@ class PixelDecoder(nn.Module):
     def _detection_rows(
         self, batch: int, sources: tuple[Tensor, Tensor] | None, mask_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Queries | None]:
-        """Content and position of V, (BT, N_det, D) each, and the proposals that they were made of."""
+        """Content and position of V, (BT, N_det, D) each, and the proposals that they were made from."""
         if self.proposals is None:
             return self.query_feat.weight.expand(batch, -1, -1), self.query_embed.weight.expand(batch, -1, -1), None
         assert sources is not None
@@ -264,7 +264,7 @@ class PixelDecoder(nn.Module):
             ids: (BT, N, D) ID vectors A_{t-1}; N may be 0.
             in_use: bool (BT, N); False: padding, which affects no other row.
             label_sets: name of the label set of each of the BT frames.
-            sources: of which the proposals are made: pyramid and G_t, (BT, D, h, w) each.
+            sources: what the proposals are made from: pyramid and G_t, (BT, D, h, w) each.
             intermediate: also return the predictions before the first layer and after the earlier layers (training).
 
         Returns:

@@ -33,7 +33,7 @@ from ausm_d2.streaming.stream import Stream
 
 logger = logging.getLogger(__name__)
 
-_FOUND = 4  # of the ID vectors of a group that looks for objects, one in so many is kept for what it finds
+_FOUND = 4  # the group that detects objects reserves 1 / _FOUND of its ID vectors for them
 
 
 class GroupedStream:
@@ -146,7 +146,7 @@ class GroupedStream:
         """Prompt objects at the latest frame, after its step; see :meth:`Stream.add`.
 
         Raises:
-            UserError: if a mask has not the frame's size; nothing has changed.
+            UserError: if a mask is not of the frame's size; the stream is unchanged.
         """
         first = self._groups[0]
         if first.state is not None:
@@ -218,7 +218,7 @@ class GroupedStream:
         return GroupedStream(*(group.fork(**changes) for group in self._groups), told=self._told)
 
     def finding(self, **changes: Any) -> GroupedStream:
-        """A copy that detects objects, in the group with the most ID vectors that are not held by prompted objects."""
+        """A copy that detects objects, in the group with the fewest prompted objects."""
         other = self.fork(**changes)
         if not any(_room(group) for group in other._groups):
             other._open(1, Stream.beside)

@@ -80,16 +80,17 @@ def _choose(object_id: int, drawn: Drawn, own: np.ndarray | None, detections: li
 
 
 def _marked_parts(drawn: Drawn, mask: np.ndarray) -> np.ndarray:
-    """The parts of a mask that the prompts mark, without the clicks and scribbles off the object.
+    """The connected parts of a mask that belong to the prompted object, minus what is marked as off it.
 
-    Similar objects beside the marked one tend to be in its mask. So of an object without a box, a part is left out if
-    it is apart from all that was drawn (the mask of a tracked object included), or if it was marked as off the object
-    and nothing in it as on it. If nothing was marked as on it, the largest part stays.
+    A predicted mask often covers similar objects next to the prompted one. Without a box, a part is dropped in two
+    cases: nothing that was drawn touches it (the previous mask of a tracked object counts as drawn), or it contains
+    marks off the object and none on it. If there are no marks on the object at all, the largest part is never dropped
+    for marks off it. If every part would be dropped, all are kept.
 
     Returns:
         bool (H, W).
     """
-    if drawn.boxes or not mask.any():  # a box says how far the object reaches
+    if drawn.boxes or not mask.any():  # a box gives the object's extent
         return drawn.without_off(mask)
     count, parts = label_parts(mask, gap=click_radius(mask.shape))
 

@@ -86,7 +86,7 @@ class FrameStep:
         return self.recur(features, upload(ids, self._model.device), state)
 
     def remember(self, state: StreamState) -> None:
-        """Let X_{t-1} and M_{t-1} enter the memory, without a frame: all that a step does to it."""
+        """Update the memory with X_{t-1} and M_{t-1} as a step would, without a new frame."""
         ids = upload(state.slots.ids[: rows_in_use(state.slots.ids)], self._model.device)
         in_use = ids != FREE
         self._model.compress(
@@ -103,7 +103,7 @@ class FrameStep:
         return self.recur(self._model.encode(self._model.normalise(image[None])), ids, state)
 
     def recur(self, features: FrameFeatures, ids: Tensor, state: StreamState) -> StepOutput:
-        """What of the step depends on the frames before."""
+        """The step without the frame encoder: everything that depends on earlier frames."""
         rows = len(ids)
         in_use = ids != FREE
         clip = features.map(lambda each: each[:, None])

@@ -154,7 +154,7 @@ class Stream:
             prompts: bool (H, W) masks by object id.
 
         Raises:
-            UserError: if a mask has not the frame's size, or too few ID vectors are free; the stream is unchanged.
+            UserError: if a mask is not of the frame's size, or too few ID vectors are free; the stream is unchanged.
         """
         state = self.started()
         self.check(state.size, prompts)
@@ -243,10 +243,10 @@ class Stream:
         return Stream.from_state_dict(self.network, settings, self.state_dict())
 
     def started(self) -> StreamState:
-        """The state, which a frame has begun.
+        """The state after at least one frame.
 
         Raises:
-            UserError: there was none yet.
+            UserError: before the first frame.
         """
         if self.state is None:
             raise UserError("the stream has not seen a frame yet")

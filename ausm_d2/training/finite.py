@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Steps whose loss or gradients are not finite change no weight: they are reported, and end the training or not."""
+"""Skips the optimiser's step if the loss or a gradient is not finite: reports it, and ends the training if asked to."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class StepLeftOut(Exception):
 
 
 class FiniteSteps(HookBase):
-    """Looks at loss and gradients after every backward pass, in all processes together.
+    """Checks loss and gradients after every backward pass, in all processes together.
 
-    A step that is not finite in any of them is taken in none. The process whose loss it is names iteration, clips and
-    losses, and saves its batch with them to ``<folder>/non_finite_<iteration>_<process>.pt``, to be read with
-    ``torch.load``. With ``SOLVER.AMP`` only the loss is looked at: gradients that overflow are GradScaler's matter.
+    If they are not finite in one process, all processes skip the step. The process with that loss logs iteration, clips
+    and losses, and saves them with its batch to ``<folder>/non_finite_<iteration>_<process>.pt``, for ``torch.load``.
+    With ``SOLVER.AMP`` only the loss is checked: GradScaler handles gradients that overflow.
     """
 
     def __init__(self, model: nn.Module, folder: str | os.PathLike[str], *, action: str, gradients: bool) -> None:
@@ -42,7 +42,7 @@ class FiniteSteps(HookBase):
             model: an AUSM, not wrapped.
             folder: where batches are saved.
             action: "stop" ends the training with an error, "skip" goes on with the next step.
-            gradients: look at them too.
+            gradients: check gradients too.
         """
         self._model = model
         self._folder = Path(folder)
@@ -77,7 +77,8 @@ class FiniteSteps(HookBase):
         if not elsewhere[1]:
             self._in_a_row = 0
             return
-        if own[0] or (own[1] and not elsewhere[0]):  # gradients are the same everywhere: it is the loss that tells
+        # Gradients are the same in all processes: only the loss tells which process it was.
+        if own[0] or (own[1] and not elsewhere[0]):
             text = self._report(clips)
         else:
             text = f"iteration {self.trainer.iter}: the loss is not finite in another process"

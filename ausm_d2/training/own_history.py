@@ -79,7 +79,7 @@ class ClipInputs:
     ids: Tensor  # (B, N, D)
     in_use: Tensor  # bool (B, T, N)
     label_sets: Sequence[str]  # one per clip
-    pyramid: Tensor | None = None  # (B, T, D, h, w), where V is made of proposals
+    pyramid: Tensor | None = None  # (B, T, D, h, w), if V is made from proposals
 
     def compress(
         self, network: AUSMNetwork, history: Tensor, first: int, last: int, memory: Memory | None

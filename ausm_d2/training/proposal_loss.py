@@ -1,9 +1,10 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Losses of the cells of which the rows of V are made (docs/deviations.md, 22).
+"""Losses on the per-cell predictions of the proposals, from which V is made (docs/deviations.md, 22).
 
 An object to be detected owns the cells around the centre of its box, weighted by a Gaussian of the box's size, as in
-TTFNet (arXiv 1909.00700). Its cells learn the box by GIoU (arXiv 1902.09630), and as heat the product of the Gaussian
-and of how well their box fits, by the quality focal loss (arXiv 2006.04388).
+TTFNet (arXiv 1909.00700). Two losses are taken on these cells: GIoU on the predicted box (arXiv 1902.09630), and the
+quality focal loss on the heat (arXiv 2006.04388), whose target is the Gaussian times the square root of the predicted
+box's IoU.
 
 Shape shorthand:
     BT: frames
@@ -31,12 +32,12 @@ _HEAT_WEIGHT, _BOX_WEIGHT = 2.0, 2.0
 
 
 def cell_losses(frames: Sequence[tuple[CellPredictions, FrameTargets]]) -> Tensor:
-    """(3) sums over all frames: of the heat loss, of the box loss, and the number of objects to be detected."""
+    """Sums over all frames, (3): heat loss, box loss, number of objects to be detected."""
     sums = []
     for cells, targets in frames:
         boxes = mask_boxes(targets.masks).float() / 8
         known = (targets.labelled & targets.exhaustive).float()
-        neither = targets.visible & ~targets.track & ~targets.detect  # e.g. too small (TRAIN.DETECT_CELLS)
+        neither = targets.visible & ~targets.track & ~targets.detect  # ignored: too small (TRAIN.DETECT_CELLS)
         for i in range(len(cells.heat)):
             weight = known[i] * ~_covered(boxes[i][neither[i]], cells.heat[i])
             sums.append(_frame(cells.heat[i], cells.boxes[i], boxes[i][targets.detect[i]], weight))
@@ -52,7 +53,7 @@ def _covered(boxes: Tensor, heat: Tensor) -> Tensor:
 
 
 def _frame(heat: Tensor, boxes: Tensor, wanted: Tensor, background: Tensor) -> Tensor:
-    """(3) as :func:`cell_losses`, for one frame.
+    """The sums of :func:`cell_losses` for one frame, (3).
 
     Args:
         heat: (h, w) logits.
@@ -71,7 +72,7 @@ def _frame(heat: Tensor, boxes: Tensor, wanted: Tensor, background: Tensor) -> T
         iou = matched_pairwise_iou(Boxes(found.detach()), Boxes(true))
         total = torch.zeros(len(wanted), device=heat.device).index_add_(0, owner, gaussian)[owner].clamp(min=1e-6)
         target[owned] = gaussian * iou.clamp(min=0.05).sqrt()
-        weight[owned] = total.rsqrt()  # a large object has more cells
+        weight[owned] = total.rsqrt()  # so that large objects, which own more cells, do not dominate
         box_loss = (generalized_box_iou_loss(found, true) * gaussian / total).sum()
     bce = F.binary_cross_entropy_with_logits(heat, target, reduction="none")
     heat_loss = (bce * (target - probability).square() * weight).sum()
@@ -79,8 +80,8 @@ def _frame(heat: Tensor, boxes: Tensor, wanted: Tensor, background: Tensor) -> T
 
 
 def _owners(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """(objects, 4) boxes -> (h, w) weights, 0 for background, and int64 (h, w) index of the object that owns the cell:
-    the one of the largest weight."""
+    """(objects, 4) boxes -> (h, w) Gaussian weights, 0 for background, and int64 (h, w) index of each cell's owner, the
+    object with the largest weight there."""
     limit = boxes.new_tensor([size[1] - 1, size[0] - 1])
     centre = ((boxes[:, :2] + boxes[:, 2:]) / 2).floor().clamp(min=0).minimum(limit) + 0.5
     spread = (_SPREAD * (boxes[:, 2:] - boxes[:, :2])).clamp(min=0.4)

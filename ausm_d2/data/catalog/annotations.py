@@ -51,7 +51,7 @@ def shared_tables() -> Iterator[None]:
 
 
 def read_shared_table(path: Path) -> dict[str, Any]:
-    """As :func:`read_table`, for files of which several data sets are made. Do not change the result: it is shared."""
+    """As :func:`read_table`, for a file shared by several data sets. Do not modify the result: it is shared."""
     if _shared is None:
         return read_table(path)
     if path not in _shared:
