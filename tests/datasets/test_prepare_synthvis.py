@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import ModuleType
 
@@ -22,6 +21,7 @@ from ausm_d2.data.synthvis import CLASSES, SPLITS, SynthVis
 from ausm_d2.errors import UserError
 from ausm_d2.masks import rle
 from ausm_d2.masks.rle import StoredMask
+from tests.new_process import run_python
 
 SCRIPT = Path(__file__).resolve().parents[2] / "datasets" / "prepare_synthvis.py"
 
@@ -136,10 +136,12 @@ def test_invalid_ranges_are_refused(prepare: ModuleType, text: str) -> None:
         prepare.parse_range(text)
 
 
-def test_a_copy_is_not_overwritten(prepare: ModuleType, tmp_path: Path) -> None:
+def test_a_copy_is_not_overwritten(new_processes: ForkServerContext, tmp_path: Path) -> None:
+    folder, tmp_path = tmp_path, tmp_path / "copy"
+    tmp_path.mkdir()
     (tmp_path / "valid.json").write_text("precious")
-    command = [sys.executable, str(SCRIPT), "--layout", "ytvis", "--videos", "0:1", "--out", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    command = [str(SCRIPT), "--layout", "ytvis", "--videos", "0:1", "--out", str(tmp_path)]
+    result = run_python(new_processes, command, folder, cwd=folder)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("error:") and "valid.json: exists already" in result.stderr
     assert "Traceback" not in result.stderr

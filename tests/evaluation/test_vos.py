@@ -4,9 +4,8 @@ from __future__ import annotations
 import csv
 import json
 import operator
-import subprocess
-import sys
 from collections.abc import Sequence
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from ausm_d2.masks.png import read_labels, write_mask_png
 from ausm_d2.masks.rle import encode
 from tests.data.stubs import ArrayFrames, ListedMasks
 from tests.evaluation.cases import rectangle
+from tests.new_process import ROOT, run_python
 
 
 def save(folder: Path, maps: Sequence[np.ndarray]) -> None:
@@ -250,13 +250,12 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         vos.score_folders(truth, predicted)
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(new_processes: ForkServerContext, tmp_path: Path) -> None:
     save(tmp_path / "DAVIS" / "Annotations" / "480p" / "video", [square(2), square(2), square(4)])
     save(tmp_path / "predicted" / "video", [square(5), square(3), square(4, 0)])
-    command = [sys.executable, "-m", "ausm_d2.evaluation.vos", str(tmp_path / "DAVIS"), str(tmp_path / "predicted")]
+    command = ["-m", "ausm_d2.evaluation.vos", str(tmp_path / "DAVIS"), str(tmp_path / "predicted")]
     command += ["--json", str(tmp_path / "out.json")]
-    root = Path(__file__).parents[2]
-    subprocess.run(command, check=True, capture_output=True, cwd=root)
+    assert run_python(new_processes, command, tmp_path, cwd=ROOT).returncode == 0
     scores = json.loads((tmp_path / "out.json").read_text())
     assert scores == {
         "J&F": pytest.approx(40),
@@ -272,7 +271,7 @@ def test_the_command(tmp_path: Path) -> None:
         },
     }
     (tmp_path / "predicted" / "video" / "00001.png").unlink()
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    done = run_python(new_processes, command, tmp_path, cwd=ROOT)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 

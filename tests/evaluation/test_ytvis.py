@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ausm_d2.errors import UserError
 from ausm_d2.evaluation import ytvis
 from ausm_d2.masks.rle import encode
 from tests.evaluation.cases import random_case, uncompressed
+from tests.new_process import ROOT, run_python
 
 
 def write(folder: Path, truth: Any, results: Any) -> tuple[Path, Path]:
@@ -380,12 +382,12 @@ def test_the_command(tmp_path: Path) -> None:
     assert list(scores) == [*ytvis.METRICS, "per_category"]
 
 
-def test_the_commands_errors(tmp_path: Path) -> None:
+def test_the_commands_errors(new_processes: ForkServerContext, tmp_path: Path) -> None:
     truth, results = hand_made()
     results[0]["score"] = "?"
     paths = [str(path) for path in write(tmp_path, truth, results)]
-    command = [sys.executable, "-m", "ausm_d2.evaluation.ytvis", *paths, "--json", str(tmp_path / "out.json")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    command = ["-m", "ausm_d2.evaluation.ytvis", *paths, "--json", str(tmp_path / "out.json")]
+    done = run_python(new_processes, command, tmp_path, cwd=ROOT)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ") and "entry 0" in done.stderr
     assert not (tmp_path / "out.json").exists()
