@@ -47,7 +47,6 @@ def training_cfg(folder: Path, *, workers: int, iterations: int, clips: int = 1)
     """Saves often, so that many kills come while it saves; everything random is switched on."""
     cfg = tiny_cfg("OUTPUT_DIR", str(folder), "MODEL.AUSM.PROMPT_LABEL_SET", "synthvis", "MODEL_EMA.ENABLED", True)
     cfg.merge_from_list(["MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED", True, "MODEL.SWIN.DROP_PATH_RATE", 0.3])
-    cfg.merge_from_list(["MODEL.AUSM.COMPRESSOR.LAYERS", 1, "MODEL.AUSM.PIXEL_DECODER.LAYERS", 1])
     cfg.merge_from_list(["MODEL.AUSM.TRAIN.OWN_PASSES", 1, "INPUT.AUGMENTATIONS", ["brightness", "rotation"]])
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (_VIDEOS,), ()
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.SAMPLING_FRAME_NUM = (48,), 2
@@ -207,7 +206,12 @@ def run(folder: Path, *, kills: int, workers: int, world: int, iterations: int, 
                 codes = wait(children, 600, until=lambda: any(killed.glob(".model_*")))
                 time.sleep(rng.uniform(0, 0.005))
             else:
-                codes = wait(children, rng.uniform(0, between))
+                # On a busy machine the time between two saves varies: the next save ends the waiting.
+                codes = wait(
+                    children,
+                    rng.uniform(0, between),
+                    until=lambda saved=saved: len(list(killed.glob("model_*.pth"))) > saved,
+                )
             if None not in codes:  # it was faster
                 break
             victim = rng.randrange(world)
