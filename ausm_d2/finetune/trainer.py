@@ -87,7 +87,8 @@ def measure_pace(cfg: CfgNode, count: int = 4) -> Pace:
     """The medians over ``count`` clips and iterations, each after a warm-up (kernels are compiled, data read)."""
     clips = Recorder(cfg).clips(0, max(cfg.SEED, 0))
     frames: list[Frame] = []
-    of_clips, of_steps = [], []
+    of_clips: list[float] = []
+    of_steps: list[float] = []
     while len(of_clips) <= count or not frames:
         start = time.perf_counter()
         frames += next(clips)
