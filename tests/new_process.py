@@ -8,11 +8,13 @@ gradients in the fork of a process that has computed some.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import importlib
 import logging
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import multiprocessing.util
 import os
 import runpy
@@ -40,6 +42,7 @@ def start_fork_server() -> ForkServerContext:
         importlib.import_module(name)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([])
+    multiprocessing.resource_tracker.ensure_running()  # a process of its own, not a fork
     run_command = multiprocessing.util.spawnv_passfds
     multiprocessing.util.spawnv_passfds = _fork_server
     try:
@@ -57,11 +60,13 @@ def _fork_server(_: bytes, command: list[Any], passed: Sequence[int]) -> int:
     try:
         _forget_pytest()
         os.environ["PYTHONPATH"] = str(ROOT)  # processes that these start import the package of this checkout
-        last = 2  # like a started process, it has no other files than stdin, stdout, stderr and those passed
-        for number in sorted(passed):
-            os.closerange(last + 1, number)
-            last = number
-        os.closerange(last + 1, os.sysconf("SC_OPEN_MAX"))
+        # The other end of the pipe by which the server learns that the process that runs the tests has ended. Nothing
+        # else is closed: objects of pytest still have the numbers of their files.
+        pipe = os.fstat(passed[-1]).st_ino
+        for number in range(passed[-1] + 1, passed[-1] + 100):
+            with contextlib.suppress(OSError):
+                if os.fstat(number).st_ino == pipe:
+                    os.close(number)
         exec(command[-1], {})
     except SystemExit:
         pass
