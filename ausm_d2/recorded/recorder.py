@@ -14,11 +14,13 @@ from detectron2.config import CfgNode
 from ausm_d2.checkpoint.checkpointer import AUSMCheckpointer
 from ausm_d2.data.build import build_train_loader
 from ausm_d2.engine import check_datasets
+from ausm_d2.errors import UserError
 from ausm_d2.recorded.decoder import AUSMDecoder
 from ausm_d2.recorded.frames import Frame, by_size, padded_size, write_frames
 from ausm_d2.seeds import seeded
 
 _SHARD = 64  # frames of a file
+_BARREN = 200  # clips in a row without an object, after which there is nothing to learn
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +44,24 @@ class Recorder:
         AUSMCheckpointer(self._model).load(cfg.MODEL.WEIGHTS)
 
     def clips(self, start: int, seed: int) -> Iterator[list[Frame]]:
-        """The frames of each clip, endlessly, from the clip ``start`` on. Some clips have none (nothing to learn)."""
+        """The frames of each clip, endlessly, from the clip ``start`` on. Some clips have none (nothing to learn).
+
+        Raises:
+            UserError: many clips in a row have none.
+        """
+        barren = 0
         loader = build_train_loader(self._cfg)
         loader.continue_from(start, seed)
         for number, clips in enumerate(loader, start=start):
             with seeded(seed, number):
                 frames = list(self._model.record(clips))
+            barren = 0 if frames else barren + 1
+            if barren >= _BARREN:
+                cells = self._cfg.MODEL.AUSM.TRAIN.DETECT_CELLS
+                raise UserError(
+                    f"{', '.join(self._cfg.DATASETS.TRAIN)}: {barren} clips in a row without an object to learn; one "
+                    f"of {cells} cells of stride 4 or more expected (MODEL.AUSM.TRAIN.DETECT_CELLS)"
+                )
             yield frames
 
 

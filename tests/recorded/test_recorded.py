@@ -116,6 +116,13 @@ def test_a_clip_is_recorded_the_same_wherever_recording_begins() -> None:
     assert same(next(recording.clips(2, 5)), first[2])
 
 
+def test_labels_with_nothing_to_learn_end_the_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "_BARREN", 3)
+    cfg = small_cfg("MODEL.AUSM.TRAIN.DETECT_CELLS", 10**6, "INPUT.SAMPLING_FRAME_NUM", 1)
+    with pytest.raises(UserError, match="synthvis_val: 3 clips in a row without an object to learn; one of 1000000"):
+        list(Recorder(cfg).clips(0, 5))
+
+
 def test_a_folder_without_frames_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no recorded frames"):
         RecordedBatches([tmp_path], [1.0], batch=1, seed=0)
