@@ -5,7 +5,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ausm_d2.cli.main import main
 from ausm_d2.config import load_config
 from ausm_d2.errors import UserError
 from ausm_d2.finetune import run as module
+from ausm_d2.finetune import trainer
 from ausm_d2.finetune.recipe import write_start
 from ausm_d2.finetune.scores import without_gain
 from ausm_d2.finetune.trainer import Pace, measure_pace
@@ -28,6 +29,14 @@ from tests.tiny import write_tiny_config
 from tests.video.clips import write_clip
 
 pytestmark = pytest.mark.usefixtures("restored_loggers")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_pool() -> Iterator[None]:
+    """Fewer clips are recorded before the first iteration."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "POOL", 6)
+        yield
 
 
 @pytest.fixture(scope="module")
