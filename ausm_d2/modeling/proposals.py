@@ -1,15 +1,16 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """Detection queries V made of the frame instead of learned (docs/deviations.md, 22).
 
-The best peaks of a map of object centres become the rows of V: content and position come from the cell, and a box,
-which the cell predicts, starts the mask. The map is that of CenterNet (arXiv 1904.07850) and TTFNet (arXiv 1909.00700);
-queries from proposals are those of two-stage Deformable DETR (arXiv 2010.04159).
+The best peaks of a map of object centres become the rows of V: content and position come from the cell, and a coarse
+mask, which the cell predicts, is where its mask starts. The map is that of CenterNet (arXiv 1904.07850) and TTFNet
+(arXiv 1909.00700); queries from proposals are those of two-stage Deformable DETR (arXiv 2010.04159). A coarse mask is a
+weighted sum of prototypes, as in YOLACT (arXiv 1904.02689), within a box.
 
 Shape shorthand:
     BT: frames; no information passes between them
     D: channels; C_i: channels of the backbone's level i
     h, w: feature size at stride 8; H4, W4: mask size at stride 4
-    N_det: detection queries V
+    N_det: detection queries V; P: prototypes
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ausm_d2.kernels.choice import KernelLayer
-from ausm_d2.modeling.convolution import conv_norm, separable_block
+from ausm_d2.modeling.convolution import conv_norm, convolve, separable_block
 from ausm_d2.modeling.norm import GroupNorm, LayerNorm
 from ausm_d2.modeling.position import sine_tokens
 from ausm_d2.modeling.resize import resize_to
+
+_PROTOTYPES = 32
 
 
 class CellPredictions(NamedTuple):
@@ -34,6 +37,9 @@ class CellPredictions(NamedTuple):
 
     heat: Tensor  # float32 (BT, h, w): logits of "the centre of an object to be detected"
     boxes: Tensor  # float32 (BT, h, w, 4): x0, y0, x1, y1 of that object, in cells
+    weights: Tensor  # (BT, h, w, P): of the prototypes, for the mask of that object
+    prototypes: Tensor  # (BT, P, h, w)
+    sharpness: Tensor  # float32 (BT), of :func:`box_logits`
 
 
 class Queries(NamedTuple):
@@ -41,7 +47,7 @@ class Queries(NamedTuple):
 
     content: Tensor  # (BT, N_det, D)
     position: Tensor  # (BT, N_det, D)
-    prior: Tensor  # float32 (BT, N_det, H4, W4): added to the mask logits
+    prior: Tensor  # float32 (BT, N_det, H4, W4): coarse masks, added to the mask logits
     cells: CellPredictions
 
 
@@ -119,13 +125,17 @@ class Proposals(KernelLayer):
         self.content = nn.Conv2d(dim, dim, 1)
         self.content_norm = LayerNorm(dim)
         self.size = nn.Linear(2, dim)  # position of a query: log width and height of its box
-        self.sharpness = nn.Parameter(torch.tensor(4.0))  # of the prior, in logits
+        self.prototypes = nn.Conv2d(dim, _PROTOTYPES, 1)
+        self.weights = nn.Conv2d(dim, _PROTOTYPES, 1)
+        self.sharpness = nn.Parameter(torch.tensor(4.0))
         for conv, bias in ((self.heat, -4.0), (self.box, 1.0)):  # few cells are centres; boxes begin 2 e cells wide
             nn.init.normal_(conv.weight, std=0.01)
             if conv.bias is not None:
                 nn.init.constant_(conv.bias, bias)
         nn.init.zeros_(self.size.weight)
         nn.init.zeros_(self.size.bias)
+        nn.init.normal_(self.weights.weight, std=0.01)  # masks begin as boxes
+        nn.init.zeros_(self.weights.bias)
 
     def forward(self, pyramid: Tensor, g: Tensor, mask_size: tuple[int, int]) -> Queries:
         """
@@ -146,7 +156,8 @@ class Proposals(KernelLayer):
         sines = sine_tokens(height, width, x.shape[1], device=x.device, dtype=x.dtype)
         extent = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0.1).log()
         position = sines[(row * width + column).long()] + self.size(extent.to(self.size.weight.dtype))
-        return Queries(content, position.to(content.dtype), self._prior(boxes, mask_size), cells)
+        masks = coarse_masks(cells, boxes, _take(cells.weights.flatten(1, 2), best), mask_size)
+        return Queries(content, position.to(content.dtype), masks, cells)
 
     def _cells(self, x: Tensor) -> CellPredictions:
         weight = torch.cat([self.heat.weight, self.box.weight])
@@ -157,24 +168,54 @@ class Proposals(KernelLayer):
         y = torch.arange(height, device=x.device, dtype=torch.float32)[:, None] + 0.5
         x_ = torch.arange(width, device=x.device, dtype=torch.float32)[None] + 0.5
         left, top, right, bottom = sides.unbind(1)
-        return CellPredictions(heat, torch.stack([x_ - left, y - top, x_ + right, y + bottom], dim=-1))
+        boxes = torch.stack([x_ - left, y - top, x_ + right, y + bottom], dim=-1)
+        weights = convolve(x, self.weights, kernels=self.kernels).permute(0, 2, 3, 1)
+        prototypes = convolve(x, self.prototypes, kernels=self.kernels)
+        return CellPredictions(heat, boxes, weights, prototypes, self.sharpness.float().expand(len(x)))
 
     def _biases(self) -> Tensor:
         assert self.heat.bias is not None and self.box.bias is not None
         return torch.cat([self.heat.bias, self.box.bias])
 
-    def _prior(self, boxes: Tensor, mask_size: tuple[int, int]) -> Tensor:
-        """(BT, N_det, 4) boxes -> (BT, N_det, H4, W4) logits: 0 at the sides of the box, falling outwards, and steeply
-        from half a radius beyond them, so that the mask does not spread to similar objects."""
-        centre, radius = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) / 2
-        along = []
-        for axis, size in enumerate((mask_size[1], mask_size[0])):
-            place = (torch.arange(size, device=boxes.device, dtype=torch.float32) + 0.5) / 2
-            middle, half = centre[..., axis, None], radius[..., axis, None].clamp(min=0.3)
-            distance = ((place - middle) / half).abs()
-            slope = (1 - distance).clamp(-2.0, 0.5) - 3 * (distance - 1.5).clamp(min=0.0)
-            along.append(self.sharpness.float() * slope)
-        return torch.minimum(along[0][..., None, :], along[1][..., :, None])  # that of the larger distance
+
+def coarse_masks(cells: CellPredictions, boxes: Tensor, weights: Tensor, mask_size: tuple[int, int]) -> Tensor:
+    """Mask logits of objects, for the start of the rows of V and for the loss.
+
+    Args:
+        cells: predictions of BT frames.
+        boxes: float32 (BT, R, 4), as in ``cells``.
+        weights: (BT, R, P), of the same cells.
+        mask_size: (H4, W4).
+
+    Returns:
+        float32 (BT, R, H4, W4).
+    """
+    masks = torch.einsum("brp,bphw->brhw", weights, cells.prototypes).float()
+    masks = F.interpolate(masks, size=mask_size, mode="bilinear", align_corners=False)
+    return masks + box_logits(boxes, cells.sharpness, mask_size)
+
+
+def box_logits(boxes: Tensor, sharpness: Tensor, mask_size: tuple[int, int]) -> Tensor:
+    """Mask logits of filled boxes: 0 at the sides of the box, falling outwards, and steeply from half a radius beyond
+    them, so that the mask does not spread to similar objects.
+
+    Args:
+        boxes: (BT, R, 4) in cells.
+        sharpness: (BT), factors.
+        mask_size: (H4, W4).
+
+    Returns:
+        (BT, R, H4, W4).
+    """
+    centre, radius = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) / 2
+    along = []
+    for axis, size in enumerate((mask_size[1], mask_size[0])):
+        place = (torch.arange(size, device=boxes.device, dtype=torch.float32) + 0.5) / 2
+        middle, half = centre[..., axis, None], radius[..., axis, None].clamp(min=0.3)
+        distance = ((place - middle) / half).abs()
+        slope = (1 - distance).clamp(-2.0, 0.5) - 3 * (distance - 1.5).clamp(min=0.0)
+        along.append(sharpness[:, None, None] * slope)
+    return torch.minimum(along[0][..., None, :], along[1][..., :, None])  # that of the larger distance
 
 
 def _best_peaks(heat: Tensor, count: int) -> Tensor:

@@ -180,9 +180,9 @@ class SetCriterion:
                 losses[f"loss_{part}_dice{suffix}"] = self.dice_weight * dice / num_masks
         cells = [(layers[-1].cells, targets) for layers, targets in groups]
         if cells[0][0] is not None:
-            heat, box, count = cell_losses(cast(Any, cells))
+            *sums, count = cell_losses(cast(Any, cells))
             share = average_over_processes(count[None])[0].clamp(min=1)
-            losses |= {"loss_heat": heat / share, "loss_box": box / share}
+            losses |= {f"loss_{name}": each / share for name, each in zip(("heat", "box", "coarse"), sums, strict=True)}
         return losses
 
     def _sums(self, layers: Sequence[Predictions], targets: FrameTargets) -> Tensor:

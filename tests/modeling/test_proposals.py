@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ausm_d2.kernels.choice import use_kernels
 from ausm_d2.kernels.linear.cpu import is_faster
 from ausm_d2.kernels.separable import SEPARABLE
-from ausm_d2.modeling.proposals import ProposalPyramid, Proposals
+from ausm_d2.modeling.proposals import CellPredictions, ProposalPyramid, Proposals, box_logits, coarse_masks
 
 
 def head(num_det: int = 4) -> Proposals:
@@ -26,6 +27,16 @@ def test_a_mask_starts_as_the_box_of_its_cell() -> None:
     assert (x0, y0, x1, y1) == (2.5, 1.5, 4.5, 3.5)
     inside = (made.prior[0, 0] > 0).nonzero()
     assert (inside.amax(0) - inside.amin(0) + 1).tolist() in ([3, 3], [3, 4], [4, 3], [4, 4])  # two cells of stride 8
+
+
+def test_a_mask_is_its_box_and_the_weighted_prototypes() -> None:
+    torch.manual_seed(0)
+    boxes = torch.tensor([[[1.0, 1.0, 5.0, 4.0], [2.0, 0.0, 3.0, 6.0]]])
+    weights, prototypes = torch.randn(1, 2, 3), torch.randn(1, 3, 6, 8)
+    cells = CellPredictions(*torch.zeros(3, 1), prototypes, torch.tensor([4.0]))
+    made = coarse_masks(cells, boxes, weights, (12, 16)) - box_logits(boxes, cells.sharpness, (12, 16))
+    by_hand = (weights[0, :, :, None, None] * prototypes[0]).sum(dim=1, keepdim=True)
+    torch.testing.assert_close(made[0, :, None], F.interpolate(by_hand, scale_factor=2, mode="bilinear"))
 
 
 def test_the_best_peaks_come_first_and_repeat_in_a_small_frame() -> None:
