@@ -66,7 +66,7 @@ def test_the_coarse_mask_is_that_of_the_best_cell() -> None:
     losses = [float(cell_losses([(each, targets)])[2]) for each in (right, box, wrong)]
     assert losses[0] < 0.6 * losses[1] < losses[2]
     one = right._replace(weights=torch.zeros_like(right.weights), boxes=box.boxes + torch.tensor([0.0, 0, 0, 1]))
-    one.boxes[0, 2, 3], one.weights[0, 2, 3] = torch.tensor([2.0, 1, 6, 5]), 1.0  # only here the box fits
+    one.boxes[0, 3, 3], one.weights[0, 3, 3] = torch.tensor([2.0, 1, 6, 5]), 1.0  # in the middle
     assert abs(float(cell_losses([(one, targets)])[2]) - losses[0]) < 0.05
 
 
