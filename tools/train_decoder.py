@@ -3,10 +3,10 @@
 
 ``record`` runs all that is frozen (frame encoder, History Compressor and Decoder) over clips of DATASETS.TRAIN and
 stores what the Pixel Decoder reads; ``train`` is Detectron2's trainer over these frames (--resume, MODEL_EMA and
-TEST.EVAL_PERIOD as ever).
+TEST.EVAL_PERIOD as ever), with --cells of the proposals' cells alone.
 
     python -m tools.train_decoder record --config-file FILE --frames 3500 -o DIR [--opts KEY VALUE ...]
-    python -m tools.train_decoder train DIR [DIR ...] --shares 7 3 --config-file FILE [--resume] [--opts KEY VALUE ...]
+    python -m tools.train_decoder train DIR [DIR ...] --shares 7 3 --config-file FILE [--cells] [--resume] [--opts ...]
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ def _arguments() -> argparse.Namespace:
     training.add_argument("folders", nargs="+", type=given_path, metavar="DIR")
     training.add_argument("--shares", nargs="+", type=float, metavar="X", help="how often each DIR is drawn")
     training.add_argument("--resume", action="store_true")
+    training.add_argument(
+        "--cells", action="store_true", help="train what the proposals are chosen from, without the decoder: faster"
+    )
     for each in (recording, training):
         each.add_argument("--config-file", required=True, metavar="FILE")
         each.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE")
@@ -60,7 +63,7 @@ def main() -> None:
     Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     setup_logger(cfg.OUTPUT_DIR, name="fvcore")
     setup_logger(cfg.OUTPUT_DIR)
-    trainer = DecoderTrainer(cfg, batches)
+    trainer = DecoderTrainer(cfg, batches, cells_only=args.cells)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
 

@@ -144,7 +144,7 @@ class Proposals(KernelLayer):
             g: (BT, D, h, w) G_t.
             mask_size: (H4, W4).
         """
-        x = self.blocks(self.history(g, add=pyramid, relu=True))
+        x = self._features(pyramid, g)
         cells = self._cells(x)
         best = _best_peaks(cells.heat, self.num_det)
         boxes = _take(cells.boxes.flatten(1, 2).detach(), best)
@@ -158,6 +158,13 @@ class Proposals(KernelLayer):
         position = sines[(row * width + column).long()] + self.size(extent.to(self.size.weight.dtype))
         masks = coarse_masks(cells, boxes, _take(cells.weights.flatten(1, 2), best), mask_size)
         return Queries(content, position.to(content.dtype), masks, cells)
+
+    def cells(self, pyramid: Tensor, g: Tensor) -> CellPredictions:
+        """The predictions of all cells; arguments as for :meth:`forward`."""
+        return self._cells(self._features(pyramid, g))
+
+    def _features(self, pyramid: Tensor, g: Tensor) -> Tensor:
+        return self.blocks(self.history(g, add=pyramid, relu=True))
 
     def _cells(self, x: Tensor) -> CellPredictions:
         weight = torch.cat([self.heat.weight, self.box.weight])

@@ -14,9 +14,10 @@ from ausm_d2.recorded.decoder import AUSMDecoder
 class DecoderTrainer(Trainer):
     """The trainer of ``train_net.py`` over batches of recorded frames."""
 
-    def __init__(self, cfg: CfgNode, batches: Any) -> None:
+    def __init__(self, cfg: CfgNode, batches: Any, *, cells_only: bool = False) -> None:
         """
         Args:
+            cells_only: train the cells that the proposals are chosen from, without the decoder.
             batches: :class:`~ausm_d2.recorded.frames.RecordedBatches`, or
                 :class:`~ausm_d2.recorded.recorder.PooledBatches`.
         """
@@ -26,6 +27,7 @@ class DecoderTrainer(Trainer):
         cfg.freeze()
         self._batches = batches
         super().__init__(cfg)
+        self.model.cells_only = cells_only
 
     def build_train_loader(self, cfg: CfgNode) -> Any:  # type: ignore[override]  # of the instance
         """The batches given to the constructor."""

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ausm_d2.modeling.masks import mask_boxes, masks_at_stride4
 from ausm_d2.modeling.pixel_decoder import Predictions
+from ausm_d2.modeling.proposals import CellPredictions
 from ausm_d2.training.matcher import Assignment, HungarianMatcher, PointTargets
 from ausm_d2.training.proposal_loss import cell_losses
 from ausm_d2.training.targets import FrameTargets
@@ -179,11 +180,14 @@ class SetCriterion:
                 losses[f"loss_{part}_mask{suffix}"] = self.mask_weight * bce / num_masks
                 losses[f"loss_{part}_dice{suffix}"] = self.dice_weight * dice / num_masks
         cells = [(layers[-1].cells, targets) for layers, targets in groups]
-        if cells[0][0] is not None:
-            *sums, count = cell_losses(cast(Any, cells))
-            share = average_over_processes(count[None])[0].clamp(min=1)
-            losses |= {f"loss_{name}": each / share for name, each in zip(("heat", "box", "coarse"), sums, strict=True)}
-        return losses
+        return losses if cells[0][0] is None else losses | self.of_cells(cast(Any, cells))
+
+    @staticmethod
+    def of_cells(groups: Sequence[tuple[CellPredictions, FrameTargets]]) -> dict[str, Tensor]:
+        """The losses of the cells that V is made of, divided by the number of objects to be detected."""
+        *sums, count = cell_losses(groups)
+        share = average_over_processes(count[None])[0].clamp(min=1)
+        return {f"loss_{name}": each / share for name, each in zip(("heat", "box", "coarse"), sums, strict=True)}
 
     def _sums(self, layers: Sequence[Predictions], targets: FrameTargets) -> Tensor:
         """(layers, 2, 4): for L_trk and L_det the sums of cross-entropy, of its weights, of BCE and of dice."""

@@ -68,6 +68,26 @@ def test_the_decoder_predicts_the_same_from_recorded_frames(opts: list[str]) -> 
     assert torch.equal(targets.masks, wanted.masks.flatten(0, 1)[kept])
 
 
+def test_the_cells_alone_can_be_trained(folder: Path, tmp_path: Path) -> None:
+    frames = next(iter(RecordedBatches([folder], [1.0], batch=2, seed=3)))
+    torch.manual_seed(0)
+    model = AUSMDecoder(tiny_cfg(*PROPOSALS)).train()
+    whole = model(frames)
+    model.cells_only = True
+    cells = model(frames)
+    assert set(cells) == {"loss_heat", "loss_box", "loss_coarse"}
+    for name, loss in cells.items():
+        torch.testing.assert_close(loss, whole[name])
+    sum(cells.values()).backward()
+    trained = {name for name, value in model.named_parameters() if value.grad is not None}
+    assert "pixel_decoder.proposals.heat.weight" in trained
+    assert all(name.startswith(AUSMDecoder.added_modules) for name in trained)
+    learned = AUSMDecoder(tiny_cfg()).train()
+    learned.cells_only = True
+    with pytest.raises(UserError, match="QUERIES: learned, expected proposals"):
+        learned(frames)
+
+
 def test_training_starts_from_the_frames_and_leaves_the_rest_as_it_was(folder: Path, tmp_path: Path) -> None:
     frozen = [["frame_encoder.proposal_pyramid", 1.0], ["pixel_decoder", 1.0], ["", 0.0]]
     cfg = tiny_cfg(*PROPOSALS, "SOLVER.MULTIPLIERS", frozen, "SOLVER.MAX_ITER", 2, "SEED", 3, "DATASETS.TEST", ())
@@ -128,9 +148,7 @@ def test_a_folder_without_frames_is_named(tmp_path: Path) -> None:
         RecordedBatches([tmp_path], [1.0], batch=1, seed=0)
 
 
-def test_files_that_hold_no_frames_are_refused_and_run_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_hold_no_frames_are_refused_and_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     def refused(match: str) -> None:
