@@ -40,7 +40,9 @@ class Predictions(NamedTuple):
 
     class_logits: Tensor  # (BT, Q, K + 1); background last; -inf for classes outside the frame's label set
     mask_logits: Tensor  # (BT, Q, H4, W4)
-    cells: CellPredictions | None = None  # in training, of the last layer, if V is made from proposals
+    # Of the last layer, if V is made from proposals: of all cells in training, otherwise (BT, N_det) of those chosen.
+    cells: CellPredictions | None = None
+    objectness: Tensor | None = None
 
 
 def stack_frames(frames: Sequence[Predictions]) -> Predictions:
@@ -302,7 +304,8 @@ class PixelDecoder(nn.Module):
             if intermediate:
                 out.append(self._predict(x, mask_features, prior, label_sets))
         if not intermediate:
-            return [self._predict(x, mask_features, prior, label_sets)]
+            objectness = None if made is None else made.objectness
+            return [self._predict(x, mask_features, prior, label_sets)._replace(objectness=objectness)]
         if made is not None:
             out[-1] = out[-1]._replace(cells=made.cells)
         return out

@@ -48,6 +48,7 @@ class Queries(NamedTuple):
     content: Tensor  # (BT, N_det, D)
     position: Tensor  # (BT, N_det, D)
     prior: Tensor  # float32 (BT, N_det, H4, W4): coarse masks, added to the mask logits
+    objectness: Tensor  # float32 (BT, N_det): probability that the cell is the centre of an object to be detected
     cells: CellPredictions
 
 
@@ -157,7 +158,8 @@ class Proposals(KernelLayer):
         extent = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0.1).log()
         position = sines[(row * width + column).long()] + self.size(extent.to(self.size.weight.dtype))
         masks = coarse_masks(cells, boxes, _take(cells.weights.flatten(1, 2), best), mask_size)
-        return Queries(content, position.to(content.dtype), masks, cells)
+        objectness = cells.heat.flatten(1).gather(1, best).sigmoid()
+        return Queries(content, position.to(content.dtype), masks, objectness, cells)
 
     def cells(self, pyramid: Tensor, g: Tensor) -> CellPredictions:
         """The predictions of all cells; arguments as for :meth:`forward`."""

@@ -99,11 +99,13 @@ class VideoSettings:
     def for_item(self, item: TestVideo) -> VideoSettings:
         """The settings for a test item: its data set's threshold and, unless the config sets one, its ``topk``.
 
-        The rules of tracks (gates.py) are off for images: they choose what is shown of a video, while COCO's AP ranks
-        up to 100 detections of an image, as Mask2Former returns them.
+        The rules of tracks (gates.py) but BIRTH_IOU are off for images: they choose what is shown of a video, while
+        COCO's AP ranks up to 100 detections of an image, as Mask2Former returns them.
         """
         threshold = self.fg_thresholds.get(item["dataset_name"], self.fg_threshold)
-        settings = self.without_rules() if item.get("task") == "image" else self
+        settings = self
+        if item.get("task") == "image":
+            settings = replace(self.without_rules(), birth_iou=self.birth_iou)
         return replace(settings, fg_threshold=threshold, topk=self.topk or item["topk"])
 
     def without_rules(self) -> VideoSettings:

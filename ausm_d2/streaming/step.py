@@ -129,6 +129,8 @@ class FrameStep:
         if self._confidence:
             inside = (mask_logits.float().sigmoid() * masks).flatten(1).sum(dim=1, keepdim=True)
             sure = inside / masks.flatten(1).sum(dim=1, keepdim=True).clamp(min=1)
+            if predictions[-1].objectness is not None:  # docs/deviations.md, 22
+                sure[rows:] *= predictions[-1].objectness[0, :, None].sqrt()
         return StepOutput(torch.cat([class_logits.float().softmax(-1)[:, :-1], sure], dim=1), mask_logits, rows)
 
 
