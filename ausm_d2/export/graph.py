@@ -30,6 +30,7 @@ from ausm_d2.kernels.cached_tensors import clear
 from ausm_d2.kernels.choice import use_kernels
 from ausm_d2.modeling.folding import with_plain_convolutions
 from ausm_d2.modeling.network import AUSMNetwork, Memory
+from ausm_d2.modeling.pixel_decoder import mask_confidence
 from ausm_d2.streaming.predictor import VideoPredictor
 from ausm_d2.streaming.settings import VideoSettings
 
@@ -90,8 +91,7 @@ class StepGraph(nn.Module):
         inside = mask_logits > 0
         sure = inside.flatten(1).any(dim=1, keepdim=True).float()
         if self._confidence:
-            total = (mask_logits.sigmoid() * inside).flatten(1).sum(dim=1, keepdim=True)
-            sure = total / inside.flatten(1).sum(dim=1, keepdim=True).clamp(min=1)
+            sure = mask_confidence(predictions[-1])
         report = torch.cat([class_logits.softmax(-1)[:, :-1], sure], dim=1)
         tracked = torch.logical_and(inside[: len(ids)], in_use[:, None, None])
         assert after is not None

@@ -168,7 +168,7 @@ class OnnxStream:
         if self.detect:
             foreground = probabilities[count:].sum(1)
             found = np.flatnonzero((foreground >= how.fg_threshold) & visible[count:])
-            found = found[np.argsort(-foreground[found], kind="stable")] + count
+            found = found[np.argsort(-scores[count:].sum(1)[found], kind="stable")] + count
             if how.birth_iou < 1 and len(found):
                 apart = (mask_iou(logits[found] > 0, masks) <= how.birth_iou).all(axis=1)
                 found = found[apart]

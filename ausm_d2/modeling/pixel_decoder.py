@@ -45,6 +45,20 @@ class Predictions(NamedTuple):
     objectness: Tensor | None = None
 
 
+def mask_confidence(predictions: Predictions) -> Tensor:
+    """(Q, 1) of one frame: mean foreground probability of each mask, of a proposal's times the square root of its
+    objectness; 0 for empty masks."""
+    logits = predictions.mask_logits[0].float()
+    inside = (logits > 0).flatten(1)
+    sure = (logits.sigmoid().flatten(1) * inside).sum(dim=1, keepdim=True)
+    sure = sure / inside.sum(dim=1, keepdim=True).clamp(min=1)
+    if predictions.objectness is None:
+        return sure
+    objectness = predictions.objectness[0, :, None]
+    rows = len(sure) - len(objectness)
+    return torch.cat([sure[:rows], sure[rows:] * objectness.sqrt()])
+
+
 def stack_frames(frames: Sequence[Predictions]) -> Predictions:
     """Predictions of one layer for T frames of B clips, B rows each -> for BT frames."""
 

@@ -22,6 +22,7 @@ SAME = 0.5  # a detection with a larger mask IoU with an object of another strea
 
 def new_tracks(
     probabilities: Tensor,
+    scores: Tensor,
     visible: Tensor,
     mask_logits: Tensor,
     masks: Tensor,
@@ -34,31 +35,33 @@ def new_tracks(
 
     Args:
         probabilities: float64 (Q, K), CPU.
+        scores: float64 (Q, K), CPU, by TEST.AUSM.TRACK_SCORE.
         visible: bool (Q), CPU.
         mask_logits: (Q, H4, W4).
         masks: bool (R, H4, W4) of the stream's own objects.
         elsewhere: bool (R, H4, W4) of objects that other streams of the video track.
         tracked: N.
     """
-    found = confident(probabilities, visible, tracked, settings.fg_threshold)
+    found = confident(probabilities, scores, visible, tracked, settings.fg_threshold)
     found = apart(found, mask_logits, masks, settings.birth_iou)
     if elsewhere is not None:
         found = apart(found, mask_logits, elsewhere, min(settings.birth_iou, SAME))
     return distinct(found, mask_logits, masks, settings)
 
 
-def confident(probabilities: Tensor, visible: Tensor, tracked: int, threshold: float) -> list[int]:
+def confident(probabilities: Tensor, scores: Tensor, visible: Tensor, tracked: int, threshold: float) -> list[int]:
     """Rows of V (as rows of Q) that are foreground and visible, most confident first.
 
     Args:
         probabilities: float64 (Q, K), CPU.
+        scores: float64 (Q, K), CPU, by which they are ordered.
         visible: bool (Q), CPU.
         tracked: N.
         threshold: minimum foreground probability.
     """
     foreground = probabilities[tracked:].sum(-1)
     found = ((foreground >= threshold) & visible[tracked:]).nonzero()[:, 0]
-    found = found[foreground[found].argsort(descending=True)]
+    found = found[scores[tracked:].sum(-1)[found].argsort(descending=True)]
     return (found + tracked).tolist()
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from ausm_d2.kernels.cached_tensors import hold_cached_tensors
 from ausm_d2.modeling.frame_encoder import FrameFeatures
 from ausm_d2.modeling.network import AUSMNetwork
+from ausm_d2.modeling.pixel_decoder import mask_confidence
 from ausm_d2.modeling.transfer import upload
 from ausm_d2.streaming.slots import FREE
 from ausm_d2.streaming.state import StreamState
@@ -127,10 +128,7 @@ class FrameStep:
         torch.logical_and(masks[:rows], in_use[:, None, None], out=state.masks[:rows])  # free slots stay empty
         sure = masks.flatten(1).any(dim=1, keepdim=True)
         if self._confidence:
-            inside = (mask_logits.float().sigmoid() * masks).flatten(1).sum(dim=1, keepdim=True)
-            sure = inside / masks.flatten(1).sum(dim=1, keepdim=True).clamp(min=1)
-            if predictions[-1].objectness is not None:  # docs/deviations.md, 22
-                sure[rows:] *= predictions[-1].objectness[0, :, None].sqrt()
+            sure = mask_confidence(predictions[-1])
         return StepOutput(torch.cat([class_logits.float().softmax(-1)[:, :-1], sure], dim=1), mask_logits, rows)
 
 

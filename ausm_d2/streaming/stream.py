@@ -308,7 +308,7 @@ class Stream:
         if self.settings.exclusive:
             share_out(state, mask_logits, tracked)
         if self.detect:
-            rows_and_masks = (probabilities, visible, mask_logits, state.masks, elsewhere)
+            rows_and_masks = (probabilities, scores, visible, mask_logits, state.masks, elsewhere)
             found = new_tracks(*rows_and_masks, tracked=tracked, settings=self.settings)
             taken = slots.allocate(found, scores, frame_index=state.frame_index, reserved=set(reserved.values()))
             if taken:
