@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ausm_d2.modeling.pixel_decoder import PixelDecoder, mask_confidence, memory_levels
+from ausm_d2.modeling.pixel_decoder import PixelDecoder, Predictions, mask_confidence, memory_levels
 
 
 @pytest.mark.parametrize("size", [(8, 12), (7, 5)])

@@ -124,14 +124,15 @@ def test_a_data_sets_own_topk_and_threshold_hold_unless_the_config_says_otherwis
     assert settings("TEST.AUSM.TOPK", 3).for_item(item).topk == 3
 
 
-def test_the_rules_of_tracks_are_off_for_images() -> None:
+def test_the_rules_of_tracks_but_one_are_off_for_images() -> None:
     rules = ["BIRTH_IOU", 0.5, "BIRTH_CELLS", 12, "DUPLICATE_OVERLAP", 0.7, "EXCLUSIVE", True, "REACH", 0.25]
     rules += ["MIN_AGE", 3, "HIDE_BELOW", 0.5, "TRACK_SCORE", "mask"]
     own = settings(*(f"TEST.AUSM.{each}" if isinstance(each, str) and each.isupper() else each for each in rules))
     item = {"dataset_name": "images", "topk": 100}
     for task in ("vis", "vos"):
         assert own.for_item({**item, "task": task}) == replace(own, topk=100)
-    plain = settings("TEST.AUSM.TRACK_SCORE", "mask")  # a score is no rule: images are ranked by it as well
+    # Of two detections of one thing one is left; and a score is no rule: images are ranked by it as well.
+    plain = settings("TEST.AUSM.TRACK_SCORE", "mask", "TEST.AUSM.BIRTH_IOU", 0.5)
     assert own.for_item({**item, "task": "image"}) == plain.for_item({**item, "task": "image"}) != own
 
 
