@@ -129,14 +129,13 @@ class Proposals(KernelLayer):
         self.prototypes = nn.Conv2d(dim, _PROTOTYPES, 1)
         self.weights = nn.Conv2d(dim, _PROTOTYPES, 1)
         self.sharpness = nn.Parameter(torch.tensor(4.0))
-        for conv, bias in ((self.heat, -4.0), (self.box, 1.0)):  # few cells are centres; boxes begin 2 e cells wide
+        # Few cells are centres; boxes begin 2 e cells wide; masks begin as boxes.
+        for conv, bias in ((self.heat, -4.0), (self.box, 1.0), (self.weights, 0.0)):
             nn.init.normal_(conv.weight, std=0.01)
             if conv.bias is not None:
                 nn.init.constant_(conv.bias, bias)
         nn.init.zeros_(self.size.weight)
         nn.init.zeros_(self.size.bias)
-        nn.init.normal_(self.weights.weight, std=0.01)  # masks begin as boxes
-        nn.init.zeros_(self.weights.bias)
 
     def forward(self, pyramid: Tensor, g: Tensor, mask_size: tuple[int, int]) -> Queries:
         """
