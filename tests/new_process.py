@@ -138,6 +138,9 @@ def prepare(stdout: Path, stderr: Path) -> None:
 
 def as_main(arguments: Sequence[str]) -> None:
     """Run ``python ARGUMENTS`` in this process."""
+    # The tests import the folder demo as a package; a script may import demo/demo.py by this name.
+    for name in [each for each in sys.modules if each.partition(".")[0] == "demo"]:
+        del sys.modules[name]
     if arguments[0] == "-m":
         sys.modules.pop(arguments[1], None)
         sys.argv = list(arguments[1:])

@@ -40,7 +40,7 @@ class Predictions(NamedTuple):
 
     class_logits: Tensor  # (BT, Q, K + 1); background last; -inf for classes outside the frame's label set
     mask_logits: Tensor  # (BT, Q, H4, W4)
-    # Of the last layer, if V is made from proposals: of all cells in training, otherwise (BT, N_det) of those chosen.
+    # Of the last layer, if V is made from proposals: of all cells, and (BT, N_det) of those that were chosen
     cells: CellPredictions | None = None
     objectness: Tensor | None = None
 
@@ -318,8 +318,7 @@ class PixelDecoder(nn.Module):
             if intermediate:
                 out.append(self._predict(x, mask_features, prior, label_sets))
         if not intermediate:
-            objectness = None if made is None else made.objectness
-            return [self._predict(x, mask_features, prior, label_sets)._replace(objectness=objectness)]
+            out.append(self._predict(x, mask_features, prior, label_sets))
         if made is not None:
-            out[-1] = out[-1]._replace(cells=made.cells)
+            out[-1] = out[-1]._replace(cells=made.cells, objectness=made.objectness)
         return out
