@@ -27,7 +27,7 @@ class DecoderTrainer(Trainer):
         cfg.freeze()
         self._batches = batches
         super().__init__(cfg)
-        self.model.cells_only = cells_only
+        getattr(self.model, "module", self.model).cells_only = cells_only  # several processes wrap the model
 
     def build_train_loader(self, cfg: CfgNode) -> Any:  # type: ignore[override]  # of the instance
         """The batches given to the constructor."""

@@ -10,7 +10,7 @@ exhaustive have no heat loss.
 Shape shorthand:
     BT: frames
     N: instances
-    h, w: feature size at stride 8; H4, W4: mask size at stride 4
+    h, w: feature size at stride 8; H4, W4: mask size at stride 4; H_pad, W_pad: padded image size in pixels
     P: prototypes
 """
 
@@ -40,21 +40,20 @@ def cell_losses(frames: Sequence[tuple[CellPredictions, FrameTargets]]) -> Tenso
         boxes = mask_boxes(targets.masks).float() / 8
         known = (targets.labelled & targets.exhaustive).float()
         neither = targets.visible & ~targets.track & ~targets.detect  # ignored: too small (TRAIN.DETECT_CELLS)
-        masks = masks_at_stride4(targets.masks)
         for i in range(len(cells.heat)):
-            weight = known[i] * ~_covered(boxes[i][neither[i]], cells.heat[i])
+            weight = known[i] * ~_touched(boxes[i][neither[i]], cells.heat[i].shape).any(dim=0)
             frame = CellPredictions(*(each[i] for each in cells))
             wanted = targets.detect[i]
-            sums.append(_frame(frame, boxes[i][wanted], masks[i][wanted], weight, known[i]))
+            sums.append(_frame(frame, boxes[i][wanted], targets.masks[i][wanted], weight, known[i]))
     return torch.stack(sums).sum(dim=0)
 
 
-def _covered(boxes: Tensor, heat: Tensor) -> Tensor:
-    """Bool (h, w): cells that one of the boxes (objects, 4) touches."""
-    y, x = (torch.arange(side, device=heat.device) for side in heat.shape)
+def _touched(boxes: Tensor, size: tuple[int, ...]) -> Tensor:
+    """(objects, 4) boxes in cells -> bool (objects, *size): the cells that each touches."""
+    y, x = (torch.arange(side, device=boxes.device) for side in size)
     rows = (y < boxes[:, 3:]) & (y + 1 > boxes[:, 1:2])
     columns = (x < boxes[:, 2:3]) & (x + 1 > boxes[:, :1])
-    return (rows[:, :, None] & columns[:, None, :]).any(dim=0)
+    return rows[:, :, None] & columns[:, None, :]
 
 
 def _frame(cells: CellPredictions, wanted: Tensor, masks: Tensor, background: Tensor, known: Tensor) -> Tensor:
@@ -63,7 +62,7 @@ def _frame(cells: CellPredictions, wanted: Tensor, masks: Tensor, background: Te
     Args:
         cells: predictions of the frame, without the axis BT.
         wanted: (objects, 4) true boxes.
-        masks: (objects, H4, W4) true masks.
+        masks: bool (objects, H_pad, W_pad) true masks.
         background: (h, w) weights of the cells that no object owns.
         known: weight of the cells that are owned.
     """
@@ -81,7 +80,7 @@ def _frame(cells: CellPredictions, wanted: Tensor, masks: Tensor, background: Te
         target[owned] = gaussian * iou.clamp(min=0.05).sqrt()
         weight[owned] = total.rsqrt() * known  # so that large objects, which own more cells, do not dominate
         box_loss = (generalized_box_iou_loss(found, true) * gaussian / total).sum()
-        mask_loss = _mask_loss(cells, owned.nonzero(), owner, gaussian * (iou + 0.1), masks)
+        mask_loss = _mask_loss(cells, owned.nonzero(), owner, gaussian * (iou + 0.1), masks_at_stride4(masks))
     bce = F.binary_cross_entropy_with_logits(heat, target, reduction="none")
     heat_loss = (bce * (target - probability).square() * weight).sum()
     count = heat.new_tensor(float(len(wanted)))
@@ -96,7 +95,7 @@ def _mask_loss(cells: CellPredictions, places: Tensor, owner: Tensor, fit: Tenso
         places: int64 (R, 2) owned cells, row and column.
         owner: int64 (R) the object that owns each.
         fit: (R) above 0.
-        masks: (objects, H4, W4).
+        masks: (objects, H4, W4) of 0 and 1.
     """
     fits = torch.zeros(len(masks), len(fit), device=fit.device)
     fits[owner, torch.arange(len(fit), device=fit.device)] = fit
@@ -107,7 +106,7 @@ def _mask_loss(cells: CellPredictions, places: Tensor, owner: Tensor, fit: Tenso
     one = CellPredictions(*(each[None] for each in cells))
     size = (masks.shape[-2], masks.shape[-1])
     logits = coarse_masks(one, boxes[None], cells.weights[row, column][None], size)[0]
-    target = (masks[objects] > 0.5).float()
+    target = masks[objects]
     # Near the object only: far cells are settled by the box.
     near = _near(target)
     bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * near
@@ -120,11 +119,8 @@ def _near(masks: Tensor) -> Tensor:
     """(objects, H4, W4) of 0 and 1 -> 1 in the box of each mask, enlarged by half its extent and at least 2 cells."""
     boxes = mask_boxes(masks > 0).float()
     margin = ((boxes[:, 2:] - boxes[:, :2]) / 2).clamp(min=2)
-    start, end = boxes[:, :2] - margin, boxes[:, 2:] + margin
-    y, x = (torch.arange(side, device=masks.device) + 0.5 for side in masks.shape[1:])
-    rows = (y > start[:, 1:]) & (y < end[:, 1:])
-    columns = (x > start[:, :1]) & (x < end[:, :1])
-    return (rows[:, :, None] & columns[:, None]).float()
+    enlarged = torch.cat([boxes[:, :2] - margin, boxes[:, 2:] + margin], dim=1)
+    return _touched(enlarged, masks.shape[1:]).float()
 
 
 def _owners(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
