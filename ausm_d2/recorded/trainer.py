@@ -27,7 +27,8 @@ class DecoderTrainer(Trainer):
         cfg.freeze()
         self._batches = batches
         super().__init__(cfg)
-        getattr(self.model, "module", self.model).cells_only = cells_only  # several processes wrap the model
+        model: Any = self.model
+        getattr(model, "module", model).cells_only = cells_only  # with several processes the model is wrapped
 
     def build_train_loader(self, cfg: CfgNode) -> Any:  # type: ignore[override]  # of the instance
         """The batches given to the constructor."""
