@@ -77,12 +77,14 @@ def track_one(cfg: CfgNode, asked: Request, say: Callable[[str], None] = print) 
 
 
 def track_many(cfg: CfgNode, videos: dict[str, Path], asked: Request, workers: int) -> int:
-    """Track the videos of a folder; returns the exit code: 1 if one of them failed."""
+    """Track the videos of a folder; returns the exit code: 130 after Ctrl-C, else 1 if a video failed."""
     show_warnings()
-    with ProgressBar(unit="video") as bar:
-        report = track_all(cfg, videos, asked, workers=workers, progress=bar)
+    with StopRequest() as stop, ProgressBar(unit="video") as bar:
+        report = track_all(cfg, videos, asked, workers=workers, progress=bar, stopped=stop)
     print(report.table())
     waiting = len(videos) - report.count("done") - report.count("failed")
     left = f", {waiting} not done: the same command continues" if waiting else ""
     print(f"{report.count('done')} done, {report.count('failed')} failed{left}: see {asked.output / REPORT}")
+    if stop.signal == signal.SIGINT and waiting:
+        return 130
     return 1 if report.count("failed") else 0

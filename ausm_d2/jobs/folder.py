@@ -95,6 +95,7 @@ def track_all(
     *,
     workers: int = 1,
     progress: Callable[[int, int | None], None] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Report:
     """Track every video into a folder of its own below ``asked.output``. Completed videos are skipped.
 
@@ -103,6 +104,7 @@ def track_all(
         asked: the request for each video; source, output and resume are replaced.
         workers: number of processes; 1: this process.
         progress: called with the number of processed videos and the number of all.
+        stopped: polled; True stops all videos cleanly.
 
     Raises:
         UserError: if the output folder is not writable.
@@ -117,17 +119,16 @@ def track_all(
         name: replace(asked, source=str(path), output=asked.output / name, resume=True) for name, path in videos.items()
     }
     report = Report(list(videos), write_into(asked.output))
-    with StopRequest() as stop:
-        many = workers > 1 and len(videos) > 1
-        rows = _in_processes(cfg, requests, min(workers, len(videos)), stop) if many else _here(cfg, requests, stop)
-        for row in rows:
-            report.add(row)
-            if progress is not None:
-                progress(len(report.rows), len(videos))
+    many = workers > 1 and len(videos) > 1
+    rows = _in_processes(cfg, requests, min(workers, len(videos)), stopped) if many else _here(cfg, requests, stopped)
+    for row in rows:
+        report.add(row)
+        if progress is not None:
+            progress(len(report.rows), len(videos))
     return report
 
 
-def _here(cfg: CfgNode, requests: dict[str, Request], stop: StopRequest) -> Iterator[Row]:
+def _here(cfg: CfgNode, requests: dict[str, Request], stop: Callable[[], bool]) -> Iterator[Row]:
     predictor = VideoPredictor(cfg)
     for name, asked in requests.items():
         if stop():
@@ -184,7 +185,7 @@ def _work(cfg: CfgNode, connection: Connection, threads: int) -> None:
             return  # the parent has no more videos, or has ended
 
 
-def _in_processes(cfg: CfgNode, requests: dict[str, Request], workers: int, stop: StopRequest) -> Iterator[Row]:
+def _in_processes(cfg: CfgNode, requests: dict[str, Request], workers: int, stop: Callable[[], bool]) -> Iterator[Row]:
     waiting = list(requests.items())[::-1]
     threads = max(1, (os.cpu_count() or 1) // workers)
     pool: list[_Worker] = []

@@ -34,7 +34,7 @@ from ausm_d2.streaming.session import Session
 from ausm_d2.video.ahead import ReadAhead
 from ausm_d2.video.files import RawFormat
 from ausm_d2.video.frame import Frame, Source
-from ausm_d2.video.inputs import open_source
+from ausm_d2.video.inputs import STDIN, open_source
 from ausm_d2.video.results import DEFAULT_OUTPUTS, Earlier, ResultFolder, check_outputs
 from ausm_d2.video.tracked import Done, TrackedFrame, VideoInfo
 
@@ -59,6 +59,11 @@ class Request:
     fps: Fraction | None = None  # of images without time stamps
     raw: RawFormat | None = None  # of standard input
     resume: bool = False
+
+    @property
+    def named(self) -> str:
+        """The source, for messages."""
+        return "standard input" if self.source == STDIN else str(self.source)
 
 
 @dataclass
@@ -169,7 +174,7 @@ def _open(request: Request, first: int) -> tuple[Source, Any]:
     source = open_source(request.source, fps=request.fps, raw=request.raw, first=first)
     frame = next(iter(source), None)
     if frame is None and not first:
-        raise UserError(f"{request.source}: no frame can be decoded")
+        raise UserError(f"{request.named}: no frame can be decoded")
     return source, frame
 
 
@@ -299,7 +304,7 @@ class _Work:
             for object_id, prompt in self._request.prompts.get(self._session.result.frame_index, {}).items():
                 self._session.add(object_id, prompt)
         except UserError as error:
-            raise UserError(f"{self._request.source}: frame '{frame.name}': {error}") from None
+            raise UserError(f"{self._request.named}: frame '{frame.name}': {error}") from None
         return frame
 
     def _tracked(self, frame: Frame) -> TrackedFrame:

@@ -7,6 +7,7 @@ Shape shorthand:
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Generator, Iterator
@@ -24,6 +25,7 @@ from ausm_d2.video.frame import Frame, Source, known_rate
 logger = logging.getLogger(__name__)
 
 _SILENCE = 10.0  # seconds without data from an address after which the connection counts as lost
+_NO_RANGES = "; if its server sends whole files only (no byte ranges), which some files do not allow, download it first"
 
 
 def open_video(path: Path, first: int = 0) -> Source:
@@ -90,7 +92,8 @@ def _decode(
         after = f"after frame {report.decoded - 1}" if report.decoded else "before the first frame"
         if isinstance(error, av.error.ExitError):  # PyAV's timeout
             raise UserError(f"{name}: nothing came for {_SILENCE:g} seconds {after}") from None
-        raise UserError(f"{name}: cannot be decoded {after}: {error.strerror}") from None
+        hint = _NO_RANGES if name.startswith("http") and error.errno == errno.EIO else ""
+        raise UserError(f"{name}: cannot be decoded {after}: {error.strerror}{hint}") from None
     return report
 
 

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from ausm_d2.cli import main as module
 from ausm_d2.cli import track
 from ausm_d2.cli.main import build_parser, main
+from ausm_d2.cli.progress import ProgressBar
 from ausm_d2.errors import UserError
 from ausm_d2.masks.rle import decode
 from ausm_d2.video.results import DEFAULT_OUTPUTS, OUTPUTS
@@ -91,6 +94,21 @@ def test_a_folder_with_one_bad_video(config: str, tmp_path: Path, capsys: pytest
     assert main(["track", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--config", config]) == 1
     out = capsys.readouterr().out
     assert "| a.mp4" in out and "1 done, 1 failed" in out and "cut off" in out
+
+
+def test_ctrl_c_in_a_folder_is_exit_code_130(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        write_clip(tmp_path / "in" / name, 2)
+    command = ["track", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--config", config, "--save", "masks"]
+    with monkeypatch.context() as patch:  # after the first video
+        patch.setattr(ProgressBar, "__call__", lambda self, done, total: os.kill(os.getpid(), signal.SIGINT))
+        assert main(command) == 130
+    assert "1 done, 0 failed, 1 not done: the same command continues" in capsys.readouterr().out
+    assert main(command) == 0
+    assert "2 done, 0 failed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
