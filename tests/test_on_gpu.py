@@ -116,7 +116,8 @@ def test_a_frame_waits_for_its_report_and_of_found_objects_for_which_masks_are_e
     mask = np.zeros(images[0].shape[:2], bool)
     mask[10:30, 10:30] = True
     with pretended_gpu(monkeypatch) as gpu:
-        opts = ["MODEL.DEVICE", "cuda:0", "TEST.AUSM.AMP", amp]
+        opts = ["MODEL.DEVICE", "cuda:0", "TEST.AUSM.AMP", amp, "MODEL.WEIGHTS", "", *FEW_LAYERS]
+        opts += ["TEST.AUSM.FG_THRESHOLD", 0.0, "MODEL.AUSM.PIXEL_DECODER.NUM_DET", 4]  # random weights find 4 objects
         predictor = VideoPredictor(load_config("configs/synth/ausm_nano.yaml", opts))
         for prompts, files in (({1: mask, 5: ~mask}, ["stream.py"]), (None, ["stream.py", "session.py"])):
             session = predictor.start(images[0], prompts)

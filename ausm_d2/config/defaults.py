@@ -59,7 +59,9 @@ def _add_model_keys(cfg: CfgNode) -> None:
     ausm.KERNELS = "auto"
 
     ausm.FRAME_ENCODER = CfgNode()
-    ausm.FRAME_ENCODER.IN_FEATURES = ["res2", "res3", "res4", "res5"]  # strides 4, 8, 16, 32
+    # Outputs of the backbone, of strides 4, 8, 16, 32; the coarsest may be left out. Backbones have different names for
+    # them: p2 to p5 in Detectron2's build_resnet_fpn_backbone.
+    ausm.FRAME_ENCODER.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     ausm.FRAME_ENCODER.ENC_LAYERS = 6  # deformable encoder layers; 0: top-down sums (light models)
     ausm.FRAME_ENCODER.NUM_HEADS = 8
     ausm.FRAME_ENCODER.DIM_FEEDFORWARD = 1024

@@ -27,7 +27,7 @@ from ausm_d2.meta_arch import AUSM
 logger = logging.getLogger(__name__)
 
 START, MODEL, RECIPE, CONFIG = "start.pth", "model.pth", "train.yaml", "config.yaml"
-_HEADS = "pixel_decoder.class_embed."
+_CLASSIFIERS = "pixel_decoder.class_embed."  # one per label set
 _FRAMES = [1, 3]  # of the clips of TRAIN and CLIPS
 
 
@@ -115,11 +115,11 @@ def _merge(keys: dict[str, Any], opts: Sequence[str]) -> None:
 
 
 def _multipliers(start: CfgNode) -> list[list[Any]]:
-    """``SOLVER.MULTIPLIERS``: all before the Pixel Decoder is frozen."""
-    rules = [[f"{_HEADS}{LABEL_SET}.", 2.0]]
+    """``SOLVER.MULTIPLIERS``: all modules before the Pixel Decoder are frozen."""
+    rules = [[f"{_CLASSIFIERS}{LABEL_SET}.", 2.0]]
     if start.MODEL.AUSM.PIXEL_DECODER.QUERIES == "proposals":
         rules += [["frame_encoder.proposal_pyramid.", 1.0], ["pixel_decoder.proposals.", 1.0]]
-    return [*rules, [_HEADS, 0.0], ["pixel_decoder.", 0.5], ["", 0.0]]
+    return [*rules, [_CLASSIFIERS, 0.0], ["pixel_decoder.", 0.5], ["", 0.0]]
 
 
 def _data_sets(labels: Labels) -> dict[str, Any]:
@@ -151,26 +151,31 @@ def write_start(base: CfgNode, cfg: CfgNode, path: Path) -> None:
     """
     state = weights_to_use(read_checkpoint(PathManager.get_local_path(base.MODEL.WEIGHTS)))
     target = AUSM(cfg).state_dict()
-    own = f"{_HEADS}{LABEL_SET}."
+    own = f"{_CLASSIFIERS}{LABEL_SET}."
     if class_names(base).get(LABEL_SET) != class_names(cfg)[LABEL_SET]:  # else the base has these classes already
         state = {name: value for name, value in state.items() if not name.startswith(own)}
-        head = f"{_HEADS}{base.MODEL.AUSM.PROMPT_LABEL_SET}."
-        if f"{head}weight" not in state:
-            raise UserError(f"{base.MODEL.WEIGHTS}: no classifier {head}* to begin with")
+        prompted = f"{_CLASSIFIERS}{base.MODEL.AUSM.PROMPT_LABEL_SET}."
+        if f"{prompted}weight" not in state:
+            raise UserError(f"{base.MODEL.WEIGHTS}: no classifier {prompted}* to begin with")
         count = len(target[f"{own}bias"]) - 1
-        state |= {f"{own}{name}": value for name, value in _classifier(state, head, count).items()}
+        state |= {f"{own}{name}": value for name, value in _classifier(state, prompted, count).items()}
     conversion = convert(state, target)
     conversion.check(str(base.MODEL.WEIGHTS), complete=True)
     write_weights(conversion.weights, path)
 
 
-def _classifier(state: Mapping[str, Tensor], head: str, count: int) -> dict[str, Tensor]:
-    """Weight and bias of ``count`` classes and of background, which is last."""
-    weight, bias = state[f"{head}weight"].float(), state[f"{head}bias"].float()
+def _classifier(state: Mapping[str, Tensor], prefix: str, count: int) -> dict[str, Tensor]:
+    """Weight and bias of ``count`` classes and of background, which is last.
+
+    Args:
+        state: the base's weights.
+        prefix: of the names of its classifier for prompted objects.
+    """
+    weight, bias = state[f"{prefix}weight"].float(), state[f"{prefix}bias"].float()
     before = len(bias) - 1
-    surer = math.log(before) - math.log(count)  # from the probability of ``before`` classes to that of ``count``
+    shift = math.log(before) - math.log(count)  # from the probability of ``before`` classes to that of ``count``
     rows = [weight[:-1].mean(dim=0, keepdim=True).expand(count, -1), weight[-1:]]
-    return {"weight": torch.cat(rows), "bias": torch.cat([(bias[:-1].mean() + surer).expand(count), bias[-1:]])}
+    return {"weight": torch.cat(rows), "bias": torch.cat([(bias[:-1].mean() + shift).expand(count), bias[-1:]])}
 
 
 def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:

@@ -65,7 +65,7 @@ class Work:
     """Callbacks of a run."""
 
     say: Callable[[str], None]
-    progress: Callable[[str], Progress]  # of the unit that is counted
+    progress: Callable[[str], Progress]  # by the name of the unit that it counts
     stopped: Callable[[], bool]
 
 
@@ -129,7 +129,7 @@ def _prepare(asked: Asked, work: Work) -> None:
     for note in labels.notes:
         work.say(f"note: {note}")
     keys = recipe(asked.start, labels, asked.output, asked.opts, asked.seed)
-    head = f"Own objects: {', '.join(labels.classes)}; from {asked.start}."
+    heading = f"Own objects: {', '.join(labels.classes)}; from {asked.start}."
     with atomic_folder(asked.output) as folder:
         labels.write(folder / "labels")
         write_config(folder / RECIPE, keys)
@@ -148,9 +148,10 @@ def _prepare(asked: Asked, work: Work) -> None:
             )
         keys["SOLVER"] |= {"MAX_ITER": iterations, "CHECKPOINT_PERIOD": max(1, min(50, iterations // 4))}
         keys["SOLVER"]["WARMUP_ITERS"] = min(10, iterations // 2)
-        write_config(folder / RECIPE, keys, head, f"ausm train -o {asked.output} --resume goes on with the training.")
+        resume = f"ausm train -o {asked.output} --resume goes on with the training."
+        write_config(folder / RECIPE, keys, heading, resume)
         result = {"_BASE_": RECIPE, "MODEL": {"WEIGHTS": f"./{MODEL}"}}
-        write_config(folder / CONFIG, result, head, f"ausm track VIDEO --config {asked.output / CONFIG} -o RESULTS")
+        write_config(folder / CONFIG, result, heading, f"ausm track VIDEO --config {asked.output / CONFIG} -o RESULTS")
 
 
 def _load(folder: Path) -> CfgNode:

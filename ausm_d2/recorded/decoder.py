@@ -34,13 +34,14 @@ class AUSMDecoder(AUSM):
     """AUSM that trains the Pixel Decoder and its proposals on recorded frames."""
 
     cells_only = False
-    """Train the cells that the proposals are chosen from, without the decoder: half the time of an iteration."""
+    """Train only the per-cell predictions that proposals are chosen from; skipping the decoder halves an iteration."""
 
     @torch.no_grad()
     def record(self, clips: list[TrainingClip]) -> Iterator[Frame]:
-        """The frames of clips of one size. ``TRAIN.PROMPT_PROB``, ``OWN_PASSES`` and the rest are as in training.
+        """Record the frames of clips of one size.
 
-        Frames without an instance to track or to detect are left out.
+        History and targets are drawn as in training (``TRAIN.PROMPT_PROB``, ``OWN_PASSES``, ...). Frames without an
+        instance to track or to detect are skipped.
         """
         images, targets = self.collate(clips)
         ids, _, forcing = self._preprocess(targets)
@@ -101,7 +102,7 @@ class AUSMDecoder(AUSM):
         return FrameTargets(**moved), upload(ids, self.device), upload(in_use, self.device)
 
     def _sources(self, frames: Sequence[Frame], g: Tensor) -> tuple[Tensor, Tensor] | None:
-        """What the proposals are made of, if V is made of proposals."""
+        """The proposals' inputs: pyramid and G_t, (BT, D, h, w) each. None if V is learned."""
         pyramid = self.frame_encoder.proposal_pyramid
         return None if pyramid is None else (pyramid(self._levels(frames, "backbone")), g)
 
@@ -109,7 +110,7 @@ class AUSMDecoder(AUSM):
         """Frames of one size -> predictions of the cells, and targets.
 
         Raises:
-            UserError: if V is not made of proposals.
+            UserError: if V is learned.
         """
         sources = self._sources(frames, self._stacked([each["g"] for each in frames]))
         if sources is None or self.pixel_decoder.proposals is None:

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Recorded frames: what the Pixel Decoder reads of a frame, with its targets; batches of them.
+"""Recorded frames: the Pixel Decoder's inputs and targets. Their files, and batches of them.
 
 Shape shorthand:
     BT: frames, of one padded size
@@ -24,9 +24,9 @@ from ausm_d2.training.targets import FrameTargets
 
 Frame = dict[str, Any]
 """A recorded frame, on the CPU: ``backbone`` [(C_i, h_i, w_i)] of strides 8 and up, ``g`` (D, h, w), ``mask_features``
-(D, H4, W4) and ``ids`` (N, D) in half precision; ``in_use`` (N); ``masks``, the bits of (N, H_pad, W_pad), and
-``size``, their shape; ``label_set``; the other fields of FrameTargets. If the memory is not made of ``g`` alone, also
-``memory``, its levels."""
+(D, H4, W4) and ``ids`` (N, D) in half precision; ``in_use`` (N); ``masks``, bool (N, H_pad, W_pad)
+packed into bits, and ``size``, its shape; ``label_set``; the other fields of FrameTargets. With ``START: residual``,
+where the memory levels are not a function of ``g`` alone, also ``memory``: those levels."""
 
 OF_ROWS, OF_FRAMES = ("classes", "visible", "track", "detect"), ("labelled", "exhaustive")  # fields of FrameTargets
 _FIELDS = {"backbone", "g", "mask_features", "ids", "in_use", "masks", "size", "label_set"}
@@ -69,7 +69,7 @@ def read_frames(file: Path) -> list[Frame]:
     """The frames of a file, mapped to memory.
 
     Raises:
-        UserError: if it is no whole file of :func:`write_frames`.
+        UserError: if it is not a complete file written by :func:`write_frames`.
     """
     try:
         frames = torch.load(file, mmap=True, weights_only=True)
@@ -92,14 +92,14 @@ def by_size(frames: Iterable[Frame]) -> dict[tuple[int, int], list[Frame]]:
 
 
 class RecordedBatches:
-    """Endless batches of frames from files, each of one size and of one folder: a function of seed and iteration."""
+    """Endless batches of frames from files, each of one size and one folder, determined by seed and iteration."""
 
     def __init__(self, folders: Sequence[Path], shares: Sequence[float], *, batch: int, seed: int) -> None:
         """
         Args:
-            folders: of files of :func:`write_frames`.
-            shares: how often each is drawn, relative to the others.
-            batch: frames of a batch.
+            folders: with files written by :func:`write_frames`.
+            shares: relative probability of each folder.
+            batch: frames per batch.
 
         Raises:
             UserError: if a folder has no frames, or a file cannot be read.

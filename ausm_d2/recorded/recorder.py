@@ -19,16 +19,17 @@ from ausm_d2.recorded.decoder import AUSMDecoder
 from ausm_d2.recorded.frames import Frame, by_size, padded_size, write_frames
 from ausm_d2.seeds import seeded
 
-_SHARD = 64  # frames of a file
-_BARREN = 200  # clips in a row without an object, after which there is nothing to learn
+_SHARD = 64  # frames per file
+_BARREN = 200  # after so many consecutive clips without an object the recording fails
 
 logger = logging.getLogger(__name__)
 
 
 class Recorder:
-    """The frames of clips of DATASETS.TRAIN, recorded with MODEL.WEIGHTS: a function of the seed and the clip's number.
+    """Records the frames of clips of DATASETS.TRAIN with MODEL.WEIGHTS.
 
-    It has a model of its own, so that what it records does not depend on how far a training is.
+    A clip's frames depend only on the seed and the clip's number: the recorder has a model of its own, which is not
+    trained.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -44,10 +45,10 @@ class Recorder:
         AUSMCheckpointer(self._model).load(cfg.MODEL.WEIGHTS)
 
     def clips(self, start: int, seed: int) -> Iterator[list[Frame]]:
-        """The frames of each clip, endlessly, from the clip ``start`` on. Some clips have none (nothing to learn).
+        """Yield the frames of each clip, endlessly, from clip ``start`` on. A clip without objects yields [].
 
         Raises:
-            UserError: many clips in a row have none.
+            UserError: many consecutive clips have no objects.
         """
         barren = 0
         loader = build_train_loader(self._cfg)
@@ -66,17 +67,18 @@ class Recorder:
 
 
 class PooledBatches:
-    """Endless batches of frames from a pool that is renewed while it is drawn from: a function of seed and iteration.
+    """Endless batches of frames from a pool in memory, part of which is replaced at every iteration.
 
-    At iteration i it holds the frames of the clips ``fresh * i`` to ``fresh * i + pool - 1``, in memory.
+    At iteration i the pool holds the frames of clips ``fresh * i`` to ``fresh * i + pool - 1``. A batch depends only on
+    seed and iteration.
     """
 
     def __init__(self, cfg: CfgNode, *, pool: int, fresh: int) -> None:
         """
         Args:
-            cfg: SOLVER.IMS_PER_BATCH frames are a batch.
-            pool: clips held at a time.
-            fresh: clips that are replaced at each iteration.
+            cfg: SOLVER.IMS_PER_BATCH is the number of frames per batch.
+            pool: number of clips in the pool.
+            fresh: number of clips replaced at each iteration.
         """
         self.seed, self._start = max(cfg.SEED, 0), 0
         self._batch, self._pool, self._fresh = cfg.SOLVER.IMS_PER_BATCH, pool, fresh
@@ -101,7 +103,7 @@ class PooledBatches:
 
 
 def _draw(frames: list[Frame], count: int, rng: np.random.Generator) -> list[Frame]:
-    """Frames of one size, as far as there are so many: of several sizes an iteration takes longer."""
+    """Draw a batch of one size; frames of other sizes fill it up, although a batch of several sizes takes longer."""
     first = frames[int(rng.integers(len(frames)))]
     same = by_size(frames)[padded_size(first)]
     others = [frame for frame in frames if padded_size(frame) != padded_size(first)]

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Detectron2's trainer over recorded frames."""
+"""Detectron2's trainer on recorded frames."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ausm_d2.recorded.decoder import AUSMDecoder
 
 
 class DecoderTrainer(Trainer):
-    """The trainer of ``train_net.py`` over batches of recorded frames."""
+    """The trainer of ``train_net.py``, on batches of recorded frames."""
 
     def __init__(self, cfg: CfgNode, batches: Any, *, cells_only: bool = False) -> None:
         """
         Args:
-            cells_only: train the cells that the proposals are chosen from, without the decoder.
+            cells_only: see :class:`~ausm_d2.recorded.decoder.AUSMDecoder`.
             batches: :class:`~ausm_d2.recorded.frames.RecordedBatches`, or
                 :class:`~ausm_d2.recorded.recorder.PooledBatches`.
         """

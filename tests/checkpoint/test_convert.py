@@ -32,10 +32,10 @@ def test_mask2former_swin_t_fits_the_papers_model() -> None:
     assert unused == {"criterion.empty_weight"}
     random = {entry.target for entry in conversion.of(Status.RANDOM)}
     assert not any(name.startswith("frame_encoder.") for name in random)
-    head = "pixel_decoder.class_embed.object"
+    prefix = "pixel_decoder.class_embed.object"
     assert {name for name in random if name.startswith("pixel_decoder.")} == {
-        f"{head}.weight",
-        f"{head}.bias",
+        f"{prefix}.weight",
+        f"{prefix}.bias",
         "pixel_decoder.track_embed.weight",
     }
     conversion.check("file")

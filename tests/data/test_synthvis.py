@@ -287,7 +287,7 @@ def test_optical_flow_is_not_enough(courses: list[Course]) -> None:
             backwards[key] = grid + dis.calc(here, there, None)
         return cv2.remap(mask.astype(np.float32), backwards[key], None, cv2.INTER_LINEAR) >= 0.5
 
-    some = [course for course in courses if course.record.video_id % 2]  # enough for these limits
+    some = [course for course in courses if course.record.video_id % 4 == 1]  # enough for these limits
     assert 0.35 < mean_j(some, carry) < 0.65
 
 

@@ -153,6 +153,15 @@ def test_mask2formers_name_for_swin_is_understood() -> None:
     assert isinstance(FrameEncoder(config("MODEL.BACKBONE.NAME", "D2SwinTransformer")).backbone, Swin)
 
 
+def test_the_outputs_of_a_backbone_may_have_other_names() -> None:
+    levels = ["res2", "res3", "res4", "res5"]
+    opts = ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "MODEL.RESNETS.DEPTH", 18]
+    opts += ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.OUT_FEATURES", levels]
+    opts += ["MODEL.FPN.IN_FEATURES", levels, "MODEL.FPN.OUT_CHANNELS", 16]
+    encoder = FrameEncoder(config("MODEL.AUSM.FRAME_ENCODER.IN_FEATURES", ["p2", "p3", "p4", "p5"], *opts))
+    assert encoder(torch.randn(1, 3, 64, 96)).x.shape == (1, 32, 8, 12)
+
+
 def test_wrong_backbones_are_named() -> None:
     with pytest.raises(UserError, match=r"MODEL\.BACKBONE\.NAME: unknown backbone 'build_swim_backbone'"):
         FrameEncoder(config("MODEL.BACKBONE.NAME", "build_swim_backbone"))

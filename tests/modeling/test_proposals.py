@@ -11,13 +11,13 @@ from ausm_d2.kernels.separable import SEPARABLE
 from ausm_d2.modeling.proposals import CellPredictions, ProposalPyramid, Proposals, box_logits, coarse_masks
 
 
-def head(num_det: int = 4) -> Proposals:
+def small_proposals(num_det: int = 4) -> Proposals:
     torch.manual_seed(0)
     return Proposals(32, num_det=num_det).eval()
 
 
 def test_a_mask_starts_as_the_box_of_its_cell() -> None:
-    proposals = head(num_det=1)
+    proposals = small_proposals(num_det=1)
     for conv in (proposals.heat, proposals.box):
         torch.nn.init.zeros_(conv.weight)
     torch.nn.init.constant_(proposals.box.bias, 0.0)  # one cell to every side of the centre
@@ -40,7 +40,7 @@ def test_a_mask_is_its_box_and_the_weighted_prototypes() -> None:
 
 
 def test_the_best_peaks_come_first_and_repeat_in_a_small_frame() -> None:
-    proposals = head()
+    proposals = small_proposals()
     x = torch.randn(2, 32, 5, 7)
     heat = proposals(x, x, (10, 14)).cells.heat
     content = proposals(x, x, (10, 14)).content
@@ -61,7 +61,7 @@ def test_what_is_added_to_a_finer_level_reaches_the_pyramid() -> None:
 
 
 def test_kernels_and_layers_make_the_same_queries() -> None:
-    pyramid, proposals = ProposalPyramid((8, 12), 32).eval(), head()
+    pyramid, proposals = ProposalPyramid((8, 12), 32).eval(), small_proposals()
     levels = [torch.randn(2, 8, 6, 8), torch.randn(2, 12, 3, 4)]
     g = torch.randn(2, 32, 6, 8)
     ways = {"trained": ("auto", True), "plain": ("reference", False), "kernels": ("auto", False)}
@@ -78,7 +78,7 @@ def test_blocks_without_gradients_are_one_operation(monkeypatch: pytest.MonkeyPa
     kernel, sizes = SEPARABLE.kernels[0], []
     x = torch.randn(1, 32, 6, 8)
     with torch.no_grad():
-        block = head().blocks[0]
+        block = small_proposals().blocks[0]
         if kernel.unavailable() is not None or not is_faster():
             pytest.skip("the kernel is not used on this processor")
         run = kernel.run
