@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""timm's inverted residual blocks as one operation, where nothing is learned and their norms are folded.
+"""Runs timm's inverted residual blocks as one operation, if no gradients are recorded and norms are folded.
 
 Shape shorthand:
     BT: frames

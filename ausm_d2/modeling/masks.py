@@ -77,7 +77,7 @@ def winners(logits: Tensor) -> Tensor:
 def masks_and_winners(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Logits in parts of some rows, (r, H, W) each -> bool (R, H, W) masks, and :func:`winners` of all rows together.
 
-    The parts (at least one) are asked for one by one, so that only one of them takes memory.
+    The parts (at least one) are requested one at a time, so that only one is in memory.
     """
     masks: list[Tensor] = []
     owner = largest = torch.empty(0)

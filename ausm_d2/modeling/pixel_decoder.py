@@ -46,8 +46,8 @@ class Predictions(NamedTuple):
 
 
 def mask_confidence(predictions: Predictions) -> Tensor:
-    """(Q, 1) of one frame: mean foreground probability of each mask, of a proposal's times the square root of its
-    objectness; 0 for empty masks."""
+    """(Q, 1) of one frame: mean foreground probability of each mask, 0 for empty ones. For rows of V made from
+    proposals it is multiplied by the square root of the objectness."""
     logits = predictions.mask_logits[0].float()
     inside = (logits > 0).flatten(1)
     sure = (logits.sigmoid().flatten(1) * inside).sum(dim=1, keepdim=True)

@@ -1,10 +1,10 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Detection queries V made of the frame instead of learned (docs/deviations.md, 22).
+"""Detection queries V computed from the frame instead of learned (docs/deviations.md, 22).
 
-The best peaks of a map of object centres become the rows of V: content and position come from the cell, and a coarse
-mask, which the cell predicts, is where its mask starts. The map is that of CenterNet (arXiv 1904.07850) and TTFNet
-(arXiv 1909.00700); queries from proposals are those of two-stage Deformable DETR (arXiv 2010.04159). A coarse mask is a
-weighted sum of prototypes, as in YOLACT (arXiv 1904.02689), within a box.
+Every cell predicts whether it is the centre of an object, as in CenterNet (arXiv 1904.07850) and TTFNet (arXiv
+1909.00700), and a coarse mask: a weighted sum of prototypes, as in YOLACT (arXiv 1904.02689), within a box. The best
+peaks become the rows of V, as in two-stage Deformable DETR (arXiv 2010.04159): the cell gives content and position, and
+its coarse mask is added to the mask logits of the row.
 
 Shape shorthand:
     BT: frames; no information passes between them
@@ -82,7 +82,7 @@ class _Projection(KernelLayer):
 
 
 class ProposalPyramid(nn.Module):
-    """The frame's part of the proposals: a feature pyramid of the backbone's coarse levels, of its own weights."""
+    """The history-free part of the proposals: a feature pyramid over the backbone's levels, with its own weights."""
 
     def __init__(self, in_channels: Sequence[int], dim: int, *, blocks: int = 2) -> None:
         """
@@ -108,7 +108,7 @@ class ProposalPyramid(nn.Module):
 
 
 class Proposals(KernelLayer):
-    """Makes the rows of V from the frame's pyramid and G_t, which knows what is tracked already."""
+    """Computes the rows of V from the frame's pyramid and from G_t, which shows what is tracked already."""
 
     def __init__(self, dim: int, *, num_det: int, blocks: int = 3) -> None:
         """
@@ -129,7 +129,7 @@ class Proposals(KernelLayer):
         self.prototypes = nn.Conv2d(dim, _PROTOTYPES, 1)
         self.weights = nn.Conv2d(dim, _PROTOTYPES, 1)
         self.sharpness = nn.Parameter(torch.tensor(4.0))
-        # Few cells are centres; boxes begin 2 e cells wide; masks begin as boxes.
+        # At first few cells are centres, boxes are 2 e cells wide and coarse masks are filled boxes.
         for conv, bias in ((self.heat, -4.0), (self.box, 1.0), (self.weights, 0.0)):
             nn.init.normal_(conv.weight, std=0.01)
             if conv.bias is not None:
@@ -227,7 +227,7 @@ def box_logits(boxes: Tensor, sharpness: Tensor, mask_size: tuple[int, int]) -> 
 
 
 def _best_peaks(heat: Tensor, count: int) -> Tensor:
-    """int64 (BT, count) cells, best first, local maxima (3 x 3) before others. Of fewer cells, some repeat."""
+    """int64 (BT, count) cells, best first, local maxima (3 x 3) before others; repeated if there are fewer."""
     with torch.no_grad():
         peak = F.max_pool2d(heat[:, None], 3, 1, 1)[:, 0] == heat
         flat = torch.where(peak, heat, heat - 100).flatten(1)

@@ -173,7 +173,7 @@ class GroupedStream:
         self._holder(track_id)
 
     def rename(self, track_id: int, new_id: int) -> None:
-        """Another id for an object.
+        """Change the id of an object.
 
         Raises:
             UserError: if no such object is followed, or the new id is in use.

@@ -99,8 +99,8 @@ class VideoSettings:
     def for_item(self, item: TestVideo) -> VideoSettings:
         """The settings for a test item: its data set's threshold and, unless the config sets one, its ``topk``.
 
-        The rules of tracks (gates.py) but BIRTH_IOU are off for images: they choose what is shown of a video, while
-        COCO's AP ranks up to 100 detections of an image, as Mask2Former returns them.
+        For images all rules for tracks (gates.py) except BIRTH_IOU are off: COCO's AP ranks up to 100 detections per
+        image, as Mask2Former returns them.
         """
         threshold = self.fg_thresholds.get(item["dataset_name"], self.fg_threshold)
         settings = self

@@ -215,7 +215,7 @@ class Slots:
         return sorted(hidden, key=lambda slot: int(self.last_seen[slot]))
 
     def _in_sight(self, frame_index: int) -> list[int]:
-        """Slots of unprompted tracks that are in sight, the least sure first."""
+        """Slots of visible unprompted tracks, least confident first."""
         seen = (self.in_use & ~self.prompted & (self.last_seen >= frame_index)).nonzero()[:, 0].tolist()
         mean = self.class_sums.sum(dim=1) / self.predicted.clamp(min=1)
         return sorted(seen, key=lambda slot: float(mean[slot]))

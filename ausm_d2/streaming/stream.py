@@ -175,7 +175,7 @@ class Stream:
         self.started().slots.forget_scores()
 
     def rename(self, track_id: int, new_id: int) -> None:
-        """Another id for an object; one that is in use by no other.
+        """Change the id of an object; the new id must not be in use.
 
         Raises:
             UserError: if no such object is followed.
