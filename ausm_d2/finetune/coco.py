@@ -67,12 +67,13 @@ def read_coco(
         parts += [_part(own, labelled, places)] if places else []
     roots = (images.resolve(), (val_images or images).resolve())
     described = [
-        Part(part, root, len(part["images"]), _count(part, ids)) for part, root in zip(parts, roots, strict=False)
+        Part("COCO_STYLE", part, root, len(part["images"]), _count(part, ids))
+        for part, root in zip(parts, roots, strict=False)
     ]
     missing = [name for name, count in described[1].objects.items() if not count] if len(described) > 1 else []
     if missing:
         notes.append(f"held out is no object of {', '.join(missing)}, so that is not scored")
-    return Labels("COCO_STYLE", list(ids), described[0], described[1] if len(described) > 1 else None, notes)
+    return Labels(list(ids), described[0], described[1] if len(described) > 1 else None, notes)
 
 
 def _checked(path: Path, images: Path, boxes_as_masks: bool) -> dict[str, Any]:

@@ -26,10 +26,11 @@ _SHOWN = 10  # problems that are listed
 class Part:
     """Labels to train on, or labels held out."""
 
+    style: str  # key of DATASETS that reads them: "COCO_STYLE" or "YTVIS_STYLE"
     table: dict[str, Any]  # in COCO's form or that of YouTube-VIS
     root: Path  # folder of its pictures
     pictures: int
-    objects: dict[str, int]  # by class; of a video, tracks
+    objects: dict[str, int]  # by class; in YouTube-VIS's form, tracks
 
     def __str__(self) -> str:
         return f"{self.pictures} pictures ({', '.join(f'{name} {count}' for name, count in self.objects.items())})"
@@ -39,7 +40,6 @@ class Part:
 class Labels:
     """The labels of both parts."""
 
-    style: str  # key of DATASETS that reads them: "COCO_STYLE" or "YTVIS_STYLE"
     classes: list[str]  # in the order of their ids
     train: Part
     held: Part | None  # None: there is nothing to score on

@@ -94,7 +94,7 @@ def recipe(base: str, labels: Labels, folder: Path, opts: Sequence[str], seed: i
         "OUTPUT_DIR": str(folder.resolve() / "training"),
         "SEED": seed,
     }
-    if labels.held is not None and labels.style == "COCO_STYLE":  # AP on images needs low-confidence detections
+    if labels.held is not None:  # AP on images needs low-confidence detections
         keys["TEST"]["AUSM"]["FG_THRESHOLDS"] = [[HELD, 0.02]]
     _merge(keys, opts)
     return keys
@@ -124,13 +124,16 @@ def _multipliers(start: CfgNode) -> list[list[Any]]:
 
 def _data_sets(labels: Labels) -> dict[str, Any]:
     """The keys of ``DATASETS``."""
-    exhaustive = [True] if labels.style == "COCO_STYLE" else []
-    entries = [[TRAIN, "./labels/train.json", str(labels.train.root), LABEL_SET, *exhaustive]]
-    entries.append([CLIPS, *entries[0][1:]])
+    parts = [(TRAIN, labels.train, "train"), (CLIPS, labels.train, "train")]
     if labels.held is not None:
-        entries.append([HELD, "./labels/val.json", str(labels.held.root), LABEL_SET, *exhaustive])
-    held = [HELD] if labels.held is not None else []
-    return {labels.style: entries, "TRAIN": [TRAIN, CLIPS], "DATASET_RATIO": [6.0, 1.0], "TEST": held}
+        parts.append((HELD, labels.held, "val"))
+    styles: dict[str, Any] = {}
+    for name, part, file in parts:
+        exhaustive = [True] if part.style == "COCO_STYLE" else []
+        entry = [name, f"./labels/{file}.json", str(part.root), LABEL_SET, *exhaustive]
+        styles.setdefault(part.style, []).append(entry)
+    held = [name for name, _, _ in parts if name == HELD]
+    return {**styles, "TRAIN": [TRAIN, CLIPS], "DATASET_RATIO": [6.0, 1.0], "TEST": held}
 
 
 def write_config(path: Path, keys: Mapping[str, Any], *lines: str) -> None:

@@ -23,6 +23,8 @@ _CHECKED = "own_checked"
 def read_video(frames: Path, masks: Path, *, names: Mapping[int, str] | None = None, held_out: float = 0.2) -> Labels:
     """Read and check a labelled video. The last labelled frames are held out, since neighbours are nearly equal.
 
+    They are held out as images: a single track of a single object would be either right or wrong.
+
     Args:
         frames, masks: the folders; ``<frame>.jpg`` goes with ``<frame>.png``. Frames without a mask file carry no
             labels.
@@ -48,15 +50,15 @@ def read_video(frames: Path, masks: Path, *, names: Mapping[int, str] | None = N
     without = record.length - len(labelled)
     notes += [f"{without} frames without a mask file are left out"] if without else []
     split = len(labelled) - max(spared, 0)
-    parts = [_part(record, objects, classes, labelled[:split], 1), _part(record, objects, classes, labelled[split:], 2)]
-    lost = [name for name, count in parts[0].objects.items() if not count]
+    train = _clip(record, objects, classes, labelled[:split])
+    lost = [name for name, count in train.objects.items() if not count]
     if lost:
         raise UserError(
             f"{masks}: {', '.join(lost)}: in none of the first {split} of {len(labelled)} labelled frames, which are "
             "trained on; --held-out takes a smaller share"
         )
-    held = parts[1] if spared > 0 else None
-    return Labels("YTVIS_STYLE", list(dict.fromkeys(classes.values())), parts[0], held, notes)
+    held = _images(record, objects, classes, labelled[split:]) if spared > 0 else None
+    return Labels(list(dict.fromkeys(classes.values())), train, held, notes)
 
 
 def _check(frames: Path, masks: Path) -> None:
@@ -96,27 +98,57 @@ def _classes(masks: Path, objects: Sequence[int], names: Mapping[int, str] | Non
     return {each: names[each] for each in objects}
 
 
-def _part(
+def _ids(classes: Mapping[int, str]) -> dict[str, int]:
+    """Category ids by name, from 1."""
+    return {name: i for i, name in enumerate(dict.fromkeys(classes.values()), start=1)}
+
+
+def _clip(
     record: VideoRecord,
     objects: Mapping[int, list[Rle | None]],
     classes: Mapping[int, str],
     frames: Sequence[int],
-    video_id: int,
 ) -> Part:
+    """Some frames as a video in YouTube-VIS's form."""
     assert isinstance(record.frames, ImageFiles)
-    ids = {name: i for i, name in enumerate(dict.fromkeys(classes.values()), start=1)}
+    ids = _ids(classes)
     annotations: list[dict[str, Any]] = []
     counts = dict.fromkeys(ids, 0)
     for object_id, masks in objects.items():
         shown = [masks[frame] for frame in frames]
         if any(mask is not None for mask in shown):
             counts[classes[object_id]] += 1
-            entry = {"id": len(annotations) + 1, "video_id": video_id, "category_id": ids[classes[object_id]]}
+            entry = {"id": len(annotations) + 1, "video_id": 1, "category_id": ids[classes[object_id]]}
             annotations.append({**entry, "iscrowd": 0, "segmentations": shown})
-    video = {"id": video_id, "height": record.height, "width": record.width, "length": len(frames)}
+    video = {"id": 1, "height": record.height, "width": record.width, "length": len(frames)}
     table = {
         "videos": [{**video, "file_names": [record.frames.files[frame] for frame in frames]}],
         "categories": [{"id": each, "name": name} for name, each in ids.items()],
         "annotations": annotations,
     }
-    return Part(table, Path(record.frames.root), len(frames), counts)
+    return Part("YTVIS_STYLE", table, Path(record.frames.root), len(frames), counts)
+
+
+def _images(
+    record: VideoRecord,
+    objects: Mapping[int, list[Rle | None]],
+    classes: Mapping[int, str],
+    frames: Sequence[int],
+) -> Part:
+    """Some frames as images in COCO's form."""
+    assert isinstance(record.frames, ImageFiles)
+    ids, files, size = _ids(classes), record.frames.files, {"height": record.height, "width": record.width}
+    annotations: list[dict[str, Any]] = []
+    counts = dict.fromkeys(ids, 0)
+    for object_id, masks in objects.items():
+        for frame in frames:
+            if (mask := masks[frame]) is not None:
+                counts[classes[object_id]] += 1
+                entry = {"id": len(annotations) + 1, "image_id": frame, "category_id": ids[classes[object_id]]}
+                annotations.append({**entry, "iscrowd": 0, "segmentation": mask})
+    table = {
+        "images": [{"id": frame, "file_name": files[frame], **size} for frame in frames],
+        "categories": [{"id": each, "name": name} for name, each in ids.items()],
+        "annotations": annotations,
+    }
+    return Part("COCO_STYLE", table, Path(record.frames.root), len(frames), counts)

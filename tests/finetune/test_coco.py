@@ -29,7 +29,7 @@ def test_a_part_is_held_out_and_every_class_stays_in_training(tmp_path: Path) ->
     assert labels.train.objects == {"cup": 4, "spoon": 2} and labels.held.objects == {"cup": 1, "spoon": 1}
     files = [{image["file_name"] for image in part.table["images"]} for part in (labels.train, labels.held)]
     assert not files[0] & files[1] and len(files[0] | files[1]) == 5
-    assert labels.notes == [] and labels.style == "COCO_STYLE"
+    assert labels.notes == [] and labels.train.style == labels.held.style == "COCO_STYLE"
 
 
 def test_the_split_is_the_same_for_a_seed_and_never_takes_the_last_of_a_class() -> None:

@@ -32,7 +32,7 @@ def test_a_base_without_weights(tmp_path: Path) -> None:
     ],
 )
 def test_config_keys_that_cannot_be_changed(opts: list[str], message: str, tmp_path: Path) -> None:
-    labels = Labels("COCO_STYLE", ["cup"], Part({}, tmp_path, 1, {"cup": 1}), None)
+    labels = Labels(["cup"], Part("COCO_STYLE", {}, tmp_path, 1, {"cup": 1}), None)
     with pytest.raises(UserError, match=message):
         module.recipe("ausm_nano", labels, tmp_path, opts, seed=1)
 

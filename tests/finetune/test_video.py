@@ -15,14 +15,17 @@ from tests.finetune.own import write_picture, write_video
 
 def test_the_last_frames_of_a_video_are_held_out(tmp_path: Path) -> None:
     labels = read_video(*write_video(tmp_path, 6), names={1: "cup", 2: "spoon"}, held_out=0.34)
-    assert labels.classes == ["cup", "spoon"] and labels.style == "YTVIS_STYLE" and labels.notes == []
-    [train], [held] = labels.train.table["videos"], labels.held.table["videos"]
+    assert labels.classes == ["cup", "spoon"] and labels.train.style == "YTVIS_STYLE" and labels.notes == []
+    [train], held = labels.train.table["videos"], labels.held.table["images"]
     assert train["file_names"] == [f"{t:05d}.jpg" for t in range(4)] and train["length"] == 4
-    assert held["file_names"] == ["00004.jpg", "00005.jpg"]
+    assert labels.held.style == "COCO_STYLE" and [each["file_name"] for each in held] == ["00004.jpg", "00005.jpg"]
+    assert [(each["image_id"], each["category_id"]) for each in labels.held.table["annotations"]] == [
+        *((held[0]["id"], 1), (held[1]["id"], 1), (held[0]["id"], 2), (held[1]["id"], 2))
+    ]
     cup, spoon = labels.train.table["annotations"]
     assert (cup["category_id"], spoon["category_id"]) == (1, 2) and spoon["segmentations"][0] is None
     np.testing.assert_array_equal(decode(spoon["segmentations"][2]), square(2, offset=10))
-    assert labels.train.objects == labels.held.objects == {"cup": 1, "spoon": 1}
+    assert labels.train.objects == {"cup": 1, "spoon": 1} and labels.held.objects == {"cup": 2, "spoon": 2}
 
 
 def test_objects_without_names_are_of_one_class(tmp_path: Path) -> None:
