@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -29,12 +30,12 @@ pytestmark = pytest.mark.usefixtures("restored_loggers", "quick_setup")
 
 @pytest.fixture
 def data_sets() -> Iterator[list[str]]:
-    """Two short synthetic videos, for training, unprompted and prompted evaluation."""
+    """Two short synthetic videos for training, one of them for unprompted and prompted evaluation."""
     records = list(SynthVis(3, 2, 4, complete=True))
     names = ["few_train", "few_val", "few_val_vos"]
     for name in names:
         task = "vos" if name.endswith("vos") else "vis"
-        DatasetCatalog.register(name, lambda: records)
+        DatasetCatalog.register(name, partial(records.__getitem__, slice(2 if name.endswith("train") else 1)))
         MetadataCatalog.get(name).set(
             thing_classes=list(CLASSES),
             evaluator_type={"vis": "ytvis", "vos": "vos"}[task],

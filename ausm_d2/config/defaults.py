@@ -218,7 +218,7 @@ def _add_test_keys(cfg: CfgNode) -> None:
     test.BIRTH_IOU = 1.0
     test.BIRTH_CELLS = 0  # nor does one whose mask has fewer cells of stride 4. 0 = the paper: off
     # Of two tracked masks, or two detections, of which more than this part of the smaller one lies in the other, the
-    # less sure one ends, if it was not given. 1 = the paper: off.
+    # less confident one ends, if it was not given. 1 = the paper: off.
     test.DUPLICATE_OVERLAP = 1.0
     # A cell that several tracks claim, found or given, belongs to the one with the largest logit. False = the paper.
     test.EXCLUSIVE = False

@@ -89,10 +89,10 @@ class StepGraph(nn.Module):
         )
         class_logits, mask_logits = predictions[-1].class_logits[0], predictions[-1].mask_logits[0]
         inside = mask_logits > 0
-        sure = inside.flatten(1).any(dim=1, keepdim=True).float()
+        visible = inside.flatten(1).any(dim=1, keepdim=True).float()
         if self._confidence:
-            sure = mask_confidence(predictions[-1])
-        report = torch.cat([class_logits.softmax(-1)[:, :-1], sure], dim=1)
+            visible = mask_confidence(predictions[-1])
+        report = torch.cat([class_logits.softmax(-1)[:, :-1], visible], dim=1)
         tracked = torch.logical_and(inside[: len(ids)], in_use[:, None, None])
         assert after is not None
         return report, mask_logits, tracked, features.x[0], *_tensors(after)

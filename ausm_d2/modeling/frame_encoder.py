@@ -1,5 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Frame encoder (paper, Sec. 3): backbone, then Mask2Former's multi-scale deformable pixel decoder.
+"""Frame encoder (paper, Sec. 3): backbone, then Mask2Former's multi-scale deformable decoder.
+
+Mask2Former calls that its pixel decoder, and so do the names of its parameters; here the Pixel Decoder is AUSM's.
 
 Shape shorthand:
     BT: frames; no information passes between them
@@ -127,7 +129,7 @@ class TopDownSum(nn.Module):
         return sums
 
 
-class DeformablePixelDecoder(KernelLayer):
+class MultiScaleDecoder(KernelLayer):
     """Fuses backbone levels: an encoder mixes the coarse ones, the finest one is added as in a feature pyramid.
 
     With three coarse levels its parameter names and its function are those of Mask2Former's
@@ -243,7 +245,7 @@ class FrameEncoder(nn.Module):
         channels = _channels(backbone, in_features)
         self.in_features = tuple(in_features)
         self.backbone = backbone
-        self.pixel_decoder = DeformablePixelDecoder(
+        self.pixel_decoder = MultiScaleDecoder(
             channels,
             conv_dim=conv_dim,
             mask_dim=mask_dim,

@@ -50,13 +50,13 @@ def mask_confidence(predictions: Predictions) -> Tensor:
     proposals it is multiplied by the square root of the objectness."""
     logits = predictions.mask_logits[0].float()
     inside = (logits > 0).flatten(1)
-    sure = (logits.sigmoid().flatten(1) * inside).sum(dim=1, keepdim=True)
-    sure = sure / inside.sum(dim=1, keepdim=True).clamp(min=1)
+    confidence = (logits.sigmoid().flatten(1) * inside).sum(dim=1, keepdim=True)
+    confidence = confidence / inside.sum(dim=1, keepdim=True).clamp(min=1)
     if predictions.objectness is None:
-        return sure
+        return confidence
     objectness = predictions.objectness[0, :, None]
-    rows = len(sure) - len(objectness)
-    return torch.cat([sure[:rows], sure[rows:] * objectness.sqrt()])
+    rows = len(confidence) - len(objectness)
+    return torch.cat([confidence[:rows], confidence[rows:] * objectness.sqrt()])
 
 
 def stack_frames(frames: Sequence[Predictions]) -> Predictions:

@@ -165,8 +165,8 @@ def _doubles(masks: Tensor, slots: Slots, most: float) -> list[int]:
     Args:
         masks: bool (N, H4, W4), of the first N slots.
     """
-    sure = slots.class_sums.sum(dim=1) / slots.predicted.clamp(min=1)
-    order = torch.where(slots.prompted, torch.inf, sure)[: len(masks)].argsort(descending=True, stable=True)
+    confidence = slots.class_sums.sum(dim=1) / slots.predicted.clamp(min=1)
+    order = torch.where(slots.prompted, torch.inf, confidence)[: len(masks)].argsort(descending=True, stable=True)
     overlap = (shared(masks, masks) > most).cpu()  # device sync
     kept: list[int] = []
     ended: list[int] = []

@@ -126,10 +126,10 @@ class FrameStep:
         masks = mask_logits > 0
         state.x_prev.copy_(features.x[0])
         torch.logical_and(masks[:rows], in_use[:, None, None], out=state.masks[:rows])  # free slots stay empty
-        sure = masks.flatten(1).any(dim=1, keepdim=True)
+        visible = masks.flatten(1).any(dim=1, keepdim=True)
         if self._confidence:
-            sure = mask_confidence(predictions[-1])
-        return StepOutput(torch.cat([class_logits.float().softmax(-1)[:, :-1], sure], dim=1), mask_logits, rows)
+            visible = mask_confidence(predictions[-1])
+        return StepOutput(torch.cat([class_logits.float().softmax(-1)[:, :-1], visible], dim=1), mask_logits, rows)
 
 
 class _Graph:

@@ -166,8 +166,8 @@ def write_timeline(run: Run) -> None:
             sums[column] += each.score
             counts[column] += 1
             name = each.name
-        sure = sums / np.maximum(counts, 1)
-        bar = 255 - (255 - np.array(colour(track_id))) * (0.25 + 0.75 * sure[:, None]) * (counts > 0)[:, None]
+        confidence = sums / np.maximum(counts, 1)
+        bar = 255 - (255 - np.array(colour(track_id))) * (0.25 + 0.75 * confidence[:, None]) * (counts > 0)[:, None]
         wide = cv2.resize(bar[None].astype(np.uint8), (_COLUMNS, _ROW - 6), interpolation=cv2.INTER_NEAREST)
         top = row * _ROW + 3
         sheet[top : top + _ROW - 6, _LEFT : _LEFT + _COLUMNS] = wide

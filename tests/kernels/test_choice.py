@@ -116,7 +116,7 @@ def test_an_unknown_name_is_refused(where: str, monkeypatch: pytest.MonkeyPatch)
 def test_a_models_choice_reaches_all_its_layers() -> None:
     model = tiny_model("MODEL.AUSM.KERNELS", "reference", "MODEL.AUSM.FRAME_ENCODER.ENC_LAYERS", 1)
     layers = [module for module in model.modules() if isinstance(module, KernelLayer)]
-    names = {"Mamba", "Attention", "FeedForward", "FFNLayer", "MSDeformAttn", "DeformablePixelDecoder"}
+    names = {"Mamba", "Attention", "FeedForward", "FFNLayer", "MSDeformAttn", "MultiScaleDecoder"}
     assert {type(each).__name__ for each in layers} == names
     assert {each.kernels for each in layers} == {"reference"}
     assert {each.kernels for each in tiny_model().modules() if isinstance(each, KernelLayer)} == {"auto"}

@@ -10,7 +10,7 @@ from torch import Tensor
 from ausm_d2.config import add_ausm_config
 from ausm_d2.errors import UserError
 from ausm_d2.modeling.deformable_attention import MSDeformAttn
-from ausm_d2.modeling.frame_encoder import DeformablePixelDecoder, FrameEncoder
+from ausm_d2.modeling.frame_encoder import FrameEncoder, MultiScaleDecoder
 from ausm_d2.modeling.swin import Swin
 
 
@@ -75,7 +75,7 @@ def test_every_parameter_learns_from_what_is_used(layers: int) -> None:
 
 @pytest.mark.parametrize("layers", [0, 2])
 def test_the_fine_level_sees_the_coarse_ones(layers: int) -> None:
-    decoder = DeformablePixelDecoder(
+    decoder = MultiScaleDecoder(
         [4, 4, 4, 4], conv_dim=32, mask_dim=16, enc_layers=layers, num_heads=4, num_points=4, dim_feedforward=32
     )
     levels = [torch.randn(1, 4, 32 >> i, 32 >> i, requires_grad=True) for i in range(4)]
@@ -111,7 +111,7 @@ def test_pixel_decoder_equals_mask2former() -> None:
     )
     channels = [16, 32, 64, 128]
     theirs = reference.Mask2FormerPixelDecoder(settings, channels).eval()
-    ours = DeformablePixelDecoder(
+    ours = MultiScaleDecoder(
         channels, conv_dim=64, mask_dim=48, enc_layers=2, num_heads=4, num_points=4, dim_feedforward=96
     ).eval()
     randomise(theirs)

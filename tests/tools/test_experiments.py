@@ -193,7 +193,7 @@ def test_clip_length_trainings_differ_in_the_clips_only_and_run_once(
     # What is trained stays, also from other evaluations, and gives the same numbers.
     monkeypatch.setattr(Trainer, "train", lambda self: pytest.fail("trained again"))
     assert run(experiment.main, *arguments) == rows
-    assert len(run(experiment.main, *arguments[:-2])) == 4
+    assert len(run(experiment.main, *arguments[:-2], "--opts", "DATASETS.TEST", [VIS])) == 2
     # Results of other settings are not taken for these.
     with pytest.raises(UserError, match=r"1_seed5: holds a run of other settings \(SOLVER.MAX_ITER 2 there, 3 asked"):
         run(experiment.main, *arguments, "--opts", "SOLVER.MAX_ITER", 3)
@@ -311,14 +311,20 @@ def test_rules_of_tracks_can_be_judged_without_classes(run: Callable[..., list[d
 
 
 @pytest.mark.parametrize(
-    ("command", "differ", "settings"),
+    ("command", "differ", "settings", "seeds"),
     [
-        ("marker", {"MODEL.META_ARCHITECTURE": ("AUSM", "AUSMObjectVectors")}, ("History_Marker", "object_vectors")),
-        ("start", {"MODEL.AUSM.START": ("lookup", "residual")}, ("lookup", "residual")),
+        (
+            "marker",
+            {"MODEL.META_ARCHITECTURE": ("AUSM", "AUSMObjectVectors")},
+            ("History_Marker", "object_vectors"),
+            [1],
+        ),
+        ("start", {"MODEL.AUSM.START": ("lookup", "residual")}, ("lookup", "residual"), [1]),
         (
             "noise",
             {"MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED": (True, False)},
             ("with_history_noise", "without"),
+            [1, 2],
         ),
     ],
 )
@@ -326,13 +332,14 @@ def test_ablations_differ_in_one_key_and_start_from_random_weights(
     command: str,
     differ: dict[str, tuple[Any, Any]],
     settings: tuple[str, str],
+    seeds: list[int],
     run: Callable[..., list[dict[str, Any]]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(experiment.variants, "_evaluate", lambda cfg, videos: {VIS: {"segm": {"AP": 1.0}}})
-    rows = run(experiment.main, command, "--seeds", 1, 2, "--opts", "SOLVER.MAX_ITER", 1)
-    assert [row["seed"] for row in rows] == [1, 2, 1, 2]
+    rows = run(experiment.main, command, "--seeds", *seeds, "--opts", "SOLVER.MAX_ITER", 1)
+    assert [row["seed"] for row in rows] == ([*seeds, *seeds] if len(seeds) > 1 else [None, None])
     with_it, without = (
         experiment.variants._learning(load_config(str(tmp_path / "out" / f"{setting}_seed1" / "config.yaml")))
         for setting in settings
