@@ -158,7 +158,7 @@ def open_address(url: str) -> Source:
         UserError: if there is no answer within ten seconds, or it is not a video. From ``frames``: nothing came for ten
             seconds, or it cannot be decoded.
     """
-    options = {"rtsp_transport": "tcp"} if url.startswith("rtsp") else {}
+    options = {"rtsp_flags": "prefer_tcp"} if url.startswith("rtsp") else {}  # UDP where the server has no TCP
     live = url.partition("://")[0].lower() not in ("http", "https", "file")
     try:
         container = open_container(url, url=True, timeout=_SILENCE, options=options)

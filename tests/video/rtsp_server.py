@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""A small RTSP server: H.264 over RTP inside the TCP connection (RFC 2326, Sec. 10.12; RFC 6184), for one client.
+"""A small RTSP server, for one client: H.264 over RTP (RFC 6184), inside the TCP connection or over UDP (RFC 2326).
 
 To watch it: ``python -m tests.video.rtsp_server CLIP.mp4`` prints its address.
 """
@@ -29,13 +29,15 @@ _SDP += "a=fmtp:96 packetization-mode=1\r\na=control:video\r\n"
 class RtspServer:
     """Serves frames once, at their rate, from the moment a client asks for them."""
 
-    def __init__(self, frames: Iterable[np.ndarray], fps: int, *, at_end: str = "close") -> None:
+    def __init__(self, frames: Iterable[np.ndarray], fps: int, *, at_end: str = "close", udp: bool = False) -> None:
         """
         Args:
             frames: uint8 (H, W, 3), BGR, of even sides.
             at_end: "close": ends the connection; "reset": breaks it off; "silence": sends no more, keeps it open.
+            udp: refuses to send inside the connection.
         """
-        self._frames, self._fps, self._at_end = frames, fps, at_end
+        self._frames, self._fps, self._at_end, self._udp = frames, fps, at_end, udp
+        self._client: tuple[str, int] | None = None  # for UDP
         self._closed = threading.Event()
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.address = f"rtsp://127.0.0.1:{self._listening.getsockname()[1]}/clip"
@@ -70,26 +72,37 @@ class RtspServer:
             while True:
                 request = b"".join(iter(reader.readline, b"\r\n")).decode()
                 method, number = request.split()[0], re.findall(r"CSeq: *(\d+)", request)[0]
-                more, body = "Session: 1\r\n", ""
+                status, more, body = "200 OK", "Session: 1\r\n", ""
                 if method == "OPTIONS":
                     more = "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN\r\n"
                 elif method == "DESCRIBE":
                     body = _SDP
                     more = f"Content-Type: application/sdp\r\nContent-Length: {len(body)}\r\n"
+                elif method == "SETUP" and self._udp and "/TCP" in request:
+                    status = "461 Unsupported Transport"
+                elif method == "SETUP" and self._udp:
+                    port = int(re.findall(r"client_port=(\d+)", request)[0])
+                    self._client = "127.0.0.1", port
+                    more += f"Transport: RTP/AVP;unicast;client_port={port}-{port + 1}\r\n"
                 elif method == "SETUP":
                     more += "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n"
-                connection.sendall(f"RTSP/1.0 200 OK\r\nCSeq: {number}\r\n{more}\r\n{body}".encode())
+                connection.sendall(f"RTSP/1.0 {status}\r\nCSeq: {number}\r\n{more}\r\n{body}".encode())
                 if method == "PLAY":
                     return
 
     def _send(self, connection: socket.socket) -> None:
         sequence = itertools.count()
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         for index, units in enumerate(_encoded(self._frames, self._fps)):
             for last, payload in _payloads(units):
                 head = struct.pack(">BBHII", 0x80, 96 | last << 7, next(sequence), index * _CLOCK // self._fps, 1)
-                connection.sendall(b"$\0" + struct.pack(">H", len(head) + len(payload)) + head + payload)
+                if self._client is not None:
+                    sender.sendto(head + payload, self._client)
+                else:
+                    connection.sendall(b"$\0" + struct.pack(">H", len(head) + len(payload)) + head + payload)
             if self._closed.wait(1 / self._fps):
-                return
+                break
+        sender.close()
 
 
 def _encoded(frames: Iterable[np.ndarray], fps: int) -> Iterator[list[bytes]]:

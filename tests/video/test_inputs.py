@@ -232,6 +232,12 @@ def test_a_network_camera_is_read_until_it_goes(at_end: str, caplog: pytest.LogC
     assert "the stream ended, or the connection was lost, after 9 frames" in caplog.text
 
 
+def test_a_network_camera_that_sends_over_udp_only() -> None:
+    with RtspServer(even(12), 25, udp=True) as server:
+        images = [frame.image for frame in open_source(server.address)]
+    assert len(images) >= 6 and close(images[0], even(1)[0])
+
+
 def test_a_network_camera_that_falls_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_SILENCE", 0.7)
     found: list[Any] = []
