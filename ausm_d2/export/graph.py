@@ -176,6 +176,7 @@ def rules_left_out(settings: VideoSettings) -> list[str]:
         "DUPLICATE_OVERLAP": settings.duplicate_overlap < 1,
         "EXCLUSIVE": settings.exclusive,
         "REACH": settings.reach > 0,
+        "APPEARANCE": settings.appearance > 0,
         "MIN_AGE": settings.min_age > 1,
     }
     return [key for key, used in in_use.items() if used]

@@ -5,7 +5,7 @@ The paper has one such rule, FG_THRESHOLD; the others are off unless a config en
 are never affected.
 
 Shape shorthand:
-    H4, W4: mask size at stride 4
+    D: channels; h, w: feature size at stride 8; H4, W4: mask size at stride 4
     N: leading slots that a step computes; Q: N + N_det, rows of the Pixel Decoder
     K: classes of the stream's label set
     R, S: masks
@@ -16,6 +16,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ausm_d2.modeling.masks import winners
@@ -26,6 +27,7 @@ from ausm_d2.streaming.state import StreamState
 
 _OUTSIDE = -20.0  # logit
 _LEAST_REACH = 4  # cells: minimum of the reach
+_KEPT = 0.95  # of the sum of a track's appearances, per frame
 
 
 def keep_within_reach(before: Tensor, state: StreamState, report: Tensor, logits: Tensor, reach: float) -> None:
@@ -62,6 +64,50 @@ def _near(mask: np.ndarray, before: np.ndarray, reach: float) -> np.ndarray:
     near = np.zeros(count, bool)
     near[np.unique(parts[mask & (distance <= max(_LEAST_REACH, reach * area**0.5))])] = True
     return np.asarray(near[parts] & mask)
+
+
+def hide_strangers(state: StreamState, report: Tensor, logits: Tensor, tracked: int, least: float) -> None:
+    """APPEARANCE: hide an unprompted track whose mask looks unlike the track did until now: it has jumped to another
+    object, often one that passes in front of it. That object can then be detected.
+
+    Args:
+        state: after the step; its masks M_t and its appearances are changed.
+        report: (Q, K + 1), CPU: its last column becomes 0 for the hidden rows.
+        logits: (Q, H4, W4): changed like the masks.
+        tracked: N.
+        least: cosine similarity of the appearances; half as far from 1 for a track that was hidden in the frame before.
+    """
+    found = (state.slots.in_use & ~state.slots.prompted)[:tracked]
+    found = (found & (report[:tracked, -1] > 0)).nonzero()[:, 0]
+    if not len(found):
+        return
+    rows = upload(found, state.masks.device)
+    now = appearance(state.masks[rows], state.x_prev)
+    hidden = state.slots.last_seen[found] < state.frame_index
+    needed = upload(torch.where(hidden, (1 + least) / 2, least), rows.device)
+    alike = F.cosine_similarity(now, state.appearance[rows], dim=1) >= needed
+    state.appearance[rows] = torch.where(alike[:, None], _KEPT * state.appearance[rows] + now, state.appearance[rows])
+    stranger = rows[~alike]  # device sync
+    logits[stranger] = logits[stranger].masked_fill(state.masks[stranger], _OUTSIDE)
+    state.masks[stranger] = False
+    report[found, -1] *= alike.cpu()
+
+
+def appearance(masks: Tensor, x: Tensor) -> Tensor:
+    """The mean of X_t in each mask, minus that in the whole frame, as a vector of length 1.
+
+    Args:
+        masks: bool (R, H4, W4), none empty.
+        x: (D, h, w) X_t.
+
+    Returns:
+        float32 (R, D).
+    """
+    cover = F.avg_pool2d(masks.float(), 2)  # part of each cell of stride 8
+    inside = cover * (cover > cover.amax(dim=(1, 2), keepdim=True) / 2)  # without the border, which mixes objects
+    x = x.float()
+    mean = torch.einsum("rhw,dhw->rd", inside, x) / inside.sum(dim=(1, 2))[:, None]
+    return F.normalize(mean - x.mean(dim=(1, 2)), dim=1)
 
 
 def hide_unsure(probabilities: Tensor, visible: Tensor, state: StreamState, below: float) -> None:

@@ -29,6 +29,7 @@ _NO_RULES: dict[str, Any] = {
     "duplicate_overlap": 1.0,
     "exclusive": False,
     "reach": 0.0,
+    "appearance": 0.0,
     "min_age": 1,
 }
 
@@ -51,6 +52,7 @@ class VideoSettings:
     duplicate_overlap: float  # the less confident of two tracks ends if they share more of the smaller mask
     exclusive: bool  # a cell belongs to one track at most
     reach: float  # distance that found masks may spread per frame, in square roots of their area; 0: any
+    appearance: float  # found masks that are less like those before, by cosine, are hidden; 0: none
     min_age: int  # age in frames from which a found track is returned
     at_once: float  # foreground probability from which it is returned at once
     prompt_label_set: str  # of prompted rows
@@ -85,6 +87,7 @@ class VideoSettings:
             duplicate_overlap=test.DUPLICATE_OVERLAP,
             exclusive=test.EXCLUSIVE,
             reach=test.REACH,
+            appearance=test.APPEARANCE,
             min_age=test.MIN_AGE,
             at_once=test.AT_ONCE,
             prompt_label_set=cfg.MODEL.AUSM.PROMPT_LABEL_SET,
@@ -169,6 +172,7 @@ def _check(cfg: CfgNode) -> None:
         ("HIDE_BELOW", "a probability"),
         ("BIRTH_IOU", "an IoU"),
         ("AT_ONCE", "a probability"),
+        ("APPEARANCE", "a cosine"),
         ("DUPLICATE_OVERLAP", "a part of a mask"),
     ):
         if not 0 <= test[key] <= 1:

@@ -32,6 +32,7 @@ class StreamState:
     memory: Memory  # of the network: the Mamba states
     x_prev: Tensor  # (D, h, w): X_{t-1}; before the first frame X_0
     masks: Tensor  # bool (N_id, H4, W4): M_{t-1}; empty for free slots
+    appearance: Tensor  # float32 (N_id, D): of found tracks, summed over frames with decay (gates.py); else undefined
     slots: Slots
     frame_index: int = -1  # of the latest frame; -1: before the first
 
@@ -64,13 +65,15 @@ class StreamState:
             memory=network.initial_memory((height, width), state_dtype=half),
             x_prev=x_prev.permute(2, 0, 1),
             masks=torch.zeros(num_id, height // 4, width // 4, dtype=torch.bool, device=device),
+            appearance=torch.zeros(num_id, len(start), device=device),
             slots=Slots.empty(num_id, num_classes, seed=settings.seed),
         )
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name."""
         slots = {f"slots.{name}": each for name, each in vars(self.slots).items() if isinstance(each, Tensor)}
-        return {**self.memory.tensors(), "x_prev": self.x_prev, "masks": self.masks, **slots}
+        own = {name: getattr(self, name) for name in ("x_prev", "masks", "appearance")}
+        return {**self.memory.tensors(), **own, **slots}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers for ``torch.save``. Tensors are not copied: the next step overwrites some of them."""
@@ -80,6 +83,7 @@ class StreamState:
             "memory": self.memory.tensors(),
             "x_prev": self.x_prev,
             "masks": self.masks,
+            "appearance": self.appearance,
             "slots": self.slots.state_dict(),
             "frame_index": self.frame_index,
         }
@@ -91,7 +95,7 @@ class StreamState:
             KeyError: if an entry is missing.
             ValueError: if a tensor has another shape or dtype.
         """
-        pairs = {"x_prev": (self.x_prev, values["x_prev"]), "masks": (self.masks, values["masks"])}
+        pairs = {name: (getattr(self, name), values[name]) for name in ("x_prev", "masks", "appearance")}
         pairs |= {name: (own, values["memory"][name]) for name, own in self.memory.tensors().items()}
         for name, (own, new) in pairs.items():
             if own.shape != new.shape or own.dtype != new.dtype:

@@ -27,7 +27,7 @@ from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.modeling.transfer import upload
 from ausm_d2.streaming.ahead import EncodedFrame, network_input, pixels
 from ausm_d2.streaming.detections import new_tracks
-from ausm_d2.streaming.gates import delay, ending, hide_unsure, keep_within_reach, share_out
+from ausm_d2.streaming.gates import appearance, delay, ending, hide_strangers, hide_unsure, keep_within_reach, share_out
 from ausm_d2.streaming.output import GIVEN_LOGIT, FrameOutput, tracked_rows
 from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.streaming.state import StreamState
@@ -107,6 +107,8 @@ class Stream:
             report = report.cpu().double()  # the only device sync of a frame, but for the rules in gates.py
             if before is not None:
                 keep_within_reach(before[:tracked], state, report, mask_logits, self.settings.reach)
+            if self.detect and self.settings.appearance:
+                hide_strangers(state, report, mask_logits, tracked, self.settings.appearance)
             state.frame_index += 1
             return self._advance(state, report, mask_logits, tracked, given, reserved, elsewhere)
 
@@ -316,6 +318,9 @@ class Stream:
                 source[new] = rows
                 slots.due[new] += delay(probabilities[rows], self.settings)
                 device = mask_logits.device
-                state.masks[upload(new, device)] = mask_logits[upload(rows, device)] > 0
+                new, masks = upload(new, device), mask_logits[upload(rows, device)] > 0
+                state.masks[new] = masks
+                if self.settings.appearance:
+                    state.appearance[new] = appearance(masks, state.x_prev)
         self._give(given, reserved, state)
         return tracked_rows(state, source, probabilities, visible, mask_logits, reserved)

@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""Rules of tracks that were found: doubles, cells that several claim, jumps, and tracks that are young or tiny."""
+"""Rules of tracks that were found: doubles, cells that several claim, jumps, other objects, young or tiny tracks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from ausm_d2.errors import UserError
-from ausm_d2.streaming.gates import shared
+from ausm_d2.modeling.frame_encoder import FrameFeatures
+from ausm_d2.streaming.gates import appearance, shared
 from ausm_d2.streaming.segmenter import shown_rows
 from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.streaming.stream import FrameOutput, Stream
-from tests.streaming.scripted import CELLS, Row, cells, frame, pixels, scripted
+from tests.streaming.scripted import CELLS, Row, ScriptedModel, cells, frame, pixels, scripted
 from tests.tiny import tiny_cfg
 
 Script = list[dict[str, dict[int, Row]]]
@@ -82,6 +83,39 @@ def test_a_track_that_jumps_altogether_is_hidden_and_may_come_back_anywhere() ->
     script: Script = [{"detections": {0: sure(0)}}, {"tracks": {0: sure(63)}}, {"tracks": {0: sure(63)}}]
     outputs, _ = run(script, reach=0.5)
     assert [output.visible.tolist() for output in outputs] == [[True], [False], [True]]
+
+
+def test_a_found_track_that_looks_like_another_object_is_hidden_until_it_looks_like_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Left and right of the frame look different. A given object may change; what is there can be found."""
+    left, right = sure(0, 1), sure(6, 7)
+    script: Script = [
+        {"detections": {0: left}},
+        {"tracks": {0: right, 1: right}, "detections": {0: right}},
+        {"tracks": {0: left, 1: left, 2: right}},
+    ]
+
+    def encode(model: ScriptedModel, images: torch.Tensor) -> FrameFeatures:
+        x = torch.zeros(1, 8, CELLS // 2, CELLS // 2)
+        x[:, 0, :, :2], x[:, 1, :, 2:] = 1.0, 1.0
+        return FrameFeatures(x=x, mask_features=torch.zeros(1, 8, CELLS, CELLS), multi_scale=[])
+
+    monkeypatch.setattr(ScriptedModel, "encode", encode)
+    outputs, stream = run(script, given={7: pixels(0, 1)}, appearance=0.75)
+    assert [output.track_ids for output in outputs] == [[7, 1], [7, 1, 8], [7, 1, 8]]
+    assert [output.visible.tolist() for output in outputs] == [[True, True], [True, False, True], [True, True, True]]
+    assert stream.state is not None and stream.state.masks.flatten(1).sum(dim=1).tolist() == [2, 2, 2, 0]
+    assert all(output.visible.all() for output in run(script, given={7: pixels(0, 1)})[0])
+
+
+def test_appearance_is_of_the_inside_of_a_mask() -> None:
+    """A cell of stride 8 that is covered by a quarter of the best one's part does not count."""
+    x = torch.zeros(2, 2, 2)
+    x[0, 0, 0], x[1, 0, 1] = 4.0, 4.0
+    mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+    mask[0, :2, :2] = mask[0, 0, 2] = True
+    assert torch.allclose(appearance(mask, x)[0], torch.nn.functional.normalize(torch.tensor([3.0, -1.0]), dim=0))
 
 
 def test_a_track_is_given_out_once_it_is_old_enough() -> None:
