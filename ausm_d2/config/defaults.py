@@ -226,8 +226,8 @@ def _add_test_keys(cfg: CfgNode) -> None:
     # that mask's area (4 cells at least) are cut: it cannot spread or jump onto what comes in. 0 = the paper: off.
     test.REACH = 0.0
     # The mask of a found track is hidden if the mean of X_t in it has a lower cosine similarity with that of its masks
-    # before: it has jumped to another object. For one that was hidden in the frame before, (1 + APPEARANCE) / 2 is
-    # needed. 0 = the paper: off.
+    # before: it has jumped to another object. For one that was hidden for 5 frames, (1 + APPEARANCE) / 2 is needed.
+    # 0 = the paper: off.
     test.APPEARANCE = 0.0
     # A found track is returned from this age on, in frames, and ends if it is hidden before; but at once if its
     # foreground probability was AT_ONCE or more when it was found. 1 = the paper: off.

@@ -27,6 +27,7 @@ from ausm_d2.streaming.state import StreamState
 
 _OUTSIDE = -20.0  # logit
 _LEAST_REACH = 4  # cells: minimum of the reach
+_GONE = 5  # frames that a track was hidden: it must look more like itself to come back
 _KEPT = 0.95  # of the sum of a track's appearances, per frame
 
 
@@ -66,31 +67,45 @@ def _near(mask: np.ndarray, before: np.ndarray, reach: float) -> np.ndarray:
     return np.asarray(near[parts] & mask)
 
 
-def hide_strangers(state: StreamState, report: Tensor, logits: Tensor, tracked: int, least: float) -> None:
-    """APPEARANCE: hide an unprompted track whose mask looks unlike the track did until now: it has jumped to another
-    object, often one that passes in front of it. That object can then be detected.
+def part_strangers(
+    state: StreamState, report: Tensor, logits: Tensor, tracked: int, least: float
+) -> tuple[Tensor, Tensor, list[int]]:
+    """APPEARANCE: where the mask of an unprompted track looks unlike the track did until now, it has jumped to another
+    object, often one that passes in front of it. The track is hidden. If it has been so for 5 frames, it would take the
+    other object again and again: then its mask is a detection too.
 
     Args:
         state: after the step; its masks M_t and its appearances are changed.
         report: (Q, K + 1), CPU: its last column becomes 0 for the hidden rows.
         logits: (Q, H4, W4): changed like the masks.
         tracked: N.
-        least: cosine similarity of the appearances; half as far from 1 for a track that was hidden in the frame before.
+        least: cosine similarity of the appearances; half as far from 1 for a track that was hidden for 5 frames.
+
+    Returns:
+        ``report`` and ``logits`` with a row more for each such detection, and the ids of their tracks: each ends if
+        its row starts a new one.
     """
-    found = (state.slots.in_use & ~state.slots.prompted)[:tracked]
+    slots = state.slots
+    found = (slots.in_use & ~slots.prompted)[:tracked]
     found = (found & (report[:tracked, -1] > 0)).nonzero()[:, 0]
     if not len(found):
-        return
+        return report, logits, []
     rows = upload(found, state.masks.device)
     now = appearance(state.masks[rows], state.x_prev)
-    hidden = state.slots.last_seen[found] < state.frame_index
-    needed = upload(torch.where(hidden, (1 + least) / 2, least), rows.device)
+    gone = state.frame_index - slots.last_seen[found] >= _GONE
+    needed = upload(torch.where(gone, (1 + least) / 2, least), rows.device)
     alike = F.cosine_similarity(now, state.appearance[rows], dim=1) >= needed
     state.appearance[rows] = torch.where(alike[:, None], _KEPT * state.appearance[rows] + now, state.appearance[rows])
-    stranger = rows[~alike]  # device sync
-    logits[stranger] = logits[stranger].masked_fill(state.masks[stranger], _OUTSIDE)
-    state.masks[stranger] = False
-    report[found, -1] *= alike.cpu()
+    there = alike.cpu()  # device sync
+    if there.all():
+        return report, logits, []
+    strangers, other = rows[~alike], found[gone & ~there]
+    more_report = torch.cat([report, report[other]])
+    more_logits = torch.cat([logits, logits[upload(other, logits.device)]])
+    more_report[found[~there], -1] = 0.0
+    more_logits[strangers] = more_logits[strangers].masked_fill(state.masks[strangers], _OUTSIDE)
+    state.masks[strangers] = False
+    return more_report, more_logits, slots.track_ids[other].tolist()
 
 
 def appearance(masks: Tensor, x: Tensor) -> Tensor:
@@ -179,16 +194,17 @@ def distinct(found: list[int], logits: Tensor, tracked: Tensor, settings: VideoS
     return [found[i] for i in kept]
 
 
-def delay(probabilities: Tensor, settings: VideoSettings) -> Tensor:
+def delay(probabilities: Tensor, jumped: Tensor, settings: VideoSettings) -> Tensor:
     """Frames until new tracks are returned: MIN_AGE - 1, or 0 for confident ones (AT_ONCE).
 
     Args:
         probabilities: float64 (R, K), CPU.
+        jumped: bool (R): started by a row of :func:`part_strangers`; never at once.
 
     Returns:
         int64 (R).
     """
-    return (probabilities.sum(-1) < settings.at_once) * (settings.min_age - 1)
+    return ((probabilities.sum(-1) < settings.at_once) | jumped) * (settings.min_age - 1)
 
 
 def shared(masks: Tensor, others: Tensor) -> Tensor:

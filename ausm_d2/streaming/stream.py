@@ -12,7 +12,7 @@ Shape shorthand:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.modeling.transfer import upload
 from ausm_d2.streaming.ahead import EncodedFrame, network_input, pixels
 from ausm_d2.streaming.detections import new_tracks
-from ausm_d2.streaming.gates import appearance, delay, ending, hide_strangers, hide_unsure, keep_within_reach, share_out
+from ausm_d2.streaming.gates import appearance, delay, ending, hide_unsure, keep_within_reach, part_strangers, share_out
 from ausm_d2.streaming.output import GIVEN_LOGIT, FrameOutput, tracked_rows
 from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.streaming.state import StreamState
@@ -107,10 +107,12 @@ class Stream:
             report = report.cpu().double()  # the only device sync of a frame, but for the rules in gates.py
             if before is not None:
                 keep_within_reach(before[:tracked], state, report, mask_logits, self.settings.reach)
+            jumped: list[int] = []
             if self.detect and self.settings.appearance:
-                hide_strangers(state, report, mask_logits, tracked, self.settings.appearance)
+                least = self.settings.appearance
+                report, mask_logits, jumped = part_strangers(state, report, mask_logits, tracked, least)
             state.frame_index += 1
-            return self._advance(state, report, mask_logits, tracked, given, reserved, elsewhere)
+            return self._advance(state, report, mask_logits, tracked, given, reserved, elsewhere, jumped)
 
     def check(self, size: tuple[int, int], prompts: Mapping[int, np.ndarray]) -> None:
         """
@@ -287,6 +289,7 @@ class Stream:
         given: Mapping[int, Tensor],
         reserved: Mapping[int, int],
         elsewhere: Tensor | None,
+        jumped: Sequence[int],
     ) -> FrameOutput:
         """A_t = concat(A_{t-1}, A'), M_t = concat(m_trk, m_D), and prompted objects.
 
@@ -296,6 +299,7 @@ class Stream:
             tracked: N.
             given, reserved: masks and slots of the objects prompted at this frame.
             elsewhere: see :meth:`step`.
+            jumped: track ids of the last rows of Q (:func:`~ausm_d2.streaming.gates.part_strangers`).
         """
         slots = state.slots
         probabilities, visible = report[:, :-1], report[:, -1] > 0
@@ -312,15 +316,30 @@ class Stream:
         if self.detect:
             rows_and_masks = (probabilities, scores, visible, mask_logits, state.masks, elsewhere)
             found = new_tracks(*rows_and_masks, tracked=tracked, settings=self.settings)
+            first = len(report) - len(jumped)
+            for row in found:
+                if row >= first:
+                    self.remove(jumped[row - first])
             taken = slots.allocate(found, scores, frame_index=state.frame_index, reserved=set(reserved.values()))
-            if taken:
-                new, rows = torch.tensor(list(taken)), torch.tensor(list(taken.values()))
-                source[new] = rows
-                slots.due[new] += delay(probabilities[rows], self.settings)
-                device = mask_logits.device
-                new, masks = upload(new, device), mask_logits[upload(rows, device)] > 0
-                state.masks[new] = masks
-                if self.settings.appearance:
-                    state.appearance[new] = appearance(masks, state.x_prev)
+            self._start_tracks(taken, state, probabilities, mask_logits, first)
+            source[list(taken)] = torch.tensor(list(taken.values()), dtype=torch.int64)
         self._give(given, reserved, state)
         return tracked_rows(state, source, probabilities, visible, mask_logits, reserved)
+
+    def _start_tracks(
+        self,
+        taken: Mapping[int, int],
+        state: StreamState,
+        probabilities: Tensor,
+        mask_logits: Tensor,
+        first: int,
+    ) -> None:
+        """Masks of new tracks. ``taken``: rows of Q by slot; from ``first`` on, the masks of tracks that jumped."""
+        if not taken:
+            return
+        new, rows = torch.tensor(list(taken)), torch.tensor(list(taken.values()))
+        state.slots.due[new] += delay(probabilities[rows], rows >= first, self.settings)
+        new, masks = upload(new, mask_logits.device), mask_logits[upload(rows, mask_logits.device)] > 0
+        state.masks[new] = masks
+        if self.settings.appearance:
+            state.appearance[new] = appearance(masks, state.x_prev)

@@ -32,6 +32,18 @@ def sure(*places: int, of: float = 0.9) -> Row:
     return Row([of, 0.0], *places)
 
 
+@pytest.fixture
+def two_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The left and the right half of a frame look different."""
+
+    def encode(model: ScriptedModel, images: torch.Tensor) -> FrameFeatures:
+        x = torch.zeros(1, 8, CELLS // 2, CELLS // 2)
+        x[:, 0, :, :2], x[:, 1, :, 2:] = 1.0, 1.0
+        return FrameFeatures(x=x, mask_features=torch.zeros(1, 8, CELLS, CELLS), multi_scale=[])
+
+    monkeypatch.setattr(ScriptedModel, "encode", encode)
+
+
 @pytest.mark.parametrize(("overlap", "ids"), [(1.0, [1, 2]), (0.6, [1]), (0.7, [1, 2])])
 def test_of_two_detections_of_one_thing_the_surer_becomes_a_track(overlap: float, ids: list[int]) -> None:
     """Two of the three cells of the smaller one are in the other."""
@@ -86,27 +98,25 @@ def test_a_track_that_jumps_altogether_is_hidden_and_may_come_back_anywhere() ->
 
 
 def test_a_found_track_that_looks_like_another_object_is_hidden_until_it_looks_like_itself(
-    monkeypatch: pytest.MonkeyPatch,
+    two_halves: None,
 ) -> None:
-    """Left and right of the frame look different. A given object may change; what is there can be found."""
+    """A given object may jump."""
     left, right = sure(0, 1), sure(6, 7)
-    script: Script = [
-        {"detections": {0: left}},
-        {"tracks": {0: right, 1: right}, "detections": {0: right}},
-        {"tracks": {0: left, 1: left, 2: right}},
-    ]
+    script: Script = [{"detections": {0: left}}, {"tracks": {0: right, 1: right}}, {"tracks": {0: left, 1: left}}]
+    outputs, _ = run(script, given={7: pixels(0, 1)}, appearance=0.75)
+    assert [output.track_ids for output in outputs] == [[7, 1]] * 3
+    assert [output.visible.tolist() for output in outputs] == [[True, True], [True, False], [True, True]]
+    assert (outputs[1].mask_logits > 0).flatten(1).sum(dim=1).tolist() == [2, 0]
+    assert all(output.visible.all() for output in run(script, given={7: pixels(0, 1)})[0]), "off unless a config asks"
 
-    def encode(model: ScriptedModel, images: torch.Tensor) -> FrameFeatures:
-        x = torch.zeros(1, 8, CELLS // 2, CELLS // 2)
-        x[:, 0, :, :2], x[:, 1, :, 2:] = 1.0, 1.0
-        return FrameFeatures(x=x, mask_features=torch.zeros(1, 8, CELLS, CELLS), multi_scale=[])
 
-    monkeypatch.setattr(ScriptedModel, "encode", encode)
-    outputs, stream = run(script, given={7: pixels(0, 1)}, appearance=0.75)
-    assert [output.track_ids for output in outputs] == [[7, 1], [7, 1, 8], [7, 1, 8]]
-    assert [output.visible.tolist() for output in outputs] == [[True, True], [True, False, True], [True, True, True]]
-    assert stream.state is not None and stream.state.masks.flatten(1).sum(dim=1).tolist() == [2, 2, 2, 0]
-    assert all(output.visible.all() for output in run(script, given={7: pixels(0, 1)})[0])
+def test_a_found_track_that_stays_on_another_object_becomes_its_track(two_halves: None) -> None:
+    """After five frames; the other object is returned once its track is old enough, however sure the row is."""
+    script: Script = [{"detections": {0: sure(0, 1)}}, *({"tracks": {0: sure(6, 7)}} for _ in range(8))]
+    outputs, _ = run(script, appearance=0.75, min_age=3, at_once=0.5)
+    assert [output.track_ids for output in outputs] == [[1]] * 6 + [[2]] * 3
+    assert [output.visible.tolist() for output in outputs] == [[True], *[[False]] * 7, [True]]
+    assert torch.equal(outputs[-1].mask_logits[0], cells(6, 7))
 
 
 def test_appearance_is_of_the_inside_of_a_mask() -> None:
