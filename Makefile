@@ -1,12 +1,12 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 # make demo | test | lint | types: each sets up .venv first where that has not been done (6 GB; minutes, once).
 # PYTHON=/path/to/python3.11 chooses the Python that .venv is made with.
-# make gpu: the tests that need a GPU, the figures that docs/benchmarks.md misses, and a training, into output/gpu/ (tools/gpu.py).
-#   In an environment of your own, without .venv: python -m tools.gpu.
+# make gpu: the tests that need a GPU, the figures that docs/benchmarks.md misses, and a training, into output/gpu/ (tools/measure_on_gpu.py).
+#   In an environment of your own, without .venv: python -m tools.measure_on_gpu.
 # make demo VIDEO=path [PROMPT=mask.png] runs on a video of your own.
 # make docs: the API page, from the docstrings, into output/docs/.
 # EXTRAS=dev: which of setup.py's extras are installed. Ray, half a gigabyte, is not, so that its tests say that it is missing.
-# JOBS=4: processes that make test runs the tests in, file by file, the longest first (tests/conftest.py); ARGS: further arguments of pytest or of tools.gpu.
+# JOBS=4: processes that make test runs the tests in, file by file, the longest first (tests/conftest.py); ARGS: further arguments of pytest or of tools.measure_on_gpu.
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -41,7 +41,7 @@ docs: $(READY)
 	$(BIN)/pdoc --docformat google --output-directory output/docs $(API)
 
 gpu: $(READY)
-	$(BIN)/python -m tools.gpu $(ARGS)
+	$(BIN)/python -m tools.measure_on_gpu $(ARGS)
 
 # PIP_CONSTRAINT, not -c: it holds in the isolated builds of the source packages too.
 $(READY): export PIP_CONSTRAINT := constraints.txt

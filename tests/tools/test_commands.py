@@ -37,8 +37,8 @@ def test_make_gpu_runs_the_command_that_measures_on_a_gpu() -> None:
         pytest.skip("make is not installed")
     make = ["make", "-n", "gpu", "ARGS=--parts ssm"]
     rule = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True)
-    (command,) = [line.split() for line in rule.stdout.splitlines() if "tools.gpu" in line]
-    assert command[1:] == ["-m", "tools.gpu", "--parts", "ssm"]
+    (command,) = [line.split() for line in rule.stdout.splitlines() if "tools.measure_on_gpu" in line]
+    assert command[1:] == ["-m", "tools.measure_on_gpu", "--parts", "ssm"]
 
 
 def test_nothing_edits_the_import_path() -> None:

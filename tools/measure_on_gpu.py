@@ -1,7 +1,7 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 """Everything of this project that waits for a GPU, in one command that downloads nothing:
 
-    python -m tools.gpu [--out output/gpu] [--parts NAME ...] [--hours 2]
+    python -m tools.measure_on_gpu [--out output/gpu] [--parts NAME ...] [--hours 2]
 
 A part that fails does not end the others. Figures, logs and a table of the targets go to --out. A part whose figures
 are there already is not measured again, so that the command can be repeated after an interruption.
