@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 
 from ausm_d2.cli.model import model_config
 from ausm_d2.cli.progress import ProgressBar, show_warnings
+from ausm_d2.errors import UserError
 from ausm_d2.jobs.folder import find_videos, track_all
 from ausm_d2.jobs.prompt_file import PromptPlan, read_prompt_file, read_prompts
 from ausm_d2.jobs.report import REPORT
@@ -29,6 +30,8 @@ def run(options: argparse.Namespace) -> int:
     videos = find_videos(options.input, Path(options.output))
     if videos is not None:
         return track_many(cfg, videos, request(options), options.workers)
+    if options.workers != 1:
+        raise UserError(f"--workers: {options.workers} for one video, expected a folder of videos")
     return track_one(cfg, request(options))
 
 

@@ -132,7 +132,7 @@ def _data_sets(labels: Labels) -> dict[str, Any]:
         exhaustive = [True] if part.style == "COCO_STYLE" else []
         entry = [name, f"./labels/{file}.json", str(part.root), LABEL_SET, *exhaustive]
         styles.setdefault(part.style, []).append(entry)
-    held = [name for name, _, _ in parts if name == HELD]
+    held = [HELD] if labels.held is not None else []
     return {**styles, "TRAIN": [TRAIN, CLIPS], "DATASET_RATIO": [6.0, 1.0], "TEST": held}
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,15 @@ def read_video(frames: Path, masks: Path, *, names: Mapping[int, str] | None = N
     without = record.length - len(labelled)
     notes += [f"{without} frames without a mask file are left out"] if without else []
     split = len(labelled) - max(spared, 0)
-    train = _clip(record, objects, classes, labelled[:split])
+    video = _Video(record, objects, classes)
+    train = video.clip(labelled[:split])
     lost = [name for name, count in train.objects.items() if not count]
     if lost:
         raise UserError(
             f"{masks}: {', '.join(lost)}: in none of the first {split} of {len(labelled)} labelled frames, which are "
             "trained on; --held-out takes a smaller share"
         )
-    held = _images(record, objects, classes, labelled[split:]) if spared > 0 else None
+    held = video.images(labelled[split:]) if spared > 0 else None
     return Labels(list(dict.fromkeys(classes.values())), train, held, notes)
 
 
@@ -98,57 +100,58 @@ def _classes(masks: Path, objects: Sequence[int], names: Mapping[int, str] | Non
     return {each: names[each] for each in objects}
 
 
-def _ids(classes: Mapping[int, str]) -> dict[str, int]:
-    """Category ids by name, from 1."""
-    return {name: i for i, name in enumerate(dict.fromkeys(classes.values()), start=1)}
+@dataclass
+class _Video:
+    """A labelled video: the masks, by frame, and the class of each object."""
 
+    record: VideoRecord
+    objects: Mapping[int, list[Rle | None]]
+    classes: Mapping[int, str]
 
-def _clip(
-    record: VideoRecord,
-    objects: Mapping[int, list[Rle | None]],
-    classes: Mapping[int, str],
-    frames: Sequence[int],
-) -> Part:
-    """Some frames as a video in YouTube-VIS's form."""
-    assert isinstance(record.frames, ImageFiles)
-    ids = _ids(classes)
-    annotations: list[dict[str, Any]] = []
-    counts = dict.fromkeys(ids, 0)
-    for object_id, masks in objects.items():
-        shown = [masks[frame] for frame in frames]
-        if any(mask is not None for mask in shown):
-            counts[classes[object_id]] += 1
-            entry = {"id": len(annotations) + 1, "video_id": 1, "category_id": ids[classes[object_id]]}
-            annotations.append({**entry, "iscrowd": 0, "segmentations": shown})
-    video = {"id": 1, "height": record.height, "width": record.width, "length": len(frames)}
-    table = {
-        "videos": [{**video, "file_names": [record.frames.files[frame] for frame in frames]}],
-        "categories": [{"id": each, "name": name} for name, each in ids.items()],
-        "annotations": annotations,
-    }
-    return Part("YTVIS_STYLE", table, Path(record.frames.root), len(frames), counts)
+    def clip(self, frames: Sequence[int]) -> Part:
+        """Some frames as a video in YouTube-VIS's form."""
+        video = {"id": 1, **self._size(), "length": len(frames), "file_names": [self._file(each) for each in frames]}
+        shown = [(each, [masks[frame] for frame in frames]) for each, masks in self.objects.items()]
+        masks = [(each, {"video_id": 1, "segmentations": masks}) for each, masks in shown if any(masks)]
+        return self._part("YTVIS_STYLE", "videos", [video], masks, frames)
 
+    def images(self, frames: Sequence[int]) -> Part:
+        """Some frames as images in COCO's form."""
+        images = [{"id": frame, **self._size(), "file_name": self._file(frame)} for frame in frames]
+        masks = [
+            (each, {"image_id": frame, "segmentation": masks[frame]})
+            for each, masks in self.objects.items()
+            for frame in frames
+            if masks[frame] is not None
+        ]
+        return self._part("COCO_STYLE", "images", images, masks, frames)
 
-def _images(
-    record: VideoRecord,
-    objects: Mapping[int, list[Rle | None]],
-    classes: Mapping[int, str],
-    frames: Sequence[int],
-) -> Part:
-    """Some frames as images in COCO's form."""
-    assert isinstance(record.frames, ImageFiles)
-    ids, files, size = _ids(classes), record.frames.files, {"height": record.height, "width": record.width}
-    annotations: list[dict[str, Any]] = []
-    counts = dict.fromkeys(ids, 0)
-    for object_id, masks in objects.items():
-        for frame in frames:
-            if (mask := masks[frame]) is not None:
-                counts[classes[object_id]] += 1
-                entry = {"id": len(annotations) + 1, "image_id": frame, "category_id": ids[classes[object_id]]}
-                annotations.append({**entry, "iscrowd": 0, "segmentation": mask})
-    table = {
-        "images": [{"id": frame, "file_name": files[frame], **size} for frame in frames],
-        "categories": [{"id": each, "name": name} for name, each in ids.items()],
-        "annotations": annotations,
-    }
-    return Part("COCO_STYLE", table, Path(record.frames.root), len(frames), counts)
+    def _part(
+        self,
+        style: str,
+        kind: str,
+        pictures: list[dict[str, Any]],
+        masks: Sequence[tuple[int, dict[str, Any]]],
+        frames: Sequence[int],
+    ) -> Part:
+        """``masks``: fields of an annotation, with the id of its object."""
+        ids = {name: i for i, name in enumerate(dict.fromkeys(self.classes.values()), start=1)}
+        counts = dict.fromkeys(ids, 0)
+        annotations = []
+        for number, (object_id, fields) in enumerate(masks, start=1):
+            name = self.classes[object_id]
+            counts[name] += 1
+            annotations.append({"id": number, "category_id": ids[name], "iscrowd": 0, **fields})
+        categories = [{"id": each, "name": name} for name, each in ids.items()]
+        table = {kind: pictures, "categories": categories, "annotations": annotations}
+        return Part(style, table, Path(self._files().root), len(frames), counts)
+
+    def _files(self) -> ImageFiles:
+        assert isinstance(self.record.frames, ImageFiles)
+        return self.record.frames
+
+    def _file(self, frame: int) -> str:
+        return self._files().files[frame]
+
+    def _size(self) -> dict[str, int]:
+        return {"height": self.record.height, "width": self.record.width}

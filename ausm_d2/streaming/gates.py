@@ -67,7 +67,7 @@ def _near(mask: np.ndarray, before: np.ndarray, reach: float) -> np.ndarray:
     return np.asarray(near[parts] & mask)
 
 
-def part_strangers(
+def hide_jumped(
     state: StreamState, report: Tensor, logits: Tensor, tracked: int, least: float
 ) -> tuple[Tensor, Tensor, list[int]]:
     """APPEARANCE: where the mask of an unprompted track looks unlike the track did until now, it has jumped to another
@@ -99,12 +99,12 @@ def part_strangers(
     there = alike.cpu()  # device sync
     if there.all():
         return report, logits, []
-    strangers, other = rows[~alike], found[gone & ~there]
+    hidden, other = rows[~alike], found[gone & ~there]
     more_report = torch.cat([report, report[other]])
     more_logits = torch.cat([logits, logits[upload(other, logits.device)]])
     more_report[found[~there], -1] = 0.0
-    more_logits[strangers] = more_logits[strangers].masked_fill(state.masks[strangers], _OUTSIDE)
-    state.masks[strangers] = False
+    more_logits[hidden] = more_logits[hidden].masked_fill(state.masks[hidden], _OUTSIDE)
+    state.masks[hidden] = False
     return more_report, more_logits, slots.track_ids[other].tolist()
 
 
@@ -199,7 +199,7 @@ def delay(probabilities: Tensor, jumped: Tensor, settings: VideoSettings) -> Ten
 
     Args:
         probabilities: float64 (R, K), CPU.
-        jumped: bool (R): started by a row of :func:`part_strangers`; never at once.
+        jumped: bool (R): started by a row of :func:`hide_jumped`; never at once.
 
     Returns:
         int64 (R).

@@ -27,7 +27,7 @@ from ausm_d2.modeling.network import AUSMNetwork
 from ausm_d2.modeling.transfer import upload
 from ausm_d2.streaming.ahead import EncodedFrame, network_input, pixels
 from ausm_d2.streaming.detections import new_tracks
-from ausm_d2.streaming.gates import appearance, delay, ending, hide_unsure, keep_within_reach, part_strangers, share_out
+from ausm_d2.streaming.gates import appearance, delay, ending, hide_jumped, hide_unsure, keep_within_reach, share_out
 from ausm_d2.streaming.output import GIVEN_LOGIT, FrameOutput, tracked_rows
 from ausm_d2.streaming.settings import VideoSettings
 from ausm_d2.streaming.state import StreamState
@@ -110,7 +110,7 @@ class Stream:
             jumped: list[int] = []
             if self.detect and self.settings.appearance:
                 least = self.settings.appearance
-                report, mask_logits, jumped = part_strangers(state, report, mask_logits, tracked, least)
+                report, mask_logits, jumped = hide_jumped(state, report, mask_logits, tracked, least)
             state.frame_index += 1
             return self._advance(state, report, mask_logits, tracked, given, reserved, elsewhere, jumped)
 
@@ -299,7 +299,7 @@ class Stream:
             tracked: N.
             given, reserved: masks and slots of the objects prompted at this frame.
             elsewhere: see :meth:`step`.
-            jumped: track ids of the last rows of Q (:func:`~ausm_d2.streaming.gates.part_strangers`).
+            jumped: track ids of the last rows of Q (:func:`~ausm_d2.streaming.gates.hide_jumped`).
         """
         slots = state.slots
         probabilities, visible = report[:, :-1], report[:, -1] > 0

@@ -58,6 +58,14 @@ def test_one_video(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["mot.txt", "tracks.json"]
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_workers_are_for_a_folder(config: str, tmp_path: Path, workers: str) -> None:
+    clip = write_clip(tmp_path / "a.mp4", 1)
+    with pytest.raises(UserError, match=f"--workers: {workers} for one video, expected a folder of videos"):
+        main(["track", str(clip), "-o", str(tmp_path / "out"), "--config", config, "--workers", workers])
+    assert not (tmp_path / "out").exists()
+
+
 def test_prompts_of_the_command_line(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip, out = write_clip(tmp_path / "a.mp4", 4), tmp_path / "out"
     (tmp_path / "p.json").write_text(

@@ -119,6 +119,16 @@ def test_a_found_track_that_stays_on_another_object_becomes_its_track(two_halves
     assert torch.equal(outputs[-1].mask_logits[0], cells(6, 7))
 
 
+def test_a_restored_stream_knows_what_its_tracks_look_like(two_halves: None) -> None:
+    left, right = sure(0, 1), sure(6, 7)
+    stream, model = scripted([{"detections": {0: left}}, {"tracks": {0: left}}, {"tracks": {0: right}}])
+    settings = replace(stream.settings, appearance=0.75)
+    stream = Stream(model, settings, label_set="things", detect=True)  # type: ignore[arg-type]
+    stream.step(frame())
+    restored = Stream.from_state_dict(model, settings, stream.state_dict())  # type: ignore[arg-type]
+    assert [restored.step(frame()).visible.tolist() for _ in range(2)] == [[True], [False]]
+
+
 def test_appearance_is_of_the_inside_of_a_mask() -> None:
     """A cell of stride 8 that is covered by a quarter of the best one's part does not count."""
     x = torch.zeros(2, 2, 2)
