@@ -17,7 +17,7 @@ import torch
 
 from ausm_d2.errors import UserError
 from tests.tiny import tiny_cfg
-from tools import batch_ray, convert_weights, gallery, gpu, install_detectron2, real_video
+from tools import batch_ray, convert_weights, gallery, install_detectron2, measure_on_gpu, real_video
 from tools.benchmarks import masks as masks_benchmark
 from tools.benchmarks import quality
 from tools.experiments import rules, variants
@@ -116,8 +116,8 @@ def test_data_sets_to_train_on_that_are_unknown(
     monkeypatch.setattr(variants, "common_config", lambda *_: cfg)
     with pytest.raises(UserError, match="data set 'nope' is not registered"):
         variants._run_config(Namespace(opts=[]), {}, tmp_path)
-    monkeypatch.setattr(gpu, "load_config", lambda *_: cfg)
-    assert "('synthvis_train',)" in gpu.edge_options(tmp_path)
+    monkeypatch.setattr(measure_on_gpu, "load_config", lambda *_: cfg)
+    assert "('synthvis_train',)" in measure_on_gpu.edge_options(tmp_path)
     assert "take the place of ['nope']: data set 'nope' is not registered" in capsys.readouterr().out
 
 
