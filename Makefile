@@ -9,7 +9,7 @@
 # JOBS=4: processes that make test runs the tests in, file by file, the longest first (tests/conftest.py); ARGS: further arguments of pytest or of tools.measure_on_gpu.
 
 PYTHON ?= python3
-JOBS ?= 3
+JOBS ?= 2
 EXTRAS ?= app,completion,demo,dev,export,supervision
 BIN := .venv/bin
 READY := .venv/.ready
