@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 
 from ausm_d2.io import atomic_write
 from ausm_d2.masks.png import write_mask_png
-from ausm_d2.video.movie import VP9_ALPHA, MovieWriter
+from ausm_d2.video.movie import VP8_ALPHA, MovieWriter
 from ausm_d2.video.tracked import Done, TrackedFrame, TrackedObject, VideoInfo
 from ausm_d2.visualization import contact_sheet, draw_masks, readable_scale
 
@@ -120,7 +120,7 @@ _REST = 50  # hidden frames after which an object's encoder is closed
 
 
 class AlphaMovies(Output):
-    """``objects/<id>.webm``: the object on a transparent background, synchronous with the video (VP9 with alpha).
+    """``objects/<id>.webm``: the object on a transparent background, synchronous with the video (VP8 with alpha).
 
     It is transparent until the object appears. While the object is hidden, the last, empty frame stays.
     """
@@ -137,7 +137,7 @@ class AlphaMovies(Output):
     def _movie(self, object_id: int, until: float | None) -> MovieWriter:
         path = self.folder / OBJECTS / f"{object_id}.webm"
         path.parent.mkdir(exist_ok=True)
-        return MovieWriter(path, self.info.fps, form=VP9_ALPHA, scratch=self.scratch, until=until)
+        return MovieWriter(path, self.info.fps, form=VP8_ALPHA, scratch=self.scratch, until=until)
 
     def write(self, frame: TrackedFrame) -> None:
         assert frame.image is not None

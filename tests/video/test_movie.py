@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import av
 import numpy as np
 import pytest
 
-from ausm_d2.video.movie import VP9_ALPHA, MovieWriter
+from ausm_d2.errors import UserError
+from ausm_d2.video.movie import VP8_ALPHA, MovieWriter
 from tools.benchmarks.measure import resident
 
 
@@ -93,7 +95,7 @@ def test_a_closed_writer_continues_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_alpha_survives_being_written_in_parts(tmp_path: Path) -> None:
-    video = MovieWriter(tmp_path / "a.webm", 10, form=VP9_ALPHA)
+    video = MovieWriter(tmp_path / "a.webm", 10, form=VP8_ALPHA)
     for i in range(4):
         picture = np.full((48, 64, 4), 200, np.uint8)
         picture[..., 3] = 0
@@ -103,13 +105,23 @@ def test_alpha_survives_being_written_in_parts(tmp_path: Path) -> None:
             video.close()
     video.close()
     with av.open(str(tmp_path / "a.webm")) as container:
-        decoder = av.CodecContext.create("libvpx-vp9", "r")
+        decoder = av.CodecContext.create("libvpx", "r")
         opaque = []
         for packet in container.demux(video=0):
             for frame in decoder.decode(packet):
                 assert frame.format.name == "yuva420p"
                 opaque.append(round((frame.to_ndarray(format="bgra")[..., 3] > 128).mean() * 4))
     assert opaque == [0, 1, 2, 3]
+
+
+def test_a_video_of_another_codec_is_not_continued(tmp_path: Path) -> None:
+    path = tmp_path / "a.webm"
+    with MovieWriter(path, 10, form=replace(VP8_ALPHA, codec="libvpx-vp9")) as video:
+        video.write(np.zeros((48, 64, 4), np.uint8), 0.0)
+    video = MovieWriter(path, 10, form=VP8_ALPHA, until=1.0)
+    video.write(np.zeros((48, 64, 4), np.uint8), 1.0)
+    with pytest.raises(UserError, match=r"a\.webm: .* start again without --resume"):
+        video.close()
 
 
 def test_without_frames_there_is_no_file(tmp_path: Path) -> None:
@@ -119,11 +131,11 @@ def test_without_frames_there_is_no_file(tmp_path: Path) -> None:
 
 
 def test_closed_writers_hold_no_encoders(tmp_path: Path) -> None:
-    """An encoder takes 20 MB; a track that was out of sight for long keeps its writer, but not the encoder."""
-    writers = [MovieWriter(tmp_path / f"{i}.webm", 10, form=VP9_ALPHA) for i in range(9)]
+    """An encoder takes 33 MB; a track that was out of sight for long keeps its writer, but not the encoder."""
+    writers = [MovieWriter(tmp_path / f"{i}.webm", 10, form=VP8_ALPHA) for i in range(9)]
     taken = []
     for writer in writers:
-        writer.write(np.zeros((96, 160, 4), np.uint8), 0.0)
+        writer.write(np.zeros((480, 854, 4), np.uint8), 0.0)
         writer.close()
         taken.append(resident())
     assert taken[-1] - taken[1] < 50e6
