@@ -68,8 +68,33 @@ def looks(page: Page) -> np.ndarray:
     return cv2.imdecode(np.frombuffer(page.locator("#picture").screenshot(), np.uint8), cv2.IMREAD_COLOR)
 
 
+SMALL = """() => [...document.querySelectorAll("button, select, input[type=text], canvas, a")].filter((each) => {
+  const { left, right, width, height } = each.getBoundingClientRect();
+  return each.checkVisibility() && (width < 40 || height < 40 || left < 0 || right > innerWidth);
+}).map((each) => each.outerHTML)"""
+
+
+def message(page: Page) -> str:
+    """The message that is shown, after a check that nothing lies above it and that its colour is not dimmed."""
+    toast = page.locator("#toast")
+    expect(toast).to_be_visible()
+    box = toast.bounding_box()
+    assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["y"] + box["height"] <= 844
+    for part in (0.05, 0.5, 0.95):
+        place = [box["x"] + part * box["width"], box["y"] + box["height"] / 2]
+        assert page.evaluate("([x, y]) => document.elementFromPoint(x, y).id", place) == "toast"
+    shown = cv2.imdecode(np.frombuffer(toast.screenshot(), np.uint8), cv2.IMREAD_COLOR)[4, 12, ::-1]  # beside the text
+    colour = toast.evaluate("(each) => getComputedStyle(each).backgroundColor")
+    assert colour == f"rgb({shown[0]}, {shown[1]}, {shown[2]})"
+    return toast.inner_text()
+
+
 def test_upload_click_run_correct_rename_and_download(page: Page, address: str, videos: Path, tmp_path: Path) -> None:
     page.goto(address)
+    expect(page.locator("#limit")).to_contain_text("1 MB")
+    page.set_input_files("#file", {"name": "large.mp4", "mimeType": "video/mp4", "buffer": bytes(2 << 20)})
+    assert "'large.mp4' has 2 MB, at most 1 MB" in message(page)
+    assert page.evaluate(SMALL) == []
     page.set_input_files("#file", videos / "a.mp4")
     expect(page.locator("#place")).to_contain_text(f"0 / {FRAMES - 1}")
     expect(page.locator("#run")).to_be_disabled()
@@ -77,6 +102,16 @@ def test_upload_click_run_correct_rename_and_download(page: Page, address: str, 
     expect(picture).to_be_visible()
     box = picture.bounding_box()
     assert box is not None and box["width"] > 350  # on a phone too
+    expect(page.locator("#toast")).to_be_hidden()
+    page.get_by_role("radio", name="Take away").click()
+    picture.click(position={"x": box["width"] / 2, "y": box["height"] / 2})
+    page.get_by_role("button", name="Help").click()
+    assert "Choose an object first" in message(page)  # a dialog that opens later does not hide it
+    page.get_by_role("button", name="Close").click()
+    assert "Choose an object first" in message(page)
+    page.locator("#toast").click()
+    expect(page.locator("#toast")).to_be_hidden()
+    page.get_by_role("radio", name="Add").click()
     before = looks(page)
     picture.click(position={"x": box["width"] / 2, "y": box["height"] / 2})
     expect(page.locator("#objects li")).to_have_count(1)
@@ -104,9 +139,22 @@ def test_upload_click_run_correct_rename_and_download(page: Page, address: str, 
     page.reload()
     expect(name).to_have_value("<script>alert(1)</script>")
 
+    expect(page.locator("#picture[data-frame='0']")).to_be_visible()
+    assert page.evaluate(SMALL) == []
     page.get_by_label("What to download").select_option("tracks")
     with page.expect_download() as download:
         page.get_by_role("button", name="Download").click()
     download.value.save_as(tmp_path / "tracks.json")
     [track] = json.loads((tmp_path / "tracks.json").read_text())["tracks"]
     assert track["class"] == "<script>alert(1)</script>" and track["frames"][0] == 0
+    expect(page.locator("#saving a")).to_be_visible()
+    assert page.evaluate(SMALL) == []
+
+    remove = page.get_by_label("Remove object 1")
+    remove.click()
+    expect(remove).to_have_text("Remove?")
+    name.click()  # anything else: it stays
+    expect(remove).not_to_have_text("Remove?")
+    remove.click()
+    remove.click()
+    expect(page.locator("#objects li")).to_have_count(0)

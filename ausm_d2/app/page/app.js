@@ -4,7 +4,7 @@
 import * as api from "./api.js";
 import { Chooser } from "./chooser.js";
 import "./input.js";
-import { S, busy, by, quiet, say } from "./store.js";
+import { S, busy, by, quiet, say, show } from "./store.js";
 import { download, goTo, load, opened, progress, refresh, timeline } from "./view.js";
 
 const chooser = new Chooser(opened, (error) => say(error.message));
@@ -24,7 +24,8 @@ function heard(event) {
     say(event.message);
   } else if (event.type === "end") {
     api.forget();
-    by("work").inert = true;
+    show(null);
+    by("work").inert = by("choose").disabled = true;
     say("This session has ended. Reload the page to begin a new one.", { kept: true });
   }
 }

@@ -2,7 +2,7 @@
 // The dialog in which a video is chosen or uploaded.
 
 import * as api from "./api.js";
-import { by } from "./store.js";
+import { S, by, quiet, show } from "./store.js";
 
 const mega = (bytes) => `${Math.ceil(bytes / 1048576)} MB`;
 
@@ -21,7 +21,7 @@ export class Chooser {
       document.addEventListener(name, (event) => {
         event.preventDefault();
         by("drop").classList.toggle("over", name === "dragover");
-        if (name === "drop" && event.dataTransfer.files.length) this.send(event.dataTransfer.files[0]);
+        if (name === "drop" && event.dataTransfer.files.length) this.drop(event.dataTransfer.files[0]);
       });
     }
   }
@@ -32,8 +32,16 @@ export class Chooser {
   }
 
   async show() {
-    by("chooser").showModal();
-    const videos = await (await api.get("videos")).json();
+    by("lost").hidden = !S.state.objects?.length;
+    show(by("chooser"));
+    try {
+      this.fill(await (await api.get("videos")).json());
+    } catch (error) {
+      this.failed(error);
+    }
+  }
+
+  fill(videos) {
     this.most = videos.max_bytes;
     by("limit").textContent = `or drop it here, up to ${mega(this.most)}`;
     this.list(by("clips"), videos.clips, "clip");
@@ -53,6 +61,15 @@ export class Chooser {
     }));
   }
 
+  async drop(file) { // anywhere in the window
+    if (by("chooser").inert) {
+      this.failed(new Error(`'${file.name}' is not taken: another video is being opened`));
+      return;
+    }
+    await this.show(); // there is the progress of the upload
+    this.send(file);
+  }
+
   send(file) {
     if (file.size > this.most) { // the server would refuse it, but the browser might not show its answer
       this.failed(new Error(`'${file.name}' has ${mega(file.size)}, at most ${mega(this.most)} are taken`));
@@ -65,15 +82,16 @@ export class Chooser {
   async finish(work) {
     const dialog = by("chooser");
     dialog.inert = true;
-    try {
-      const state = await work;
+    let failed = null;
+    const state = await work.catch((error) => { failed = error; });
+    dialog.inert = false; // before a message, which is in it
+    by("sent").hidden = true;
+    if (failed) {
+      this.failed(failed);
+    } else {
       dialog.close();
+      quiet();
       this.opened(state);
-    } catch (error) {
-      this.failed(error);
-    } finally {
-      dialog.inert = false;
-      by("sent").hidden = true;
     }
   }
 }

@@ -3,7 +3,7 @@
 
 import * as api from "./api.js";
 import { choose, click, edit, find, fresh, hide, play, remove, run, undo, use } from "./actions.js";
-import { S, busy, by } from "./store.js";
+import { S, busy, by, show } from "./store.js";
 import { controls, goTo, paint, picture, redraw } from "./view.js";
 
 const DRAG = 6; // CSS pixels from which a click is a box
@@ -44,7 +44,7 @@ by("picture").addEventListener("pointercancel", () => {
   redraw();
 });
 
-by("help").addEventListener("click", () => by("helper").showModal());
+by("help").addEventListener("click", () => show(by("helper")));
 by("undo").addEventListener("click", undo);
 by("new").addEventListener("click", fresh);
 by("find").addEventListener("click", find);

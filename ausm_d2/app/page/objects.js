@@ -1,6 +1,8 @@
 // Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
 // The list of objects: colour, name, hide, remove. Texts are set as text, never as HTML.
 
+const CROSS = "\u2715";
+
 export class ObjectList {
   // choose(id), rename(id, name), hide(id, hidden), remove(id)
   constructor(list, actions) {
@@ -42,9 +44,19 @@ export class ObjectList {
       made.addEventListener("click", action);
       return made;
     };
-    const dot = button("dot", "", "Choose", () => this.actions.choose(id));
+    const pick = button("pick", String(id), "Choose", () => this.actions.choose(id));
+    const dot = document.createElement("span");
+    dot.className = "dot";
     dot.style.background = colour;
-    dot.tabIndex = -1;
+    pick.prepend(dot);
+    const remove = button("small remove", CROSS, "Remove", () => {
+      if (remove.classList.toggle("sure")) remove.textContent = "Remove?"; // a second click removes
+      else this.actions.remove(id);
+    });
+    remove.addEventListener("blur", () => {
+      remove.classList.remove("sure");
+      remove.textContent = CROSS;
+    });
     const name = document.createElement("input");
     name.type = "text";
     name.maxLength = 60;
@@ -52,11 +64,10 @@ export class ObjectList {
     name.addEventListener("change", () => this.actions.rename(id, name.value));
     name.addEventListener("keydown", (event) => { if (event.key === "Enter") name.blur(); });
     item.append(
-      dot,
-      button("pick", String(id), "Choose", () => this.actions.choose(id)),
+      pick,
       name,
       button("small hide", "Hide", "Hide", () => this.actions.hide(id, !item.classList.contains("hidden"))),
-      button("small remove", "\u2715", "Remove", () => this.actions.remove(id)),
+      remove,
     );
     return item;
   }

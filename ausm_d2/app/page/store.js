@@ -17,18 +17,39 @@ export const S = {
   saved: null, // number of the download that was fetched last; null: none is to be fetched
 };
 
-let fading = 0;
-// kept: until the next message.
+let fading = 0, saying = false;
+// kept: until the next message; others can also be clicked away.
 export function say(message, { note = false, kept = false } = {}) {
   by("toast").textContent = message;
   by("toast").classList.toggle("note", note);
-  by("toast").hidden = false;
+  by("toast").onclick = kept ? null : quiet;
+  saying = true;
+  raise();
   clearTimeout(fading);
   if (!kept) fading = setTimeout(quiet, note ? 5000 : 9000);
 }
 
 export function quiet() {
-  by("toast").hidden = true;
+  saying = false;
+  by("toast").hidePopover();
+}
+
+// Show the message above all else. While a modal dialog is open, what is outside of it lies behind its backdrop and is not read
+// out by screen readers, so the message moves into the dialog.
+function raise() {
+  const open = [...document.querySelectorAll("dialog[open]")].at(-1) || document.body;
+  if (by("toast").parentElement !== open) open.append(by("toast")); // which hides it
+  if (saying && !by("toast").matches(":popover-open")) by("toast").showPopover();
+}
+
+const dialogs = document.querySelectorAll("dialog");
+for (const dialog of dialogs) dialog.addEventListener("close", raise);
+
+// Open a modal dialog and close the others; null: only close them.
+export function show(dialog) {
+  for (const other of dialogs) if (other !== dialog) other.close();
+  if (dialog && !dialog.open) dialog.showModal();
+  raise();
 }
 
 let waiting = 0;

@@ -180,6 +180,7 @@ export function opened(next) {
   S.playing = S.following = false;
   update(next);
   S.saved ??= 0;
+  by("hint").textContent = "";
   picture.begin(S.state.video);
   goTo(0);
   by("picture").focus();
