@@ -94,14 +94,14 @@ FILES = {
     "lazy.py": (b"model = None\n", "lazy.py: a Python file (Detectron2's LazyConfig), expected a YAML file"),
     "broken.yaml": (
         b"VERSION: 2\nMODEL: [\n",
-        "broken.yaml: not a YAML file that can be used: expected the node content",
+        "broken.yaml: not a YAML file that can be used: did not find expected node content",
     ),
     "date.yaml": (b"SEED: 2026-13-45\n", "date.yaml: not a YAML file that can be used: month must be in 1..12"),
     "twice.yaml": (
         b"SEED: 1\nSEED: 2\n",
         "twice.yaml: not a YAML file that can be used: the key 'SEED' twice in line 2",
     ),
-    "deep.yaml": (b"[" * 5000, "deep.yaml: not read: nested too deeply"),
+    "deep.yaml": (b"[" * 1_000_000, "deep.yaml: not read: nested too deeply"),
     "run.yaml": (
         b"SEED: !!python/object/apply:os.getpid []\n",
         "run.yaml: not a YAML file that can be used: could not",
