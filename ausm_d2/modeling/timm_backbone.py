@@ -11,6 +11,7 @@ Shape shorthand:
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -56,20 +57,16 @@ class TimmBackbone(Backbone):
         if unknown:
             raise UserError(f"out_features: unknown {unknown}, expected some of {list(_STRIDES)}")
         try:
-            with torch.device("meta"):  # only to find the strides of its outputs
-                probe: Any = timm.create_model(name, features_only=True)
-                strides = probe.feature_info.reduction()
+            strides = _output_strides(name)
         except (RuntimeError, AttributeError) as error:  # unknown model, or one without features_only
             raise UserError(f"MODEL.TIMM.NAME: timm has no '{name}' that returns features: {error}") from error
         missing = [f"{key} (stride {_STRIDES[key]})" for key in out_features if _STRIDES[key] not in strides]
         if missing:
             raise UserError(f"MODEL.TIMM.NAME: '{name}' has outputs of strides {strides}, missing are {missing}")
         last = {stride: index for index, stride in enumerate(strides)}
-        indices = [last[_STRIDES[key]] for key in out_features]
+        indices = tuple(last[_STRIDES[key]] for key in out_features)
         net: Any = timm.create_model(name, features_only=True, out_indices=indices, in_chans=in_channels)
-        with torch.device("meta"):
-            probe = timm.create_model(name, features_only=True, out_indices=indices, in_chans=in_channels)
-        net = _freeze_norms(net, probe, torch.zeros(1, in_channels, 64, 64, device="meta"))
+        net = _freeze_norms(net, _pairs(name, indices, in_channels))
         if freeze_at:
             if f"res{freeze_at}" not in out_features:
                 raise UserError(
@@ -99,15 +96,41 @@ class TimmBackbone(Backbone):
         return dict(zip(self._out_features, outputs, strict=True))
 
 
-def _freeze_norms(net: Any, probe: Any, example: Tensor) -> Any:
-    """The network with frozen batch norms, folded where that is possible. ``probe`` is the same on the meta device."""
+@cache
+def _output_strides(name: str) -> list[int]:
+    """Of the outputs of a model of timm."""
+    import timm
+
+    with torch.device("meta"):
+        probe: Any = timm.create_model(name, features_only=True)
+        return probe.feature_info.reduction()
+
+
+@cache
+def _pairs(name: str, indices: tuple[int, ...], in_channels: int) -> dict[str, str]:
+    """:func:`~ausm_d2.modeling.folding.find_pairs` of the model with its batch norms as they are.
+
+    Args:
+        indices: of the outputs.
+    """
+    import timm
+
+    from ausm_d2.modeling.folding import find_pairs
+
+    with torch.device("meta"):
+        probe: Any = timm.create_model(name, features_only=True, out_indices=indices, in_chans=in_channels)
+    return find_pairs(probe, torch.zeros(1, in_channels, 64, 64, device="meta"))
+
+
+def _freeze_norms(net: Any, pairs: dict[str, str]) -> Any:
+    """The network with frozen batch norms, folded where that is possible; ``pairs``: from :func:`_pairs`."""
     from timm.layers import freeze_batch_norm_2d
 
-    from ausm_d2.modeling.folding import find_pairs, fold_frozen_norms
+    from ausm_d2.modeling.folding import fold_frozen_norms
     from ausm_d2.modeling.inverted_residual import join_blocks
 
     net = freeze_batch_norm_2d(net)
-    fold_frozen_norms(net, find_pairs(probe, example))
+    fold_frozen_norms(net, pairs)
     join_blocks(net)
     return net
 
