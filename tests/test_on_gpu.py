@@ -19,10 +19,7 @@ from ausm_d2.streaming.segmenter import segment_video
 from ausm_d2.streaming.settings import VideoSettings
 from tests.pretended_gpu import pretended_gpu
 from tests.streaming.test_step import assert_alike, follow
-from tests.tiny import clip, tiny_model
-
-# Every operation is slow on the simulated GPU.
-FEW_LAYERS = ["MODEL.AUSM.COMPRESSOR.LAYERS", 1, "MODEL.AUSM.PIXEL_DECODER.LAYERS", 1]
+from tests.tiny import ONE_LAYER, clip, tiny_model
 
 
 def test_the_simulated_gpu_detects_both_errors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +50,7 @@ def test_training(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     opts = ["MODEL.AUSM.TRAIN.MODE", mode, "MODEL.AUSM.TRAIN.CHECKPOINTING", True]
     opts += ["MODEL.AUSM.FRAME_ENCODER.ENC_LAYERS", 1, "MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED", True]
     opts += ["MODEL.AUSM.TRAIN.FRAME_CLASS_WEIGHT", 1.0, "MODEL.AUSM.TRAIN.OWN_PASSES", 2 * (mode == "parallel")]
-    opts += FEW_LAYERS
+    opts += ONE_LAYER
     wanted = losses("cpu", *opts)
     with pretended_gpu(monkeypatch):
         found = losses("cuda:0", *opts)
@@ -91,7 +88,7 @@ def areas(result: dict[str, Any]) -> list[int]:
 
 @pytest.mark.parametrize("task", ["vis", "vos", "image"])
 def test_whole_videos(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    opts = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *FEW_LAYERS]
+    opts = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *ONE_LAYER]
     cfg = load_config("configs/synth/ausm_nano.yaml", opts)
     item = {"record": SynthVis(SPLITS["val"][0], 2, 3, complete=True)[1], "task": task, "overlap": False}
     item |= {"dataset_name": "synthvis_val", "topk": 10}
@@ -116,7 +113,7 @@ def test_a_frame_waits_for_its_report_and_of_found_objects_for_which_masks_are_e
     mask = np.zeros(images[0].shape[:2], bool)
     mask[10:30, 10:30] = True
     with pretended_gpu(monkeypatch) as gpu:
-        opts = ["MODEL.DEVICE", "cuda:0", "TEST.AUSM.AMP", amp, "MODEL.WEIGHTS", "", *FEW_LAYERS]
+        opts = ["MODEL.DEVICE", "cuda:0", "TEST.AUSM.AMP", amp, "MODEL.WEIGHTS", "", *ONE_LAYER]
         opts += ["TEST.AUSM.FG_THRESHOLD", 0.0, "MODEL.AUSM.PIXEL_DECODER.NUM_DET", 4]  # random weights find 4 objects
         predictor = VideoPredictor(load_config("configs/synth/ausm_nano.yaml", opts))
         for prompts, files in (({1: mask, 5: ~mask}, ["stream.py"]), (None, ["stream.py", "session.py"])):

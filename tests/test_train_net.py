@@ -20,7 +20,7 @@ from ausm_d2.data import build, mixture
 from ausm_d2.data.synthvis import CLASSES, SynthVis
 from ausm_d2.errors import cli
 from tests.new_process import run_python
-from tests.tiny import tiny_cfg, tiny_model
+from tests.tiny import ONE_LAYER, tiny_model, tiny_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,13 +52,12 @@ def data_sets() -> Iterator[list[str]]:
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     """A tiny model's YAML file, for data that is embedded; its OUTPUT_DIR is ``tmp_path / "out"``."""
-    cfg = tiny_cfg("OUTPUT_DIR", str(tmp_path / "out"), "MODEL.AUSM.PROMPT_LABEL_SET", "synthvis")
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("synthvis_train",), ("synthvis_val",)
-    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.SAMPLING_FRAME_NUM = (48,), 2
-    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SEED = 1, 2, (), 7
-    cfg.DATALOADER.NUM_WORKERS = 0
+    keys = ["OUTPUT_DIR", str(tmp_path / "out"), "MODEL.AUSM.PROMPT_LABEL_SET", "synthvis", *ONE_LAYER]
+    keys += ["DATASETS.TRAIN", ["synthvis_train"], "DATASETS.TEST", ["synthvis_val"]]
+    keys += ["INPUT.MIN_SIZE_TRAIN", [48], "INPUT.SAMPLING_FRAME_NUM", 2, "DATALOADER.NUM_WORKERS", 0]
+    keys += ["SOLVER.IMS_PER_BATCH", 1, "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", [], "SEED", 7]
     path = tmp_path / "tiny.yaml"
-    path.write_text(cfg.dump())
+    path.write_text(tiny_yaml(*keys))
     return path
 
 
@@ -164,7 +163,7 @@ def test_averaged_weights_are_evaluated_and_resumed(
         )
 
     # What a checkpoint gives to an evaluation or another training is the average, which is what was measured.
-    model = tiny_model()
+    model = tiny_model(*ONE_LAYER)
     AUSMCheckpointer(model, complete=True).load(str(last))
     assert torch.equal(model.x_start, after["ema"]["x_start"])
     measured = list(metrics(tmp_path / "out", "vos/J&F").values())[-1]
@@ -180,7 +179,7 @@ def test_a_resumed_evaluation_uses_the_current_weights(
     arguments = ["--resume", "--eval-only", "DATASETS.TEST", data_sets[2:], "TEST.AUSM.RESUME", True]
     for name in ("model_0000001.pth", "model_0000003.pth"):
         out.mkdir(exist_ok=True)
-        torch.save({"model": tiny_model().state_dict()}, out / name)
+        torch.save({"model": tiny_model(*ONE_LAYER).state_dict()}, out / name)
     (out / "last_checkpoint").write_text("model_0000001.pth")
     assert run(*arguments) == 0
     assert run(*arguments) == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
@@ -41,17 +42,38 @@ def tiny_sizes() -> list[Any]:
     return [*settings, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 64]
 
 
-def tiny_cfg(*opts: Any) -> CfgNode:
-    """A config of :func:`tiny_sizes` with two label sets."""
-    cfg = get_cfg()
-    add_ausm_config(cfg)
+ONE_LAYER = ["MODEL.AUSM.COMPRESSOR.LAYERS", 1, "MODEL.AUSM.PIXEL_DECODER.LAYERS", 1]
+"""Options for tests of what is around the model."""
+
+
+def _keys(*opts: Any) -> list[Any]:
+    """Keys and values of :func:`tiny_cfg`."""
     settings: list[Any] = ["MODEL.META_ARCHITECTURE", "AUSM", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
     settings += ["MODEL.BACKBONE.NAME", "build_swin_backbone", "MODEL.BACKBONE.FREEZE_AT", 0, "INPUT.FORMAT", "RGB"]
     settings += ["MODEL.PIXEL_MEAN", [123.675, 116.28, 103.53], "MODEL.PIXEL_STD", [58.4, 57.1, 57.4]]
     settings += ["MODEL.AUSM.LABEL_SETS", [["synthvis", 6], ["object", 1]], "INPUT.MIN_SIZE_TEST", 0]
     settings += ["MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED", False]
-    cfg.merge_from_list(settings + tiny_sizes() + list(opts))
+    return [*settings, *tiny_sizes(), *opts]
+
+
+def tiny_cfg(*opts: Any) -> CfgNode:
+    """A config of :func:`tiny_sizes` with two label sets."""
+    cfg = get_cfg()
+    add_ausm_config(cfg)
+    cfg.merge_from_list(_keys(*opts))
     return cfg
+
+
+def tiny_yaml(*opts: Any) -> str:
+    """A config file of :func:`tiny_cfg` with only its own keys: all others take most of the time to write and read."""
+    keys, tree = _keys(*opts), dict[str, Any]()
+    for key, value in zip(keys[::2], keys[1::2], strict=True):
+        *sections, name = key.split(".")
+        section = tree
+        for each in sections:
+            section = section.setdefault(each, {})
+        section[name] = value
+    return yaml.safe_dump(tree)
 
 
 def tiny_model(*opts: Any) -> AUSM:
@@ -90,6 +112,6 @@ def clip(frames: int, instances: int, *, label_set: str = "synthvis", seed: int 
 def write_tiny_config(folder: Path, *opts: Any) -> Path:
     """A config file of the tiny model, and its weights beside it."""
     torch.save({"model": tiny_model(*opts).state_dict()}, folder / "tiny.pth")
-    cfg = tiny_cfg("MODEL.WEIGHTS", str(folder / "tiny.pth"), "DATASETS.TEST", ("synthvis_val",), *opts)
-    (folder / "tiny.yaml").write_text(cfg.dump())
+    keys = ["MODEL.WEIGHTS", str(folder / "tiny.pth"), "DATASETS.TEST", ["synthvis_val"], *opts]
+    (folder / "tiny.yaml").write_text(tiny_yaml(*keys))
     return folder / "tiny.yaml"

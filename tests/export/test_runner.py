@@ -25,7 +25,7 @@ from ausm_d2.export.runner import OnnxStream, _interpolation
 from ausm_d2.modeling.masks import upsample_logits
 from ausm_d2.streaming.predictor import VideoPredictor
 from tests.streaming.opened import box, frames
-from tests.tiny import tiny_cfg
+from tests.tiny import tiny_cfg, tiny_yaml
 
 for package in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(package, reason=f"{package} is not installed: pip install 'ausm_d2[export]'")
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     options = [*SMALL, "TEST.AUSM.BIRTH_IOU", 0.9, "TEST.AUSM.HIDE_BELOW", 0.1]
     torch.save({"model": build_model(tiny_cfg(*options)).state_dict()}, folder / "tiny.pth")
-    (folder / "tiny.yaml").write_text(tiny_cfg(*options, "MODEL.WEIGHTS", str(folder / "tiny.pth")).dump())
+    (folder / "tiny.yaml").write_text(tiny_yaml(*options, "MODEL.WEIGHTS", str(folder / "tiny.pth")))
     for t, frame in enumerate(frames(3, SIZE)):
         cv2.imwrite(str(folder / f"{t}.png"), frame)
     return folder

@@ -36,7 +36,7 @@ from ausm_d2.data.synthvis import SynthVis
 from ausm_d2.engine import Trainer
 from ausm_d2.processes import leave_together
 from ausm_d2.seeds import seed_generators
-from tests.tiny import tiny_cfg
+from tests.tiny import ONE_LAYER, tiny_cfg
 
 _TIMEOUT = timedelta(seconds=60)
 _ended: dict[int, int] = {}  # exit codes of children that were waited for
@@ -46,6 +46,7 @@ _VIDEOS = "few_train"
 def training_cfg(folder: Path, *, workers: int, iterations: int, clips: int = 1) -> CfgNode:
     """Saves often, so that many kills come while it saves; everything random is switched on."""
     cfg = tiny_cfg("OUTPUT_DIR", str(folder), "MODEL.AUSM.PROMPT_LABEL_SET", "synthvis", "MODEL_EMA.ENABLED", True)
+    cfg.merge_from_list(ONE_LAYER)
     cfg.merge_from_list(["MODEL.AUSM.TRAIN.HISTORY_NOISE.ENABLED", True, "MODEL.SWIN.DROP_PATH_RATE", 0.3])
     cfg.merge_from_list(["MODEL.AUSM.TRAIN.OWN_PASSES", 1, "INPUT.AUGMENTATIONS", ["brightness", "rotation"]])
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (_VIDEOS,), ()

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from ausm_d2.checkpoint.reading import read_checkpoint
 from ausm_d2.cli.main import main
@@ -25,7 +24,7 @@ from ausm_d2.finetune.trainer import Pace, measure_pace
 from ausm_d2.stopping import StopRequest
 from ausm_d2.streaming.predictor import VideoPredictor
 from tests.finetune.own import coco, write_coco, write_video
-from tests.tiny import write_tiny_config
+from tests.tiny import ONE_LAYER, write_tiny_config
 from tests.video.clips import write_clip
 
 pytestmark = pytest.mark.usefixtures("restored_loggers")
@@ -42,14 +41,10 @@ def small_pool() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with proposals, whose clips are small too."""
-    path = write_tiny_config(tmp_path_factory.mktemp("model"), "MODEL.AUSM.PIXEL_DECODER.QUERIES", "proposals")
-    keys = yaml.safe_load(path.read_text())
-    keys["INPUT"] |= {"MIN_SIZE_TRAIN": [32], "MIN_SIZE_TEST": 32, "SAMPLING_FRAME_NUM": 2}
-    keys["INPUT"]["PSEUDO"]["MIN_SIZE_TRAIN"] = [32]
-    keys["DATALOADER"]["NUM_WORKERS"] = 0
-    keys["DATASETS"]["TEST"] = []
-    path.write_text(yaml.safe_dump(keys))
-    return path
+    opts = ["MODEL.AUSM.PIXEL_DECODER.QUERIES", "proposals", "DATALOADER.NUM_WORKERS", 0, "DATASETS.TEST", []]
+    opts += ["INPUT.MIN_SIZE_TRAIN", [32], "INPUT.PSEUDO.MIN_SIZE_TRAIN", [32], "INPUT.MIN_SIZE_TEST", 32]
+    opts += ["INPUT.SAMPLING_FRAME_NUM", 2, *ONE_LAYER]
+    return write_tiny_config(tmp_path_factory.mktemp("model"), *opts)
 
 
 @pytest.fixture(scope="module")

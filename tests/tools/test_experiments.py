@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ausm_d2.config import load_config
 from ausm_d2.data.build import get_records
 from ausm_d2.data.synthvis import CLASSES, SynthVis
+from ausm_d2.data.video import VideoRecord
 from ausm_d2.engine import Trainer
 from ausm_d2.errors import UserError
 from ausm_d2.evaluation.results import ResultFolder
@@ -25,17 +26,21 @@ from ausm_d2.streaming.segmenter import segment_video
 from ausm_d2.streaming.settings import VideoSettings
 from tests.data.stubs import moving_square
 from tests.streaming.opened import open_stream
-from tests.tiny import tiny_cfg, tiny_model
+from tests.tiny import ONE_LAYER, tiny_cfg, tiny_model, tiny_yaml
 from tools import experiment, sweep_threshold
 
 VIS, VOS = "three_val", "three_val_vos"
-SMALL = ["MODEL.AUSM.COMPRESSOR.LAYERS", 1, "MODEL.AUSM.PIXEL_DECODER.LAYERS", 1]
+
+
+@pytest.fixture(scope="module")
+def records() -> list[VideoRecord]:
+    """Three short synthetic videos."""
+    return list(SynthVis(3, 3, 4, complete=True))
 
 
 @pytest.fixture(autouse=True)
-def data_sets() -> Iterator[None]:
-    """Three short synthetic videos, unprompted and prompted, and no views of them that outlive the test."""
-    records = list(SynthVis(3, 3, 4, complete=True))
+def data_sets(records: list[VideoRecord]) -> Iterator[None]:
+    """The videos, unprompted and prompted, and no views of them that outlive the test."""
     before = set(DatasetCatalog.list())
     for name, task, kind in ((VIS, "vis", "ytvis"), (VOS, "vos", "vos")):
         DatasetCatalog.register(name, lambda: records)
@@ -50,14 +55,13 @@ def data_sets() -> Iterator[None]:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    cfg = tiny_cfg(*SMALL, "MODEL.AUSM.PROMPT_LABEL_SET", "synthvis", "MODEL.WEIGHTS", str(tmp_path / "random.pth"))
-    torch.save({"model": tiny_model(*SMALL).state_dict()}, tmp_path / "random.pth")
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (VIS,), (VIS, VOS)
-    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.SAMPLING_FRAME_NUM = (48,), 2
-    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 1, 2, ()
-    cfg.SOLVER.CHECKPOINT_PERIOD, cfg.DATALOADER.NUM_WORKERS = 1, 0
+    torch.save({"model": tiny_model(*ONE_LAYER).state_dict()}, tmp_path / "random.pth")
+    keys = ["MODEL.AUSM.PROMPT_LABEL_SET", "synthvis", "MODEL.WEIGHTS", str(tmp_path / "random.pth"), *ONE_LAYER]
+    keys += ["DATASETS.TRAIN", [VIS], "DATASETS.TEST", [VIS, VOS], "DATALOADER.NUM_WORKERS", 0]
+    keys += ["INPUT.MIN_SIZE_TRAIN", [48], "INPUT.SAMPLING_FRAME_NUM", 2]
+    keys += ["SOLVER.IMS_PER_BATCH", 1, "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", [], "SOLVER.CHECKPOINT_PERIOD", 1]
     path = tmp_path / "tiny.yaml"
-    path.write_text(cfg.dump())
+    path.write_text(tiny_yaml(*keys))
     return path
 
 
@@ -127,7 +131,7 @@ def test_sweep_command(run: Callable[..., list[dict[str, Any]]], config: Path, t
     assert [(row["dataset"], row["setting"]) for row in rows] == [(f"{VIS}_first2", "0.3"), (f"{VIS}_first2", "0.9")]
     opts = ["DATASETS.TEST", [f"{VIS}_first2"], "TEST.AUSM.TOPK", 50, "TEST.AUSM.FG_THRESHOLD", 0.3]
     cfg = load_config(str(config), [*opts, "OUTPUT_DIR", str(tmp_path / "plain")])
-    assert rows[0]["scores"] == Trainer.test(cfg, tiny_model(*SMALL).eval())
+    assert rows[0]["scores"] == Trainer.test(cfg, tiny_model(*ONE_LAYER).eval())
     note = json.loads((tmp_path / "out" / "table.json").read_text())["notes"][0]
     assert "for 8 frames (one pass per threshold: 16)" in note
 
@@ -257,7 +261,7 @@ def test_rules_of_tracks_are_those_of_the_config(run: Callable[..., list[dict[st
         own = [f"TEST.AUSM.{keys[row['setting']][0]}", keys[row["setting"]][1]] if keys[row["setting"]] else []
         data = ["DATASETS.TEST", [f"{VIS}_first2"], "OUTPUT_DIR", str(tmp_path / "plain")]
         cfg = load_config(str(tmp_path / "tiny.yaml"), [*data, *opts, *own])
-        model = tiny_model(*SMALL, *opts, *own).eval()
+        model = tiny_model(*ONE_LAYER, *opts, *own).eval()
         tracks = row["scores"].pop("tracks")
         assert row["scores"] == Trainer.test(cfg, model)
         shown = [result.best_classes() for result in map(folder(row["setting"]).read, get_records(f"{VIS}_first2"))]
@@ -353,7 +357,7 @@ def test_the_start_can_be_compared_from_weights_that_detect_and_know_no_history(
 ) -> None:
     monkeypatch.setattr(experiment.variants, "_evaluate", lambda cfg, videos: {VIS: {"segm": {"AP": 1.0}}})
     no_history = ["MODEL.AUSM.COMPRESSOR.LAYERS", 0, "MODEL.AUSM.DECODER.LAYERS", 0]
-    detector = tiny_model(*SMALL, "MODEL.AUSM.START", "residual", *no_history)
+    detector = tiny_model(*ONE_LAYER, "MODEL.AUSM.START", "residual", *no_history)
     torch.save({"model": detector.state_dict()}, tmp_path / "detector.pth")
     opts = ["MODEL.WEIGHTS", tmp_path / "detector.pth", "SOLVER.MAX_ITER", 1, "SOLVER.BASE_LR", 0.0]
     run(experiment.main, "start", "--detector", "--opts", *opts)
