@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ausm_d2.errors import UserError
-from tests.tiny import clip, tiny_model
+from tests.tiny import ONE_LAYER, clip, tiny_model
 
 
 @pytest.mark.parametrize("mode", ["parallel", "iterative", "rollout"])
@@ -62,7 +62,8 @@ def test_training_lowers_the_loss_by_half() -> None:
 )
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_training_step_in_half_precision_is_finite(dtype: torch.dtype, variant: tuple[str, str]) -> None:
-    model = tiny_model(f"MODEL.AUSM.{variant[0]}", variant[1], "MODEL.AUSM.TRAIN.OWN_PASSES", 1)
+    opts = [f"MODEL.AUSM.{variant[0]}", variant[1], "MODEL.AUSM.TRAIN.OWN_PASSES", 1, *ONE_LAYER]
+    model = tiny_model(*opts)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     items = [clip(3, 2, seed=1), clip(3, 1, label_set="object", seed=2)]
     history = []

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ausm_d2.kernels import choice
+from ausm_d2.kernels import choice, triton_launch
 from ausm_d2.kernels.choice import use_kernels
 from ausm_d2.kernels.conv import CONV
 from ausm_d2.kernels.scan import SCAN
@@ -23,6 +23,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """The kernels are forced, and new tensors are made where they run."""
     if INTERPRETED:  # the tests compare by themselves; test_first_use.py has the comparison at first use
         monkeypatch.setattr(choice, "difference", lambda *arguments: None)
+        monkeypatch.setattr(triton_launch, "_PROGRAMS_PER_PROCESSOR", 2)
     name = request.param
     for kernel in (*SCAN.kernels, *CONV.kernels):
         reason = kernel.unavailable() if kernel.name == name else None

@@ -19,7 +19,7 @@ SIZES += [(3, 1, 37, 16), (2, 1, 35, 8), (2, 1, 20, 4), (1, 1, 21, 32), (1, 1, 1
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 LEFT_OUT = [(name,) for name in OPTIONAL]
 if INTERPRETED:  # two groups of channels, more sequences than programs, the smallest
-    SIZES, LEFT_OUT = [(2, 3, 66, 5), (17, 1, 3, 2), (1, 1, 1, 1)], [OPTIONAL]
+    SIZES, LEFT_OUT = [(2, 3, 66, 5), (5, 1, 3, 2), (1, 1, 1, 1)], [OPTIONAL]
 
 
 def _inputs(n: int, t: int, e: int, s: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
