@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from yaml.composer import Composer
@@ -58,6 +59,26 @@ def atomic_write(path: str | os.PathLike[str], *, durable: bool = False) -> Iter
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             raise UserError(f"{path}: cannot be written: {error.strerror}") from None
         raise
+
+
+def locked(path: Path) -> IO[bytes] | None:
+    """Open a file and lock it until it is closed. The lock of a killed process is free.
+
+    Returns:
+        The open file, not locked where the file system knows no locks; None: another process has locked it.
+
+    Raises:
+        OSError: if the file cannot be created.
+    """
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError:
+        pass
+    return file
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)

@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -143,9 +144,16 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=_work, args=(cfg, theirs, threads), daemon=True)
-        self.process.start()
+        # Ctrl-C reaches all processes, but the parent stops its workers itself. Inherited, for the time of the imports.
+        resource_tracker.ensure_running()  # its start would end the blocking
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self.video: str | None = None  # the current one
+        self.told = False  # to stop
 
     def give(self, name: str, asked: Request) -> None:
         self.video = name
@@ -153,7 +161,7 @@ class _Worker:
             self.connection.send((name, asked))
 
     def answer(self) -> Row:
-        """The row of the current video; failed if the process died."""
+        """The row of the current video; failed if the process died, stopped if it was told to."""
         assert self.video is not None
         try:
             row: Row = self.connection.recv()
@@ -161,8 +169,15 @@ class _Worker:
             self.process.join()
             code = self.process.exitcode
             row = Row(self.video, "failed", error=f"its process ended with exit code {code} (a negative one: a signal)")
+            if self.told:
+                row = Row(self.video, "stopped")  # before its first frame
         self.video = None
         return row
+
+    def stop(self) -> None:
+        """Tell it to stop after its current frame, or at once if it has not begun a video."""
+        self.told = True
+        self.process.terminate()
 
     def close(self) -> None:
         self.connection.close()
@@ -174,13 +189,18 @@ class _Worker:
 def _work(cfg: CfgNode, connection: Connection, threads: int) -> None:
     """Body of a process: receives requests and sends rows, until the connection is closed."""
     torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent stops its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
     with StopRequest(signals=(signal.SIGTERM,)) as stop:
+
+        def stopped() -> bool:  # also when the parent was killed: the same command may already run again
+            return stop() or (parent is not None and not parent.is_alive())
+
         try:
             predictor = VideoPredictor(cfg)
             while True:
                 name, asked = connection.recv()
-                connection.send(track_one_of_many(predictor, name, asked, stop))
+                connection.send(track_one_of_many(predictor, name, asked, stopped))
         except (EOFError, OSError):
             return  # the parent has no more videos, or has ended
 
@@ -202,7 +222,7 @@ def _in_processes(cfg: CfgNode, requests: dict[str, Request], workers: int, stop
             if stop() and not told:
                 told = True
                 for worker in busy:
-                    worker.process.terminate()  # SIGTERM: it stops cleanly
+                    worker.stop()
             if not busy:
                 return
             ready = wait([worker.connection for worker in busy], timeout=0.2)

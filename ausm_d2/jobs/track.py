@@ -146,6 +146,7 @@ def _track(
     if earlier is not None:
         _require_same(earlier, key, settings, request, source)
         if earlier.complete:
+            folder.forget()
             return Summary(earlier.frames, earlier.objects, True, folder.path, 0.0, 0)
         done = (earlier.frames or None) if earlier.settings is not None else None
     if done is None:

@@ -13,12 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import av
 
 from ausm_d2.errors import UserError
-from ausm_d2.io import atomic_write, read_json
+from ausm_d2.io import atomic_write, locked, read_json
 from ausm_d2.video.outputs import OBJECTS, STREAMED, Output
 from ausm_d2.video.reports import REPORTS, Run
 from ausm_d2.video.tracked import Done, Journal, TrackedFrame, VideoInfo
@@ -33,6 +33,7 @@ DEFAULT_OUTPUTS = ("overlay", "masks", "tracks")
 _PROGRESS = ".progress"  # folder with the state for a continuation; removed when the video is complete
 _FILES = {"overlay.mp4", "overlay.png", "masks", OBJECTS, "mot.txt", "mots.txt", "sheet.png"}
 _FILES |= {"tracks.json", "ytvis.json", "coco.json", "timeline.png"}
+_LOCK, _ROOM, _RUN = "lock", "reserve", "run.json"  # in that folder
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _RESERVE = 1 << 18  # bytes
 
@@ -64,13 +65,14 @@ class ResultFolder:
     """The folder of one video's results.
 
     Existing results are kept until ``begin`` removes them. A folder with any other content is refused. Links and mount
-    points work: the folder itself is never replaced.
+    points work: the folder itself is never replaced. From the constructor to ``discard`` no other process can write
+    into it.
     """
 
     def __init__(self, path: Path) -> None:
         """
         Raises:
-            UserError: if ``path`` has other content, or is not writable.
+            UserError: if ``path`` has other content, is not writable, or another process writes into it.
         """
         self.path = Path(os.path.abspath(path))
         self.scratch = self.path / _PROGRESS
@@ -80,6 +82,7 @@ class ResultFolder:
         self._journal: Journal | None = None
         self._pending: int | None = None  # frames of a saved state that is not in use yet
         self._fresh = not os.path.lexists(self.scratch)
+        self._lock: IO[bytes] | None = None
         try:
             for each in (self.path, self.path.parent):
                 if each.exists() and not each.is_dir():
@@ -89,6 +92,9 @@ class ResultFolder:
             if foreign:
                 raise UserError(f"'{path}' holds other things than earlier results ('{foreign[0]}'), not touched")
             self.scratch.mkdir(parents=True, exist_ok=True)
+            self._lock = locked(self.scratch / _LOCK)
+            if self._lock is None:
+                raise UserError(f"'{path}': another process is writing results into it")
             self._reserve(_RESERVE)
         except OSError as error:
             self.discard()
@@ -97,8 +103,8 @@ class ResultFolder:
     def earlier(self) -> Earlier | None:
         """Existing results; None if there are none."""
         with suppress(UserError, KeyError, TypeError):
-            if (self.scratch / "run.json").exists():
-                run = read_json(self.scratch / "run.json")
+            if (self.scratch / _RUN).exists():
+                run = read_json(self.scratch / _RUN)
                 saved = self.scratch / "session.json"
                 frames = int(read_json(saved)["frames"]) if saved.exists() else 0
                 return Earlier(run["key"], False, frames, settings=run["settings"])
@@ -126,9 +132,9 @@ class ResultFolder:
             for name in sorted(_FILES):
                 _remove(self.path / name)
             for entry in self.scratch.iterdir():
-                if entry.name != "reserve":
+                if entry.name not in (_LOCK, _ROOM):
                     _remove(entry)
-            with atomic_write(self.scratch / "run.json") as path:
+            with atomic_write(self.scratch / _RUN) as path:
                 path.write_text(json.dumps({"key": key, "settings": settings}), encoding="utf-8")
         self._fresh, self.can_resume = False, settings.get("input") is not None
         self._journal = Journal(self.scratch / "frames.jsonl", done.frames if done else 0)
@@ -184,7 +190,7 @@ class ResultFolder:
             UserError, OSError, av.FFmpegError: the first error; the other files are completed nevertheless.
         """
         assert self._journal is not None
-        (self.scratch / "reserve").unlink(missing_ok=True)
+        (self.scratch / _ROOM).unlink(missing_ok=True)
         run = Run(self.path, self.info, self._journal, complete, self.key)
         steps: list[Callable[[], None]] = [partial(REPORTS[name], run) for name in self.names if name in REPORTS]
         objects = len(self._journal.tracks())
@@ -198,11 +204,18 @@ class ResultFolder:
         if errors:
             raise errors[0]
         if complete:
-            shutil.rmtree(self.scratch, ignore_errors=True)
+            self.forget()
         return objects
 
+    def forget(self) -> None:
+        """The results are complete: remove the state for a continuation."""
+        (self.scratch / _RUN).unlink(missing_ok=True)  # first: if this is interrupted, the rest counts for nothing
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
     def discard(self) -> None:
-        """Before ``begin``: restore the folder as it was found."""
+        """Release the folder. Before ``begin``: also restore it as it was found."""
+        if self._lock is not None:
+            self._lock.close()
         if self._fresh and self._journal is None:
             shutil.rmtree(self.scratch, ignore_errors=True)
             for folder in self._made:
@@ -211,7 +224,7 @@ class ResultFolder:
 
     def _reserve(self, size: int) -> None:
         """Reserve disk space for the files that are written at the end, in case the disk fills up."""
-        path = self.scratch / "reserve"
+        path = self.scratch / _ROOM
         there = path.stat().st_size if path.exists() else 0
         if there < size:
             with path.open("ab") as file:

@@ -29,14 +29,8 @@ from ausm_d2.video import files
 from ausm_d2.video.frame import Source
 from ausm_d2.video.inputs import open_source
 from ausm_d2.video.results import Earlier, ResultFolder
-from tests.tiny import write_tiny_config
 from tests.video.clips import SIZE, damaged, half, pictures, write_clip, write_folder
 from tests.video.rtsp_server import RtspServer
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_config(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

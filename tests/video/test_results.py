@@ -141,6 +141,9 @@ def test_stopped_results_are_continued(whole: Path, tmp_path: Path, stopped_at: 
     folder = write(tmp_path / "out", range(stopped_at))
     folder.checkpoint(lambda path: path.write_bytes(b"state"))
     folder.finish(complete=False)
+    with pytest.raises(UserError, match=r"out': another process is writing results into it"):
+        ResultFolder(tmp_path / "out")
+    folder.discard()
     data = load(tmp_path / "out" / "tracks.json")
     assert data["complete"] is False and len(data["video"]["times"]) == stopped_at
     assert times(tmp_path / "out" / "overlay.mp4") == [i / 10 for i in range(stopped_at)]
@@ -160,9 +163,9 @@ def test_results_of_a_killed_program_are_continued(whole: Path, tmp_path: Path) 
         folder.write(frame(index))
     with (tmp_path / "out" / ".progress" / "frames.jsonl").open("ab") as file:
         file.write(b'{"object": 3, "frame": 6')  # killed in the middle of a line; nothing is closed
+    folder.discard()  # the lock of a killed program is free
     del folder
-    again = ResultFolder(tmp_path / "out")
-    earlier = again.earlier()
+    earlier = ResultFolder(tmp_path / "out").earlier()
     assert earlier is not None and earlier.frames == 4
     write(tmp_path / "out", range(4, 8), names=["overlay", "mot"], done=4).finish(complete=True)
     for name in ("tracks.json", "mot.txt"):
