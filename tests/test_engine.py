@@ -27,7 +27,7 @@ from ausm_d2.evaluation.paper import paper_table
 from ausm_d2.evaluation.references import FlowMask
 from ausm_d2.masks.rle import decode, to_rle
 from ausm_d2.processes import leave_together
-from tests.tiny import tiny_cfg, tiny_model
+from tests.tiny import ONE_LAYER, tiny_cfg, tiny_model
 
 NAMES = ("tiny_val", "tiny_val_vos")
 
@@ -52,7 +52,7 @@ def _tiny_val() -> Iterator[None]:
 
 def cfg_for(output_dir: Path, *opts: Any) -> CfgNode:
     cfg = tiny_cfg("DATASETS.TEST", NAMES, "OUTPUT_DIR", str(output_dir), "MODEL.AUSM.PROMPT_LABEL_SET", "synthvis")
-    cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 0, *opts])
+    cfg.merge_from_list([*ONE_LAYER, "DATALOADER.NUM_WORKERS", 0, *opts])
     return cfg
 
 
@@ -61,7 +61,7 @@ class Counting(nn.Module):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
-        self.module = tiny_model("MODEL.AUSM.PROMPT_LABEL_SET", "synthvis")
+        self.module = tiny_model(*ONE_LAYER, "MODEL.AUSM.PROMPT_LABEL_SET", "synthvis")
         self.seen: list[tuple[str, int]] = []
 
     def forward(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
