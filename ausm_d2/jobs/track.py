@@ -78,8 +78,12 @@ class Summary:
     new: int  # frames of this run
 
     def __str__(self) -> str:
-        text = f"{self.frames} frames, {self.objects} objects"
+        text = f"{_count(self.frames, 'frame')}, {_count(self.objects, 'object')}"
         return text if self.complete else f"stopped after {text}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 Progress = Callable[[int, "int | None"], None]
@@ -213,6 +217,7 @@ def _settings(request: Request, source: Source, predictor: VideoPredictor) -> di
         "find": request.find,
         "save": check_outputs(request.save),
         "fps": str(request.fps),
+        "frames": request.frames,
     }
 
 

@@ -150,6 +150,8 @@ def test_resume_refuses_results_of_other_settings(predictor: VideoPredictor, tmp
     run(predictor, clip, tmp_path / "out")
     with pytest.raises(UserError, match=r"holds results of another run"):
         run(predictor, clip, tmp_path / "out", save=["mot"], resume=True)
+    with pytest.raises(UserError, match=r"holds results of another run"):  # it would be taken for complete
+        run(predictor, clip, tmp_path / "out", frames=2, resume=True)
     run(predictor, clip, tmp_path / "out", save=["mot"])
     assert not (tmp_path / "out" / "overlay.mp4").exists()  # of the run before
 
