@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ausm_d2.modeling.transfer import upload
-from ausm_d2.streaming.gates import distinct, iou
+from ausm_d2.streaming.gates import distinct, iou, keep_main_parts
 from ausm_d2.streaming.settings import VideoSettings
 
 SAME = 0.5  # a detection with a larger mask IoU with an object of another stream is that object
@@ -37,12 +37,13 @@ def new_tracks(
         probabilities: float64 (Q, K), CPU.
         scores: float64 (Q, K), CPU, by TEST.AUSM.TRACK_SCORE.
         visible: bool (Q), CPU.
-        mask_logits: (Q, H4, W4).
+        mask_logits: (Q, H4, W4); REACH changes the rows of detections.
         masks: bool (R, H4, W4) of the stream's own objects.
         elsewhere: bool (R, H4, W4) of objects that other streams of the video track.
         tracked: N.
     """
     found = confident(probabilities, scores, visible, tracked, settings.fg_threshold)
+    keep_main_parts(found, mask_logits, settings.reach)
     found = apart(found, mask_logits, masks, settings.birth_iou)
     if elsewhere is not None:
         found = apart(found, mask_logits, elsewhere, min(settings.birth_iou, SAME))

@@ -67,6 +67,29 @@ def _near(mask: np.ndarray, before: np.ndarray, reach: float) -> np.ndarray:
     return np.asarray(near[parts] & mask)
 
 
+def keep_main_parts(found: list[int], logits: Tensor, reach: float) -> None:
+    """REACH: of the mask of each detection, keep only the largest part and those near it, so that one that covers a
+    second object far away does not start a track of both.
+
+    Args:
+        found: rows of Q.
+        logits: (Q, H4, W4): changed.
+        reach: in units of the square root of the area of the largest part; at least 4 cells.
+    """
+    if not found or not reach:
+        return
+    rows = upload(torch.tensor(found), logits.device)
+    masks = (logits[rows] > 0).cpu().numpy()  # device sync
+    far = np.stack([mask & ~_near(mask, _largest_part(mask), reach) for mask in masks])
+    logits[rows] = logits[rows].masked_fill(upload(torch.from_numpy(far), logits.device), _OUTSIDE)
+
+
+def _largest_part(mask: np.ndarray) -> np.ndarray:
+    """The largest connected component of a mask: bool (H4, W4)."""
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    return mask if count < 3 else np.asarray(parts == 1 + stats[1:, cv2.CC_STAT_AREA].argmax())
+
+
 def hide_jumped(
     state: StreamState, report: Tensor, logits: Tensor, tracked: int, least: float
 ) -> tuple[Tensor, Tensor, list[int]]:

@@ -171,6 +171,18 @@ def test_the_part_that_two_masks_share_is_of_the_smaller_one() -> None:
     assert shared(masks, masks).tolist() == [[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 0.0]]
 
 
+def test_a_detection_of_two_things_far_apart_starts_a_track_of_the_larger() -> None:
+    """Cells 0 to 2 are one part, 60 to 63 the larger one, far from it; 39 is near that."""
+    script: Script = [
+        {"detections": {0: sure(0, 1, 2, 39, 60, 61, 62, 63)}},
+        {"tracks": {0: sure(60, 61, 62, 63)}, "detections": {0: sure(0, 1, 2)}},
+    ]
+    (first, second), _ = run(script, reach=0.25)
+    assert torch.equal(first.mask_logits[0] > 0, cells(39, 60, 61, 62, 63) > 0)
+    assert second.track_ids == [1, 2], "the other one is detected too"
+    assert run(script)[0][0].mask_logits[0].gt(0).sum() == 8, "off unless a config asks for it"
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("DUPLICATE_OVERLAP", 1.5), ("REACH", -1.0), ("MIN_AGE", 0), ("BIRTH_CELLS", -1)]
 )
