@@ -224,7 +224,8 @@ def _add_test_keys(cfg: CfgNode) -> None:
     test.EXCLUSIVE = False
     # Parts of a found track's mask that are farther from its mask in the frame before than this many square roots of
     # that mask's area (4 cells at least) are cut: it cannot spread or jump onto what comes in. So are parts of a
-    # detection that are as far from its largest part. 0 = the paper: off.
+    # detection that are as far from its largest part. A large part four times as far away is a detection of its own.
+    # 0 = the paper: off.
     test.REACH = 0.0
     # The mask of a found track is hidden if the mean of X_t in it has a lower cosine similarity with that of its masks
     # before: it has jumped to another object. For one that was hidden for 5 frames, (1 + APPEARANCE) / 2 is needed.

@@ -27,43 +27,59 @@ from ausm_d2.streaming.state import StreamState
 
 _OUTSIDE = -20.0  # logit
 _LEAST_REACH = 4  # cells: minimum of the reach
+_ELSEWHERE = 4  # times the reach: a part that is farther away belongs to another object
 _GONE = 5  # frames that a track was hidden: it must look more like itself to come back
 _KEPT = 0.95  # of the sum of a track's appearances, per frame
 
 
-def keep_within_reach(before: Tensor, state: StreamState, report: Tensor, logits: Tensor, reach: float) -> None:
+def keep_within_reach(
+    before: Tensor, state: StreamState, report: Tensor, logits: Tensor, settings: VideoSettings
+) -> tuple[Tensor, Tensor, list[int | None]]:
     """REACH: keep only those parts of an unprompted track's mask that are near its previous mask, so that a track does
-    not spread or jump to a new object, which can then be detected.
+    not spread or jump to a new object. V detects nothing that a track's mask covers, so a part that is large
+    (BIRTH_CELLS, half of what is kept) and four times as far away is a detection.
 
     Args:
-        before: bool (N, H4, W4), M_{t-1}. A row without a mask is not restricted.
+        before: bool (N, H4, W4), M_{t-1}. A row without a mask may come back anywhere, in one place.
         state: after the step; its masks M_t are changed.
         report: (Q, K + 1), CPU: its last column becomes 0 for masks that are now empty.
         logits: (Q, H4, W4): changed like the masks.
-        reach: in units of the square root of the previous mask's area; at least 4 cells.
+
+    Returns:
+        ``report`` and ``logits`` with a row more for each such part, and a None for each: no track ends.
     """
     found = (state.slots.in_use & ~state.slots.prompted)[: len(before)].nonzero()[:, 0]
     if not len(found):
-        return
+        return report, logits, []
     rows = upload(found, before.device)
     old, new = before[rows].cpu().numpy(), state.masks[rows].cpu().numpy()  # device sync
-    near = np.stack([_near(mask, was, reach) for mask, was in zip(new, old, strict=True)])
+    pairs = [(mask, was if was.any() else _largest_part(mask)) for mask, was in zip(new, old, strict=True)]
+    near = np.stack([_near(*pair, settings.reach) for pair in pairs])
+    cut = np.stack([_largest_part(pair[0] & ~_near(*pair, settings.reach, _ELSEWHERE)) for pair in pairs])
+    kept_area, cut_area = near.sum((1, 2)), cut.sum((1, 2))
+    apart = np.flatnonzero((kept_area > 0) & (2 * cut_area >= kept_area) & (cut_area >= max(1, settings.birth_cells)))
+    more_report = torch.cat([report, report[found[apart]]])
+    more_logits = logits
+    if len(apart):
+        parts = upload(torch.from_numpy(cut[apart]), before.device)
+        more_logits = torch.cat([logits, logits[rows[apart]].masked_fill(~parts, _OUTSIDE)])
     kept = upload(torch.from_numpy(near), before.device)
     far = state.masks[rows] & ~kept
     state.masks[rows] = kept
-    logits[rows] = logits[rows].masked_fill(far, _OUTSIDE)
-    report[found, -1] *= torch.from_numpy(near.any(axis=(1, 2)))
+    more_logits[rows] = more_logits[rows].masked_fill(far, _OUTSIDE)
+    more_report[found, -1] *= torch.from_numpy(near.any(axis=(1, 2)))
+    return more_report, more_logits, [None] * len(apart)
 
 
-def _near(mask: np.ndarray, before: np.ndarray, reach: float) -> np.ndarray:
-    """The connected components of a mask that come within reach of the previous mask: bool (H4, W4)."""
+def _near(mask: np.ndarray, before: np.ndarray, reach: float, times: float = 1) -> np.ndarray:
+    """The connected components of a mask that come within (times) the reach of the previous mask: bool (H4, W4)."""
     area = np.count_nonzero(before)
     if not area or not mask.any():
         return mask
     distance = cv2.distanceTransform((~before).astype(np.uint8), cv2.DIST_L2, 3)
     count, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
     near = np.zeros(count, bool)
-    near[np.unique(parts[mask & (distance <= max(_LEAST_REACH, reach * area**0.5))])] = True
+    near[np.unique(parts[mask & (distance <= times * max(_LEAST_REACH, reach * area**0.5))])] = True
     return np.asarray(near[parts] & mask)
 
 
@@ -217,17 +233,17 @@ def distinct(found: list[int], logits: Tensor, tracked: Tensor, settings: VideoS
     return [found[i] for i in kept]
 
 
-def delay(probabilities: Tensor, jumped: Tensor, settings: VideoSettings) -> Tensor:
+def delay(probabilities: Tensor, added: Tensor, settings: VideoSettings) -> Tensor:
     """Frames until new tracks are returned: MIN_AGE - 1, or 0 for confident ones (AT_ONCE).
 
     Args:
         probabilities: float64 (R, K), CPU.
-        jumped: bool (R): started by a row of :func:`hide_jumped`; never at once.
+        added: bool (R): started by a row that these rules added to Q; never at once.
 
     Returns:
         int64 (R).
     """
-    return ((probabilities.sum(-1) < settings.at_once) | jumped) * (settings.min_age - 1)
+    return ((probabilities.sum(-1) < settings.at_once) | added) * (settings.min_age - 1)
 
 
 def shared(masks: Tensor, others: Tensor) -> Tensor:

@@ -105,14 +105,16 @@ class Stream:
             before = state.masks.clone() if self.detect and self.settings.reach else None
             report, mask_logits, tracked = self._frame_step(image, state, features)
             report = report.cpu().double()  # the only device sync of a frame, but for the rules in gates.py
+            other: list[int | None] = []  # by row that is added to Q: the track that it continues
             if before is not None:
-                keep_within_reach(before[:tracked], state, report, mask_logits, self.settings.reach)
-            jumped: list[int] = []
+                cut = keep_within_reach(before[:tracked], state, report, mask_logits, self.settings)
+                report, mask_logits, other = cut
             if self.detect and self.settings.appearance:
                 least = self.settings.appearance
                 report, mask_logits, jumped = hide_jumped(state, report, mask_logits, tracked, least)
+                other += jumped
             state.frame_index += 1
-            return self._advance(state, report, mask_logits, tracked, given, reserved, elsewhere, jumped)
+            return self._advance(state, report, mask_logits, tracked, given, reserved, elsewhere, other)
 
     def check(self, size: tuple[int, int], prompts: Mapping[int, np.ndarray]) -> None:
         """
@@ -289,7 +291,7 @@ class Stream:
         given: Mapping[int, Tensor],
         reserved: Mapping[int, int],
         elsewhere: Tensor | None,
-        jumped: Sequence[int],
+        other: Sequence[int | None],
     ) -> FrameOutput:
         """A_t = concat(A_{t-1}, A'), M_t = concat(m_trk, m_D), and prompted objects.
 
@@ -299,7 +301,8 @@ class Stream:
             tracked: N.
             given, reserved: masks and slots of the objects prompted at this frame.
             elsewhere: see :meth:`step`.
-            jumped: track ids of the last rows of Q (:func:`~ausm_d2.streaming.gates.hide_jumped`).
+            other: of the last rows of Q, which the rules added for other objects that tracks have spread or jumped to:
+                the track that ends if the row starts one.
         """
         slots = state.slots
         probabilities, visible = report[:, :-1], report[:, -1] > 0
@@ -316,10 +319,11 @@ class Stream:
         if self.detect:
             rows_and_masks = (probabilities, scores, visible, mask_logits, state.masks, elsewhere)
             found = new_tracks(*rows_and_masks, tracked=tracked, settings=self.settings)
-            first = len(report) - len(jumped)
+            first = len(report) - len(other)
             for row in found:
-                if row >= first:
-                    self.remove(jumped[row - first])
+                ended = other[row - first] if row >= first else None
+                if ended is not None:
+                    self.remove(ended)
             taken = slots.allocate(found, scores, frame_index=state.frame_index, reserved=set(reserved.values()))
             self._start_tracks(taken, state, probabilities, mask_logits, first)
             source[list(taken)] = torch.tensor(list(taken.values()), dtype=torch.int64)
@@ -334,7 +338,7 @@ class Stream:
         mask_logits: Tensor,
         first: int,
     ) -> None:
-        """Masks of new tracks. ``taken``: rows of Q by slot; from ``first`` on, the masks of tracks that jumped."""
+        """Masks of new tracks. ``taken``: rows of Q by slot; from ``first`` on, parts of other tracks' masks."""
         if not taken:
             return
         new, rows = torch.tensor(list(taken)), torch.tensor(list(taken.values()))

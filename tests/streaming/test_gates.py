@@ -11,6 +11,7 @@ import torch
 
 from ausm_d2.errors import UserError
 from ausm_d2.modeling.frame_encoder import FrameFeatures
+from ausm_d2.streaming import gates
 from ausm_d2.streaming.gates import appearance, shared
 from ausm_d2.streaming.segmenter import shown_rows
 from ausm_d2.streaming.settings import VideoSettings
@@ -92,9 +93,11 @@ def test_a_found_track_does_not_jump() -> None:
 
 
 def test_a_track_that_jumps_altogether_is_hidden_and_may_come_back_anywhere() -> None:
-    script: Script = [{"detections": {0: sure(0)}}, {"tracks": {0: sure(63)}}, {"tracks": {0: sure(63)}}]
+    """But in one place: cell 0 is far from the larger part."""
+    script: Script = [{"detections": {0: sure(0)}}, {"tracks": {0: sure(63)}}, {"tracks": {0: sure(0, 62, 63)}}]
     outputs, _ = run(script, reach=0.5)
     assert [output.visible.tolist() for output in outputs] == [[True], [False], [True]]
+    assert torch.equal(outputs[2].mask_logits[0] > 0, cells(62, 63) > 0)
 
 
 def test_a_found_track_that_looks_like_another_object_is_hidden_until_it_looks_like_itself(
@@ -169,6 +172,24 @@ def test_a_detection_of_a_few_cells_is_no_track() -> None:
 def test_the_part_that_two_masks_share_is_of_the_smaller_one() -> None:
     masks = torch.stack([cells(1, 2, 3, 4), cells(4, 5), cells()]) > 0
     assert shared(masks, masks).tolist() == [[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_a_large_part_far_from_its_track_becomes_a_track(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells 6 and 7, at the other end of the row, are as large as what is kept."""
+    monkeypatch.setattr(gates, "_ELSEWHERE", 1)  # frames are too small here for four times the reach
+    script: Script = [
+        {"detections": {0: sure(0, 1)}},
+        {"tracks": {0: sure(0, 1, 6, 7)}},
+        {"tracks": {0: sure(0, 1, 6, 7), 1: sure(0, 1, 6, 7, of=0.8)}},
+    ]
+    outputs, _ = run(script, reach=0.25, birth_iou=0.5, exclusive=True)
+    assert [output.track_ids for output in outputs] == [[1], [1, 2], [1, 2]]
+    for output in outputs[1:]:
+        assert torch.equal(output.mask_logits > 0, torch.stack([cells(0, 1), cells(6, 7)]) > 0)
+    script[1]["tracks"][0] = sure(0, 1, 7)
+    assert [output.track_ids for output in run(script[:2], reach=0.25, birth_cells=2)[0]] == [[1], [1]], "too small"
+    young, _ = run(script[:2], reach=0.25, min_age=3, at_once=0.5)
+    assert young[1].visible.tolist() == [True, False], "it is returned when it is old enough, however sure the row is"
 
 
 def test_a_detection_of_two_things_far_apart_starts_a_track_of_the_larger() -> None:
