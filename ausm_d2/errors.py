@@ -1,5 +1,5 @@
 # Copyright (c) the ausm_d2 authors. SPDX-License-Identifier: Apache-2.0
-"""User errors and how commands report them."""
+"""User errors, how commands report them, and counts in what they say."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from ausm_d2.allocator import keep_freed_memory
 
 class UserError(ValueError):
     """An error in the user's input (file, key, prompt). The message is one line: what, where, found, expected."""
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 frame``, ``2 frames``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def cli(main: Callable[[], int | None]) -> None:

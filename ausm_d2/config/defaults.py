@@ -196,21 +196,8 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.DATASETS.MASKED_IMAGES = []
 
 
-def _add_test_keys(cfg: CfgNode) -> None:
-    # Skip data sets of DATASETS.TEST whose files are missing, with a warning; False: an error.
-    cfg.TEST.SKIP_MISSING = False
-    cfg.TEST.AUSM = test = CfgNode()
-    test.FG_THRESHOLD = 0.5  # foreground probability from which a row of V becomes a track (paper, Sec. 4)
-    test.FG_THRESHOLDS = []  # [[data set, threshold], ...]: overrides (Table 3: 0.9 for COCO)
-    # Predictions kept per video; 0: the data set's value: 10 for YouTube-VIS, 20 for OVIS (paper, Sec. 4), 100 for COCO
-    # images. A VideoPredictor then returns 10 detected objects per frame.
-    test.TOPK = 0
-    # "video": the best (track, class) pairs of a video; "frame": the paper's instances per frame (deviations, 12).
-    test.TOPK_SCOPE = "video"
-    # Score of a track. "mean": mean class probability over all frames since its start, including hidden ones;
-    # "visible": over the frames where it is visible; "mask": as "mean", each frame weighted by the mean foreground
-    # probability inside the mask (Mask2Former); "max": maximum over frames (GenVIS). Measurements: docs/experiments.md.
-    test.TRACK_SCORE = "mean"
+def _add_track_rules(test: CfgNode) -> None:
+    """Rules of unprompted tracks (ausm_d2/streaming/gates.py)."""
     # An unprompted row with a lower foreground probability counts as hidden in the frame: its mask is not returned and
     # not in M. 0 = the paper: off.
     test.HIDE_BELOW = 0.0
@@ -235,6 +222,24 @@ def _add_test_keys(cfg: CfgNode) -> None:
     # foreground probability was AT_ONCE or more when it was found. 1 = the paper: off.
     test.MIN_AGE = 1
     test.AT_ONCE = 1.0
+
+
+def _add_test_keys(cfg: CfgNode) -> None:
+    # Skip data sets of DATASETS.TEST whose files are missing, with a warning; False: an error.
+    cfg.TEST.SKIP_MISSING = False
+    cfg.TEST.AUSM = test = CfgNode()
+    test.FG_THRESHOLD = 0.5  # foreground probability from which a row of V becomes a track (paper, Sec. 4)
+    test.FG_THRESHOLDS = []  # [[data set, threshold], ...]: overrides (Table 3: 0.9 for COCO)
+    # Predictions kept per video; 0: the data set's value: 10 for YouTube-VIS, 20 for OVIS (paper, Sec. 4), 100 for COCO
+    # images. A VideoPredictor then returns 10 detected objects per frame.
+    test.TOPK = 0
+    # "video": the best (track, class) pairs of a video; "frame": the paper's instances per frame (deviations, 12).
+    test.TOPK_SCOPE = "video"
+    # Score of a track. "mean": mean class probability over all frames since its start, including hidden ones;
+    # "visible": over the frames where it is visible; "mask": as "mean", each frame weighted by the mean foreground
+    # probability inside the mask (Mask2Former); "max": maximum over frames (GenVIS). Measurements: docs/experiments.md.
+    test.TRACK_SCORE = "mean"
+    _add_track_rules(test)
     test.LABEL_SET = ""  # label set of VideoPredictor's detections; empty: the first of MODEL.AUSM.LABEL_SETS
     # bfloat16 autocast in streaming and evaluation. On CUDA the weights of norms and embeddings are rounded too.
     test.AMP = False

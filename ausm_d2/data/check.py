@@ -30,7 +30,7 @@ from ausm_d2.data.mapper import ClipMapper
 from ausm_d2.data.mixture import MixtureSampler
 from ausm_d2.data.problems import collect_problems, problem
 from ausm_d2.data.video import VideoRecord
-from ausm_d2.errors import UserError, cli
+from ausm_d2.errors import UserError, cli, counted
 from ausm_d2.io import atomic_write
 from ausm_d2.masks.rle import StoredMask, cut_out
 
@@ -148,7 +148,7 @@ def report(name: str, found: Findings) -> str:
     ]
     lines += [f"  {classes[i]}: {count}" for i, count in found.instances.most_common()]
     lines += [f"problem: {text}" for text in found.problems]
-    lines.append(f"{name}: {len(found.problems) or 'no'} problem{'' if len(found.problems) == 1 else 's'}")
+    lines.append(f"{name}: {counted(len(found.problems), 'problem') if found.problems else 'no problems'}")
     return "\n".join(lines)
 
 

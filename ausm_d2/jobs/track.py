@@ -23,7 +23,7 @@ from typing import Any
 import av
 import numpy as np
 
-from ausm_d2.errors import UserError
+from ausm_d2.errors import UserError, counted
 from ausm_d2.jobs.encoded import encoded
 from ausm_d2.masks.png import LARGEST_ID
 from ausm_d2.streaming.ahead import EncodedFrame
@@ -78,12 +78,8 @@ class Summary:
     new: int  # frames of this run
 
     def __str__(self) -> str:
-        text = f"{_count(self.frames, 'frame')}, {_count(self.objects, 'object')}"
+        text = f"{counted(self.frames, 'frame')}, {counted(self.objects, 'object')}"
         return text if self.complete else f"stopped after {text}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 Progress = Callable[[int, "int | None"], None]
