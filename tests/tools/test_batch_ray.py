@@ -80,7 +80,7 @@ def test_after_a_killed_driver_the_same_command_does_what_is_left(local_ray: Non
     address = ray.get_runtime_context().gcs_address
     driver = subprocess.Popen([sys.executable, "-c", code, address, str(out), str(traces)])
     try:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while not (traces / "z0").exists() and driver.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
     finally:
