@@ -229,7 +229,7 @@ def _require_same(earlier: Earlier, key: str, settings: dict[str, Any], request:
     differs = [name for name, value in settings.items() if (earlier.settings or {}).get(name, value) != value]
     raise UserError(
         f"'{request.output}' holds results of another run ({', '.join(differs) or 'settings'} differ); --resume goes "
-        "on only with the same video and settings"
+        "on only with the same video, settings and --frames"
     )
 
 
