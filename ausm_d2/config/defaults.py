@@ -210,8 +210,9 @@ def _add_track_rules(test: CfgNode) -> None:
     # A cell that several tracks claim, found or given, belongs to the one with the largest logit. False = the paper.
     test.EXCLUSIVE = False
     # Parts of a found track's mask that are farther from its mask in the frame before than this many square roots of
-    # that mask's area (4 cells at least) are cut: it cannot spread or jump onto what comes in. So are parts of a
-    # detection that are as far from its largest part. A large part four times as far away is a detection of its own.
+    # that mask's area (4 cells at least) are cut: it cannot spread or jump onto what comes in. Of a detection, and of
+    # a track that comes back, parts that are as far from the largest one are cut. A large part four times as far away
+    # is a detection of its own.
     # 0 = the paper: off.
     test.REACH = 0.0
     # The mask of a found track is hidden if the mean of X_t in it has a lower cosine similarity with that of its masks

@@ -144,7 +144,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=_work, args=(cfg, theirs, threads), daemon=True)
-        # Ctrl-C reaches all processes, but the parent stops its workers itself. Inherited, for the time of the imports.
+        # Ctrl-C reaches all processes, but the parent stops its workers itself. They inherit that SIGINT is blocked: it
+        # would interrupt their imports, before _work ignores it.
         resource_tracker.ensure_running()  # its start would end the blocking
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
@@ -169,13 +170,13 @@ class _Worker:
             self.process.join()
             code = self.process.exitcode
             row = Row(self.video, "failed", error=f"its process ended with exit code {code} (a negative one: a signal)")
-            if self.told:
+            if self.told and code == -signal.SIGTERM:
                 row = Row(self.video, "stopped")  # before its first frame
         self.video = None
         return row
 
     def stop(self) -> None:
-        """Tell it to stop after its current frame, or at once if it has not begun a video."""
+        """Tell it to stop after its current frame, or at once if it is still importing."""
         self.told = True
         self.process.terminate()
 

@@ -213,7 +213,7 @@ def _settings(request: Request, source: Source, predictor: VideoPredictor) -> di
         "find": request.find,
         "save": check_outputs(request.save),
         "fps": str(request.fps),
-        "frames": request.frames,
+        **({} if request.frames is None else {"frames": request.frames}),
     }
 
 

@@ -42,11 +42,12 @@ def keep_within_reach(
     Args:
         before: bool (N, H4, W4), M_{t-1}. A row without a mask may come back anywhere, in one place.
         state: after the step; its masks M_t are changed.
-        report: (Q, K + 1), CPU: its last column becomes 0 for masks that are now empty.
-        logits: (Q, H4, W4): changed like the masks.
+        report: (Q, K + 1), CPU.
+        logits: (Q, H4, W4); may be changed in place: use what is returned.
 
     Returns:
-        ``report`` and ``logits`` with a row more for each such part, and a None for each: no track ends.
+        ``report``, where the last column is 0 for masks that are now empty, and ``logits``, changed like the masks,
+        with a row more for each such part; and a None for each: no track ends.
     """
     found = (state.slots.in_use & ~state.slots.prompted)[: len(before)].nonzero()[:, 0]
     if not len(found):
@@ -57,7 +58,7 @@ def keep_within_reach(
     near = np.stack([_near(*pair, settings.reach) for pair in pairs])
     cut = np.stack([_largest_part(pair[0] & ~_near(*pair, settings.reach, _ELSEWHERE)) for pair in pairs])
     kept_area, cut_area = near.sum((1, 2)), cut.sum((1, 2))
-    apart = np.flatnonzero((kept_area > 0) & (2 * cut_area >= kept_area) & (cut_area >= max(1, settings.birth_cells)))
+    apart = np.flatnonzero((kept_area > 0) & (2 * cut_area >= kept_area) & (cut_area >= settings.birth_cells))
     more_report = torch.cat([report, report[found[apart]]])
     more_logits = logits
     if len(apart):

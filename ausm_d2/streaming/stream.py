@@ -107,8 +107,8 @@ class Stream:
             report = report.cpu().double()  # the only device sync of a frame, but for the rules in gates.py
             other: list[int | None] = []  # by row that is added to Q: the track that it continues
             if before is not None:
-                cut = keep_within_reach(before[:tracked], state, report, mask_logits, self.settings)
-                report, mask_logits, other = cut
+                step = (before[:tracked], state, report, mask_logits)
+                report, mask_logits, other = keep_within_reach(*step, self.settings)
             if self.detect and self.settings.appearance:
                 least = self.settings.appearance
                 report, mask_logits, jumped = hide_jumped(state, report, mask_logits, tracked, least)

@@ -50,7 +50,7 @@ H264 = MovieFormat(
     growing=(("movflags", "frag_every_frame+empty_moov+default_base_moof"), ("flush_packets", "1")),
     finished=(("movflags", "faststart"),),
 )
-# VP8: at 854x480 its encoder takes 33 MB per object in sight, that of VP9 91 MB; files are half as large again.
+# VP8: at 854x480 its encoder takes 33 MB per object in sight, that of VP9 91 MB; its files are 1.5 times as large.
 VP8_ALPHA = MovieFormat(
     container="webm",
     codec="libvpx",

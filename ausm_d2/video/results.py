@@ -214,13 +214,13 @@ class ResultFolder:
 
     def discard(self) -> None:
         """Release the folder. Before ``begin``: also restore it as it was found."""
-        if self._lock is not None:
-            self._lock.close()
         if self._fresh and self._journal is None:
             shutil.rmtree(self.scratch, ignore_errors=True)
             for folder in self._made:
                 with suppress(OSError):
                     folder.rmdir()
+        if self._lock is not None:
+            self._lock.close()  # last
 
     def _reserve(self, size: int) -> None:
         """Reserve disk space for the files that are written at the end, in case the disk fills up."""

@@ -66,8 +66,9 @@ export class Chooser {
       this.failed(new Error(`'${file.name}' is not taken: another video is being opened`));
       return;
     }
+    if (by("choose").disabled) return; // the session has ended
     await this.show(); // there is the progress of the upload
-    this.send(file);
+    if (this.most) this.send(file); // else the list of videos failed, which is said
   }
 
   send(file) {

@@ -50,8 +50,10 @@ export class ObjectList {
     dot.style.background = colour;
     pick.prepend(dot);
     const remove = button("small remove", CROSS, "Remove", () => {
-      if (remove.classList.toggle("sure")) remove.textContent = "Remove?"; // a second click removes
-      else this.actions.remove(id);
+      if (remove.classList.toggle("sure")) { // a second click removes
+        remove.textContent = "Remove?";
+        remove.focus(); // Safari does not by itself; without it, "blur" would not take it back
+      } else this.actions.remove(id);
     });
     remove.addEventListener("blur", () => {
       remove.classList.remove("sure");
