@@ -54,16 +54,15 @@ def keep_within_reach(
         return report, logits, []
     rows = upload(found, before.device)
     old, new = before[rows].cpu().numpy(), state.masks[rows].cpu().numpy()  # device sync
-    pairs = [(mask, was if was.any() else _largest_part(mask)) for mask, was in zip(new, old, strict=True)]
-    near = np.stack([_near(*pair, settings.reach) for pair in pairs])
-    cut = np.stack([_largest_part(pair[0] & ~_near(*pair, settings.reach, _ELSEWHERE)) for pair in pairs])
+    parts = [_near_and_elsewhere(*pair, settings.reach) for pair in zip(new, old, strict=True)]
+    near, cut = np.stack([each for each, _ in parts]), np.stack([each for _, each in parts])
     kept_area, cut_area = near.sum((1, 2)), cut.sum((1, 2))
     apart = np.flatnonzero((kept_area > 0) & (2 * cut_area >= kept_area) & (cut_area >= settings.birth_cells))
     more_report = torch.cat([report, report[found[apart]]])
     more_logits = logits
     if len(apart):
-        parts = upload(torch.from_numpy(cut[apart]), before.device)
-        more_logits = torch.cat([logits, logits[rows[apart]].masked_fill(~parts, _OUTSIDE)])
+        others = upload(torch.from_numpy(cut[apart]), before.device)
+        more_logits = torch.cat([logits, logits[rows[apart]].masked_fill(~others, _OUTSIDE)])
     kept = upload(torch.from_numpy(near), before.device)
     far = state.masks[rows] & ~kept
     state.masks[rows] = kept
@@ -72,16 +71,22 @@ def keep_within_reach(
     return more_report, more_logits, [None] * len(apart)
 
 
-def _near(mask: np.ndarray, before: np.ndarray, reach: float, times: float = 1) -> np.ndarray:
-    """The connected components of a mask that come within (times) the reach of the previous mask: bool (H4, W4)."""
-    area = np.count_nonzero(before)
-    if not area or not mask.any():
-        return mask
+def _near_and_elsewhere(mask: np.ndarray, before: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
+    """Connected components of a mask: those within reach of the previous mask (if it is empty, of the largest
+    component), and the largest one of those four times as far away. Both are bool (H4, W4).
+    """
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    if count == 1 or (count == 2 and ((mask & before).any() or not before.any())):
+        return mask, np.zeros_like(mask)
+    areas = stats[:, cv2.CC_STAT_AREA]
+    areas[0] = 0  # what is not in the mask
+    if not before.any():
+        before = parts == areas.argmax()
     distance = cv2.distanceTransform((~before).astype(np.uint8), cv2.DIST_L2, 3)
-    count, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    near = np.zeros(count, bool)
-    near[np.unique(parts[mask & (distance <= times * max(_LEAST_REACH, reach * area**0.5))])] = True
-    return np.asarray(near[parts] & mask)
+    nearest = np.array([distance[parts == i].min() for i in range(count)])
+    limit = max(_LEAST_REACH, reach * np.count_nonzero(before) ** 0.5)
+    areas[nearest <= _ELSEWHERE * limit] = 0
+    return mask & (nearest <= limit)[parts], mask & (parts == areas.argmax()) & bool(areas.any())
 
 
 def keep_main_parts(found: list[int], logits: Tensor, reach: float) -> None:
@@ -97,14 +102,8 @@ def keep_main_parts(found: list[int], logits: Tensor, reach: float) -> None:
         return
     rows = upload(torch.tensor(found), logits.device)
     masks = (logits[rows] > 0).cpu().numpy()  # device sync
-    far = np.stack([mask & ~_near(mask, _largest_part(mask), reach) for mask in masks])
+    far = np.stack([mask & ~_near_and_elsewhere(mask, np.zeros_like(mask), reach)[0] for mask in masks])
     logits[rows] = logits[rows].masked_fill(upload(torch.from_numpy(far), logits.device), _OUTSIDE)
-
-
-def _largest_part(mask: np.ndarray) -> np.ndarray:
-    """The largest connected component of a mask: bool (H4, W4)."""
-    count, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    return mask if count < 3 else np.asarray(parts == 1 + stats[1:, cv2.CC_STAT_AREA].argmax())
 
 
 def hide_jumped(

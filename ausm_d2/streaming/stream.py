@@ -107,11 +107,11 @@ class Stream:
             report = report.cpu().double()  # the only device sync of a frame, but for the rules in gates.py
             other: list[int | None] = []  # by row that is added to Q: the track that it continues
             if before is not None:
-                step = (before[:tracked], state, report, mask_logits)
-                report, mask_logits, other = keep_within_reach(*step, self.settings)
+                report, mask_logits, other = keep_within_reach(
+                    before[:tracked], state, report, mask_logits, self.settings
+                )
             if self.detect and self.settings.appearance:
-                least = self.settings.appearance
-                report, mask_logits, jumped = hide_jumped(state, report, mask_logits, tracked, least)
+                report, mask_logits, jumped = hide_jumped(state, report, mask_logits, tracked, self.settings.appearance)
                 other += jumped
             state.frame_index += 1
             return self._advance(state, report, mask_logits, tracked, given, reserved, elsewhere, other)

@@ -65,8 +65,8 @@ class ResultFolder:
     """The folder of one video's results.
 
     Existing results are kept until ``begin`` removes them. A folder with any other content is refused. Links and mount
-    points work: the folder itself is never replaced. From the constructor to ``discard`` no other process can write
-    into it.
+    points work: the folder itself is never replaced. From the constructor to ``discard``, or until
+    the results are complete, no other process can write into it.
     """
 
     def __init__(self, path: Path) -> None:
