@@ -38,7 +38,8 @@ def load_config(config_file: str, opts: Sequence[Any] = (), overlays: Sequence[s
 
     Raises:
         UserError: if a file is missing or not a YAML mapping, a key is unknown or its value has the wrong type,
-            MODEL.DEVICE is unavailable, or a list of DATASETS.TRAIN's length has another one.
+            MODEL.DEVICE is unavailable, ``opts`` ask for SOLVER.AMP on a CPU, or a list of DATASETS.TRAIN's length has
+            another one.
     """
     cfg = get_cfg()
     add_ausm_config(cfg)
@@ -53,6 +54,8 @@ def load_config(config_file: str, opts: Sequence[Any] = (), overlays: Sequence[s
             raise UserError(f"MODEL.DEVICE: '{cfg.MODEL.DEVICE}', but PyTorch finds no GPU; expected cpu")
         cfg.MODEL.DEVICE = "cpu"
     if cfg.MODEL.DEVICE == "cpu":
+        if "SOLVER.AMP.ENABLED" in opts and cfg.SOLVER.AMP.ENABLED:
+            raise UserError("SOLVER.AMP.ENABLED: True, expected False: on a CPU, training is in float32")
         cfg.SOLVER.AMP.ENABLED = False  # Detectron2's AMP is for CUDA only
     return cfg
 

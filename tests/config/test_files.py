@@ -159,6 +159,8 @@ def test_mixed_precision_is_left_to_gpus(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("MODEL: {DEVICE: cpu}\nSOLVER: {AMP: {ENABLED: True}}\n")
     assert not load_config(str(config)).SOLVER.AMP.ENABLED
+    with pytest.raises(UserError, match=r"SOLVER\.AMP\.ENABLED: True, expected False: on a CPU"):
+        load_config(str(config), ["SOLVER.AMP.ENABLED", True])
 
 
 def test_a_requested_gpu_that_does_not_exist_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
