@@ -110,7 +110,7 @@ def commands(part: str, out: Path) -> Iterator[tuple[str, list[str], Path | None
 
 
 def edge_options(out: Path) -> list[str]:
-    """Arguments of train_net.py: the last stage of ausm_edge, from the shipped weights, on the data that are there."""
+    """Arguments of train_net.py: ausm_edge as its config says, from the shipped weights, on the data that are there."""
     cfg = load_config(EDGE, ["MODEL.DEVICE", "cpu"])
     options = [
         "--config-file",

@@ -34,7 +34,7 @@ def load_config(config_file: str, opts: Sequence[Any] = (), overlays: Sequence[s
         opts: alternating keys and values, as on the command line. Data sets of ``DATASETS.LEAVE_OUT`` are then removed
             from ``DATASETS.TRAIN``.
         overlays: further files, such as ``paper/letter.yaml``, merged in this order after ``config_file``; ``opts`` are
-            merged last.
+            merged last. On a CPU, a file's SOLVER.AMP is off.
 
     Raises:
         UserError: if a file is missing or not a YAML mapping, a key is unknown or its value has the wrong type,
@@ -55,7 +55,7 @@ def load_config(config_file: str, opts: Sequence[Any] = (), overlays: Sequence[s
         cfg.MODEL.DEVICE = "cpu"
     if cfg.MODEL.DEVICE == "cpu":
         if "SOLVER.AMP.ENABLED" in opts and cfg.SOLVER.AMP.ENABLED:
-            raise UserError("SOLVER.AMP.ENABLED: True, expected False: on a CPU, training is in float32")
+            raise UserError("SOLVER.AMP.ENABLED: True needs a GPU; MODEL.DEVICE is cpu")
         cfg.SOLVER.AMP.ENABLED = False  # Detectron2's AMP is for CUDA only
     return cfg
 

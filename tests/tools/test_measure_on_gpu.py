@@ -89,7 +89,8 @@ def test_ausm_edge_is_trained_on_embedded_videos_where_there_is_no_other_data(
     options = measure_on_gpu.edge_options(tmp_path / "out")
     assert "take the place of ['davis_2017_train', 'coco2super_train']" in capsys.readouterr().out
     place = options.index("MODEL.DEVICE")
-    cfg = load_config(options[1], [*options[2:place], "MODEL.DEVICE", "cpu", *options[place + 2 :]])
+    assert options[place : place + 4] == ["MODEL.DEVICE", "cuda", "SOLVER.AMP.ENABLED", "True"]
+    cfg = load_config(options[1], [*options[2:place], *options[place + 4 :], "MODEL.DEVICE", "cpu"])
     check_datasets(cfg, cfg.DATASETS.TRAIN)
     assert cfg.DATASETS.TRAIN == ("synthvis_train",) and cfg.MODEL.WEIGHTS == "ausm://ausm_edge.pth"
 
