@@ -105,7 +105,7 @@ class Stream:
             before = state.masks.clone() if self.detect and self.settings.reach else None
             report, mask_logits, tracked = self._frame_step(image, state, features)
             report = report.cpu().double()  # the only device sync of a frame, but for the rules in gates.py
-            other: list[int | None] = []  # by row that is added to Q: the track that it continues
+            other: list[int | None] = []  # by row that is added to Q: the track that ends if it starts one
             if before is not None:
                 report, mask_logits, other = keep_within_reach(
                     before[:tracked], state, report, mask_logits, self.settings
